@@ -1,1 +1,38 @@
-//! Room `client`.
+//! The only door to the cluster for controllers, scheduler, proxy, DNS and the node agent.
+//!
+//! [`Client`] and [`Api`] are those of the `kube` crate; this room adds the transport that calls the API server of the
+//! same process ([`local`]), one shared cache per resource ([`Informers`]), work queues and an event recorder.
+
+mod informer;
+mod local;
+mod recorder;
+mod workqueue;
+
+pub use informer::{Change, Informer, InformerKind, Informers, Key};
+pub use kube::api::{
+    Api, ApiResource, DeleteParams, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams,
+    Preconditions, PropagationPolicy,
+};
+pub use kube::core::Status;
+pub use kube::{Client, Error, Resource, ResourceExt};
+pub use local::{LocalRequest, LocalResponse, local};
+pub use recorder::{EventRecorder, EventType, object_reference};
+pub use workqueue::{Outcome, WorkQueue, run_workers};
+
+/// Whether an error is the API's 404.
+pub fn is_not_found(error: &Error) -> bool {
+    status_code(error) == Some(404)
+}
+
+/// Whether an error is the API's 409 (a stale resourceVersion, or an object that exists already).
+pub fn is_conflict(error: &Error) -> bool {
+    status_code(error) == Some(409)
+}
+
+/// The HTTP status code of an API error; `None` for errors of the transport.
+pub fn status_code(error: &Error) -> Option<u16> {
+    match error {
+        Error::Api(status) => Some(status.code),
+        _ => None,
+    }
+}

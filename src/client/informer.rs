@@ -1,0 +1,291 @@
+//! Informers: one watch and one cache per resource in the process, shared by everybody who wants to know.
+//!
+//! An informer lists, then watches, and relists by itself after an expired or broken watch; what changed in between
+//! reaches the subscribers as ordinary changes. No change is lost and none is polled for.
+
+use futures::StreamExt;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use parking_lot::{Mutex, RwLock};
+use serde::de::DeserializeOwned;
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use tokio::sync::{mpsc, watch};
+
+/// Namespace (empty for cluster-scoped objects) and name of an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// Namespace; empty for cluster-scoped objects.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+impl Key {
+    /// The key of a namespace and a name.
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+
+    /// The key of an object.
+    pub fn of<K: ResourceExt>(object: &K) -> Self {
+        Self::new(object.namespace().unwrap_or_default(), object.name_any())
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
+    }
+}
+
+/// A change of one object in an informer's cache.
+#[derive(Clone, Debug)]
+pub enum Change<K> {
+    /// The object was created or changed.
+    Applied {
+        /// What was known before; `None` for a new object.
+        old: Option<Arc<K>>,
+        /// What it is now.
+        new: Arc<K>,
+    },
+    /// The object is gone; its last known state.
+    Deleted(Arc<K>),
+}
+
+impl<K> Change<K> {
+    /// The object in its newest known state.
+    pub fn object(&self) -> &Arc<K> {
+        match self {
+            Change::Applied { new, .. } | Change::Deleted(new) => new,
+        }
+    }
+}
+
+/// What a type needs to be cached by an informer.
+pub trait InformerKind:
+    Resource<DynamicType = ()> + Clone + DeserializeOwned + fmt::Debug + Send + Sync + 'static
+{
+}
+impl<K> InformerKind for K where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + fmt::Debug + Send + Sync + 'static
+{
+}
+
+struct State<K> {
+    objects: HashMap<Key, Arc<K>>,
+    by_namespace: HashMap<String, Vec<Key>>,
+    subscribers: Vec<mpsc::UnboundedSender<Change<K>>>,
+}
+
+/// The cache of one resource.
+pub struct Informer<K> {
+    state: RwLock<State<K>>,
+    synced: watch::Sender<bool>,
+}
+
+impl<K: InformerKind> Informer<K> {
+    fn new() -> Arc<Self> {
+        let state = State { objects: HashMap::new(), by_namespace: HashMap::new(), subscribers: Vec::new() };
+        Arc::new(Self { state: RwLock::new(state), synced: watch::Sender::new(false) })
+    }
+
+    /// An object of the cache.
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
+        self.get_key(&Key::new(namespace, name))
+    }
+
+    /// An object of the cache.
+    pub fn get_key(&self, key: &Key) -> Option<Arc<K>> {
+        self.state.read().objects.get(key).cloned()
+    }
+
+    /// All objects, in no particular order.
+    pub fn list(&self) -> Vec<Arc<K>> {
+        self.state.read().objects.values().cloned().collect()
+    }
+
+    /// The objects of a namespace, in no particular order.
+    pub fn list_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
+        let state = self.state.read();
+        let keys = state.by_namespace.get(namespace).map(Vec::as_slice).unwrap_or_default();
+        keys.iter().filter_map(|k| state.objects.get(k).cloned()).collect()
+    }
+
+    /// Everything that is in the cache now, as [`Change::Applied`] without `old`, then every later change.
+    ///
+    /// The receiver should be drained promptly (usually into a work queue): changes wait in memory.
+    pub fn subscribe(&self) -> mpsc::UnboundedReceiver<Change<K>> {
+        let (tx, rx) = mpsc::unbounded_channel();
+        let mut state = self.state.write();
+        for new in state.objects.values() {
+            // the receiver is in our hands, so the send cannot fail
+            let _ = tx.send(Change::Applied { old: None, new: new.clone() });
+        }
+        state.subscribers.push(tx);
+        rx
+    }
+
+    /// Waits until the first list is in the cache.
+    pub async fn synced(&self) {
+        // the sender lives as long as self, so waiting cannot fail
+        let _ = self.synced.subscribe().wait_for(|done| *done).await;
+    }
+
+    /// Whether the first list is in the cache.
+    pub fn has_synced(&self) -> bool {
+        *self.synced.borrow()
+    }
+
+    fn apply(&self, object: K) {
+        let key = Key::of(&object);
+        let new = Arc::new(object);
+        let mut state = self.state.write();
+        let old = state.objects.insert(key.clone(), new.clone());
+        match &old {
+            None => state.by_namespace.entry(key.namespace.clone()).or_default().push(key),
+            Some(old) if old.resource_version() == new.resource_version() => return,
+            Some(_) => {}
+        }
+        state.publish(&Change::Applied { old, new });
+    }
+
+    fn delete(&self, key: &Key) {
+        let mut state = self.state.write();
+        let Some(old) = state.objects.remove(key) else { return };
+        if let Some(keys) = state.by_namespace.get_mut(&key.namespace) {
+            keys.retain(|k| k != key);
+            if keys.is_empty() {
+                state.by_namespace.remove(&key.namespace);
+            }
+        }
+        state.publish(&Change::Deleted(old));
+    }
+
+    fn replace(&self, objects: Vec<K>) {
+        let fresh: std::collections::HashSet<Key> = objects.iter().map(Key::of).collect();
+        let gone: Vec<Key> = self.state.read().objects.keys().filter(|k| !fresh.contains(*k)).cloned().collect();
+        for object in objects {
+            self.apply(object);
+        }
+        for key in gone {
+            self.delete(&key);
+        }
+        self.synced.send_replace(true);
+    }
+
+    async fn run(self: Arc<Self>, api: Api<K>, config: watcher::Config) {
+        let mut stream = std::pin::pin!(watcher(api, config).default_backoff());
+        let mut listed = Vec::new();
+        while let Some(event) = stream.next().await {
+            match event {
+                Ok(watcher::Event::Init) => listed.clear(),
+                Ok(watcher::Event::InitApply(object)) => listed.push(trimmed(object)),
+                Ok(watcher::Event::InitDone) => self.replace(std::mem::take(&mut listed)),
+                Ok(watcher::Event::Apply(object)) => self.apply(trimmed(object)),
+                Ok(watcher::Event::Delete(object)) => self.delete(&Key::of(&object)),
+                Err(error) => {
+                    tracing::debug!(resource = %K::plural(&()), %error, "watch broke, starting again");
+                }
+            }
+        }
+    }
+}
+
+impl<K> State<K> {
+    fn publish(&mut self, change: &Change<K>)
+    where
+        K: Clone,
+    {
+        self.subscribers.retain(|s| s.send(change.clone()).is_ok());
+    }
+}
+
+/// Nobody above the API reads managedFields, which are often the larger half of an object.
+fn trimmed<K: Resource>(mut object: K) -> K {
+    object.meta_mut().managed_fields = None;
+    object
+}
+
+/// The informers of a process, one per resource (and field selector), made when somebody first asks.
+#[derive(Clone)]
+pub struct Informers {
+    client: Client,
+    shared: Arc<Mutex<Shared>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    informers: HashMap<(TypeId, String), Arc<dyn Any + Send + Sync>>,
+    tasks: tokio::task::JoinSet<()>,
+}
+
+impl Informers {
+    /// Informers that watch through `client`. The watches end when the last clone is dropped.
+    pub fn new(client: Client) -> Self {
+        Self { client, shared: Arc::default() }
+    }
+
+    /// The client they watch through.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The informer of all objects of a kind.
+    pub fn of<K: InformerKind>(&self) -> Arc<Informer<K>> {
+        self.select::<K>("")
+    }
+
+    /// The informer of the objects that a field selector matches, for instance `spec.nodeName=a`; empty selects all.
+    pub fn select<K: InformerKind>(&self, field_selector: &str) -> Arc<Informer<K>> {
+        let mut shared = self.shared.lock();
+        let id = (TypeId::of::<K>(), field_selector.to_owned());
+        if let Some(known) = shared.informers.get(&id) {
+            return known.clone().downcast().expect("invariant: informers are filed under their own type");
+        }
+        let informer = Informer::<K>::new();
+        shared.informers.insert(id, informer.clone());
+        let mut config = watcher::Config::default();
+        if !field_selector.is_empty() {
+            config = config.fields(field_selector);
+        }
+        shared.tasks.spawn(informer.clone().run(Api::all(self.client.clone()), config));
+        informer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use k8s_openapi::api::core::v1::ConfigMap;
+
+    fn object(name: &str, version: &str) -> ConfigMap {
+        let mut c = ConfigMap::default();
+        c.metadata.name = Some(name.into());
+        c.metadata.namespace = Some("ns".into());
+        c.metadata.resource_version = Some(version.into());
+        c
+    }
+
+    #[tokio::test]
+    async fn a_relist_reports_only_what_changed() {
+        let informer = Informer::<ConfigMap>::new();
+        informer.replace(vec![object("a", "1"), object("b", "1"), object("c", "1")]);
+        let mut changes = informer.subscribe();
+        for _ in 0..3 {
+            assert!(matches!(changes.recv().await.unwrap(), Change::Applied { old: None, .. }));
+        }
+        informer.replace(vec![object("a", "1"), object("b", "2")]);
+        let Change::Applied { old: Some(old), new } = changes.recv().await.unwrap() else { panic!("b changed") };
+        assert_eq!((old.resource_version().unwrap(), new.resource_version().unwrap()), ("1".into(), "2".into()));
+        let Change::Deleted(gone) = changes.recv().await.unwrap() else { panic!("c is gone") };
+        assert_eq!(gone.name_any(), "c");
+        assert!(changes.try_recv().is_err());
+        assert_eq!(informer.list_namespace("ns").len(), 2);
+        assert!(informer.list_namespace("other").is_empty());
+        assert!(informer.get("ns", "a").is_some());
+    }
+}
