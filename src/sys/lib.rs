@@ -1,1 +1,15 @@
-//! Room `sys`.
+//! Room `sys`: the only room with `unsafe` code. Thin, safe wrappers over the Linux calls the other rooms need and the
+//! standard library or `nix` do not offer safely: forking a single-threaded process, passing file descriptors, pidfds,
+//! detached mounts, terminals, network namespaces, and durable file writes.
+//!
+//! Comes in: plain values and owned or borrowed descriptors. Goes out: plain values, owned descriptors, [`std::io::Error`].
+//! Nothing here knows about Kubernetes, containers or tokio.
+
+pub mod fsutil;
+pub mod mount;
+pub mod netns;
+pub mod pidfd;
+pub mod process;
+pub mod signal;
+pub mod socket;
+pub mod tty;

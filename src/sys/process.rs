@@ -1,0 +1,88 @@
+//! Processes: forking (single-threaded processes only), leaving without running destructors, closing inherited descriptors.
+
+use std::io;
+use std::os::fd::RawFd;
+use std::os::unix::fs::MetadataExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use nix::unistd::{ForkResult, Pid};
+
+/// Exit status of a forked child whose function panicked (what a panicking Rust program exits with, too).
+pub const PANIC_STATUS: i32 = 101;
+
+/// Forks; the child runs `child` and exits with the status it returns, without running the destructors and `atexit`
+/// handlers it inherited. Returns the child's pid to the caller.
+///
+/// # Errors
+/// When the calling process has more than one thread: a lock held by another thread would stay locked in the child for
+/// ever. Otherwise the error of `fork(2)`.
+pub fn fork_child(child: impl FnOnce() -> i32) -> io::Result<Pid> {
+    if thread_count()? != 1 {
+        return Err(io::Error::other("refusing to fork: the process has more than one thread"));
+    }
+    // SAFETY: the process has exactly one thread (checked above, and only this thread could start another), so no lock of
+    // the allocator, of std or of any library is held by a thread that does not exist in the child.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { child } => Ok(child),
+        ForkResult::Child => {
+            // A panic must not unwind into the caller's frames, which belong to the parent.
+            let status = catch_unwind(AssertUnwindSafe(child)).unwrap_or(PANIC_STATUS);
+            exit_now(status)
+        }
+    }
+}
+
+/// Ends the process at once: no destructors, no `atexit` handlers, no flushing.
+pub fn exit_now(status: i32) -> ! {
+    // SAFETY: _exit(2) has no preconditions.
+    unsafe { libc::_exit(status) }
+}
+
+/// Number of threads of this process.
+///
+/// # Errors
+/// When `/proc` is not mounted.
+pub fn thread_count() -> io::Result<u64> {
+    // One link for each task, plus the directory's own two.
+    Ok(std::fs::metadata("/proc/self/task")?.nlink().saturating_sub(2))
+}
+
+/// Closes every descriptor from 3 on, except those in `keep`. For a process that has just been forked and owns nothing else:
+/// the caller must hold no other descriptor it still wants to use (or to close).
+///
+/// # Errors
+/// The error of `close_range(2)`.
+pub fn close_fds_except(keep: &[RawFd]) -> io::Result<()> {
+    let mut keep: Vec<RawFd> = keep.iter().copied().filter(|fd| *fd > 2).collect();
+    keep.sort_unstable();
+    let mut first: libc::c_uint = 3;
+    for fd in keep {
+        let fd = fd as libc::c_uint;
+        if fd > first {
+            close_range(first, fd - 1)?;
+        }
+        first = first.max(fd + 1);
+    }
+    close_range(first, libc::c_uint::MAX)
+}
+
+fn close_range(first: libc::c_uint, last: libc::c_uint) -> io::Result<()> {
+    // SAFETY: close_range(2) takes three integers and touches no memory. Closing descriptors others own is the documented
+    // purpose of the only caller.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn a_process_with_threads_may_not_fork() {
+        // The test harness runs tests on a thread of their own, so this process has at least two.
+        assert!(thread_count().unwrap() >= 2);
+        let err = fork_child(|| 0).unwrap_err();
+        assert!(err.to_string().contains("more than one thread"), "{err}");
+    }
+}
