@@ -1,0 +1,11 @@
+//! Flags, environment and configuration files: one source of truth, the clap definition of each command.
+//!
+//! A configuration file holds the flags' names as keys (`node-name: a` is `--node-name=a`), as k3s users know it.
+//! Precedence: flag, then environment, then the drop-ins of `config.yaml.d` in order of their names, then
+//! `config.yaml`; `key+:` appends to a list instead of replacing it. Unknown keys are errors.
+
+mod file;
+mod server;
+
+pub(crate) use file::{FileError, with_files};
+pub(crate) use server::{ConfigError, ServerArgs, ServerConfig};

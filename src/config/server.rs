@@ -1,0 +1,302 @@
+//! What `edge server` can be told, and the checked form of it.
+
+use clap::Args;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+
+/// What is wrong with the configuration.
+#[derive(Debug, thiserror::Error)]
+#[error("--{flag}: {reason}")]
+pub(crate) struct ConfigError {
+    flag: &'static str,
+    reason: String,
+}
+
+fn wrong(flag: &'static str, reason: impl Into<String>) -> ConfigError {
+    ConfigError { flag, reason: reason.into() }
+}
+
+/// The flags of `edge server`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ServerArgs {
+    /// Configuration file: flags' names as keys; drop-ins in FILE.d/*.yaml
+    #[arg(long, short, env = "EDGE_CONFIG_FILE", default_value = "/etc/edge/config.yaml", value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// Directory for all state
+    #[arg(long, short, env = "EDGE_DATA_DIR", default_value = "/var/lib/edge", value_name = "DIR")]
+    pub(crate) data_dir: PathBuf,
+    /// Log more
+    #[arg(long, env = "EDGE_DEBUG")]
+    pub(crate) debug: bool,
+
+    /// Address on which the API is served
+    #[arg(long, default_value = "0.0.0.0", value_name = "IP", help_heading = "Listener")]
+    pub(crate) bind_address: IpAddr,
+    /// Port on which the API is served
+    #[arg(long, default_value_t = 6443, value_name = "PORT", help_heading = "Listener")]
+    pub(crate) https_listen_port: u16,
+    /// Address by which the API is reached from other machines and from pods [default: the node's address]
+    #[arg(long, value_name = "IP", help_heading = "Listener")]
+    pub(crate) advertise_address: Option<IpAddr>,
+    /// Further name or address for the API's certificate (can be repeated)
+    #[arg(long, value_name = "NAME", value_delimiter = ',', help_heading = "Listener")]
+    pub(crate) tls_san: Vec<String>,
+    /// Where the administrator's kubeconfig is written
+    #[arg(long, short = 'o', env = "EDGE_KUBECONFIG_OUTPUT", default_value = "/etc/edge/edge.yaml", value_name = "FILE", help_heading = "Listener")]
+    pub(crate) write_kubeconfig: PathBuf,
+    /// Mode of the administrator's kubeconfig, octal
+    #[arg(long, env = "EDGE_KUBECONFIG_MODE", default_value = "0600", value_name = "MODE", help_heading = "Listener")]
+    pub(crate) write_kubeconfig_mode: String,
+
+    /// Addresses of pods
+    #[arg(long, default_value = "10.42.0.0/16", value_name = "CIDR", help_heading = "Network")]
+    pub(crate) cluster_cidr: String,
+    /// Addresses of services
+    #[arg(long, default_value = "10.43.0.0/16", value_name = "CIDR", help_heading = "Network")]
+    pub(crate) service_cidr: String,
+    /// Ports for services of type NodePort
+    #[arg(long, default_value = "30000-32767", value_name = "FROM-TO", help_heading = "Network")]
+    pub(crate) service_node_port_range: String,
+    /// Address of the cluster's DNS [default: the tenth of the service addresses]
+    #[arg(long, value_name = "IP", help_heading = "Network")]
+    pub(crate) cluster_dns: Option<Ipv4Addr>,
+    /// Domain of the cluster
+    #[arg(long, default_value = "cluster.local", value_name = "DOMAIN", help_heading = "Network")]
+    pub(crate) cluster_domain: String,
+
+    /// Serve the control plane only, run no pods here
+    #[arg(long, help_heading = "Node")]
+    pub(crate) disable_agent: bool,
+    /// Name of this node [default: the host's name]
+    #[arg(long, env = "EDGE_NODE_NAME", value_name = "NAME", help_heading = "Node")]
+    pub(crate) node_name: Option<String>,
+    /// Address of this node [default: that of the default route]
+    #[arg(long, short = 'i', value_name = "IP", help_heading = "Node")]
+    pub(crate) node_ip: Option<IpAddr>,
+    /// Label for this node when it first registers, KEY=VALUE (can be repeated)
+    #[arg(long, value_name = "LABEL", value_delimiter = ',', help_heading = "Node")]
+    pub(crate) node_label: Vec<String>,
+    /// Taint for this node when it first registers, KEY=VALUE:EFFECT (can be repeated)
+    #[arg(long, value_name = "TAINT", value_delimiter = ',', help_heading = "Node")]
+    pub(crate) node_taint: Vec<String>,
+    /// Registries' mirrors and credentials, in k3s's format
+    #[arg(long, default_value = "/etc/edge/registries.yaml", value_name = "FILE", help_heading = "Node")]
+    pub(crate) private_registry: PathBuf,
+    /// Name servers that pods with dnsPolicy Default use, and that the cluster's DNS forwards to
+    #[arg(long, env = "EDGE_RESOLV_CONF", default_value = "/etc/resolv.conf", value_name = "FILE", help_heading = "Node")]
+    pub(crate) resolv_conf: PathBuf,
+    /// Where the logs of containers are written
+    #[arg(long, default_value = "/var/log/pods", value_name = "DIR", help_heading = "Node")]
+    pub(crate) pod_logs_dir: PathBuf,
+    /// Control group below which the pods' are made
+    #[arg(long, default_value = "/", value_name = "PATH", help_heading = "Node")]
+    pub(crate) cgroup_root: PathBuf,
+}
+
+/// The configuration of `edge server`, checked before anything is opened or bound.
+#[derive(Clone, Debug)]
+pub(crate) struct ServerConfig {
+    pub(crate) data_dir: PathBuf,
+    pub(crate) bind: (IpAddr, u16),
+    pub(crate) advertise_address: Option<IpAddr>,
+    pub(crate) tls_san: Vec<String>,
+    pub(crate) kubeconfig: PathBuf,
+    pub(crate) kubeconfig_mode: u32,
+    pub(crate) cluster_cidr: Cidr,
+    pub(crate) service_cidr: Cidr,
+    pub(crate) node_ports: RangeInclusive<u16>,
+    pub(crate) cluster_dns: Ipv4Addr,
+    pub(crate) cluster_domain: String,
+    pub(crate) agent: bool,
+    pub(crate) node_name: String,
+    pub(crate) node_ip: Option<IpAddr>,
+    pub(crate) node_labels: BTreeMap<String, String>,
+    pub(crate) node_taints: Vec<Taint>,
+    pub(crate) registries: PathBuf,
+    pub(crate) resolv_conf: PathBuf,
+    pub(crate) pod_logs_dir: PathBuf,
+    pub(crate) cgroup_root: PathBuf,
+}
+
+/// An IPv4 network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cidr {
+    /// First address.
+    pub(crate) base: Ipv4Addr,
+    /// Prefix length in bits.
+    pub(crate) bits: u8,
+}
+
+impl Cidr {
+    fn parse(flag: &'static str, text: &str) -> Result<Self, ConfigError> {
+        let parsed = text.split_once('/').and_then(|(a, b)| Some((a.parse::<Ipv4Addr>().ok()?, b.parse::<u8>().ok()?)));
+        let Some((address, bits)) = parsed.filter(|(_, bits)| (8..=28).contains(bits)) else {
+            return Err(wrong(flag, format!("{text:?} is not an IPv4 network such as 10.42.0.0/16 (/8 to /28)")));
+        };
+        let base = Ipv4Addr::from_bits(address.to_bits() & (u32::MAX << (32 - bits)));
+        Ok(Self { base, bits })
+    }
+
+    /// The n-th address.
+    pub(crate) fn nth(&self, n: u32) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.base.to_bits().wrapping_add(n))
+    }
+
+    /// Whether the address is in the network.
+    pub(crate) fn contains(&self, address: Ipv4Addr) -> bool {
+        (address.to_bits() ^ self.base.to_bits()) >> (32 - self.bits) == 0
+    }
+
+    /// The first /24 (or the whole, when it is smaller): the pods of the first node.
+    pub(crate) fn first_node(&self) -> Cidr {
+        Cidr { base: self.base, bits: self.bits.max(24) }
+    }
+}
+
+impl std::fmt::Display for Cidr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.base, self.bits)
+    }
+}
+
+/// A taint for the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Taint {
+    pub(crate) key: String,
+    pub(crate) value: String,
+    pub(crate) effect: String,
+}
+
+impl ServerArgs {
+    /// Checks everything that can be checked without opening anything.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the flag and says what is expected.
+    pub(crate) fn check(self) -> Result<ServerConfig, ConfigError> {
+        let kubeconfig_mode = u32::from_str_radix(self.write_kubeconfig_mode.trim_start_matches("0o"), 8)
+            .ok()
+            .filter(|m| *m <= 0o777)
+            .ok_or_else(|| wrong("write-kubeconfig-mode", "expected an octal mode such as 0600"))?;
+        let cluster_cidr = Cidr::parse("cluster-cidr", &self.cluster_cidr)?;
+        let service_cidr = Cidr::parse("service-cidr", &self.service_cidr)?;
+        if cluster_cidr.contains(service_cidr.base) || service_cidr.contains(cluster_cidr.base) {
+            return Err(wrong("service-cidr", format!("{service_cidr} overlaps the cluster CIDR {cluster_cidr}")));
+        }
+        let cluster_dns = self.cluster_dns.unwrap_or_else(|| service_cidr.nth(10));
+        if !service_cidr.contains(cluster_dns) {
+            return Err(wrong("cluster-dns", format!("{cluster_dns} is not in the service CIDR {service_cidr}")));
+        }
+        edge_api::names::dns1123_subdomain(&self.cluster_domain).map_err(|e| wrong("cluster-domain", e))?;
+        let node_name = match self.node_name {
+            Some(name) => name,
+            None => host_name()?,
+        };
+        edge_api::names::dns1123_subdomain(&node_name).map_err(|e| wrong("node-name", format!("{node_name:?}: {e}")))?;
+        Ok(ServerConfig {
+            data_dir: self.data_dir,
+            bind: (self.bind_address, self.https_listen_port),
+            advertise_address: self.advertise_address,
+            tls_san: self.tls_san,
+            kubeconfig: self.write_kubeconfig,
+            kubeconfig_mode,
+            cluster_cidr,
+            service_cidr,
+            node_ports: port_range(&self.service_node_port_range)?,
+            cluster_dns,
+            cluster_domain: self.cluster_domain,
+            agent: !self.disable_agent,
+            node_name,
+            node_ip: self.node_ip,
+            node_labels: labels(&self.node_label)?,
+            node_taints: self.node_taint.iter().map(|t| taint(t)).collect::<Result<_, _>>()?,
+            registries: self.private_registry,
+            resolv_conf: self.resolv_conf,
+            pod_logs_dir: self.pod_logs_dir,
+            cgroup_root: self.cgroup_root,
+        })
+    }
+}
+
+/// The host's name, as the kubelet takes it: lower case.
+fn host_name() -> Result<String, ConfigError> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_err(|e| wrong("node-name", format!("cannot read the host's name: {e}")))?;
+    Ok(name.trim().to_lowercase())
+}
+
+fn port_range(text: &str) -> Result<RangeInclusive<u16>, ConfigError> {
+    text.split_once('-')
+        .and_then(|(a, b)| Some(a.trim().parse::<u16>().ok()?..=b.trim().parse::<u16>().ok()?))
+        .filter(|r| *r.start() > 0 && !r.is_empty())
+        .ok_or_else(|| wrong("service-node-port-range", format!("{text:?} is not a range such as 30000-32767")))
+}
+
+fn labels(list: &[String]) -> Result<BTreeMap<String, String>, ConfigError> {
+    let mut out = BTreeMap::new();
+    for text in list {
+        let (key, value) = text.split_once('=').unwrap_or((text, ""));
+        let valid = edge_api::names::qualified_name(key).and_then(|()| edge_api::names::label_value(value));
+        valid.map_err(|e| wrong("node-label", format!("{text:?}: {e}")))?;
+        out.insert(key.to_owned(), value.to_owned());
+    }
+    Ok(out)
+}
+
+fn taint(text: &str) -> Result<Taint, ConfigError> {
+    let malformed = || wrong("node-taint", format!("{text:?} is not KEY=VALUE:EFFECT"));
+    let (head, effect) = text.rsplit_once(':').ok_or_else(malformed)?;
+    if !["NoSchedule", "PreferNoSchedule", "NoExecute"].contains(&effect) {
+        return Err(wrong("node-taint", format!("{text:?}: the effect is NoSchedule, PreferNoSchedule or NoExecute")));
+    }
+    let (key, value) = head.split_once('=').unwrap_or((head, ""));
+    edge_api::names::qualified_name(key).map_err(|e| wrong("node-taint", format!("{text:?}: {e}")))?;
+    Ok(Taint { key: key.into(), value: value.into(), effect: effect.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Only {
+        #[command(flatten)]
+        args: ServerArgs,
+    }
+
+    fn check(args: &[&str]) -> Result<ServerConfig, ConfigError> {
+        let all = ["edge", "--node-name=a"].iter().chain(args);
+        Only::try_parse_from(all).unwrap().args.check()
+    }
+
+    #[test]
+    fn defaults_are_those_of_k3s() {
+        let c = check(&[]).unwrap();
+        assert_eq!((c.cluster_cidr.to_string(), c.service_cidr.to_string()), ("10.42.0.0/16".into(), "10.43.0.0/16".into()));
+        assert_eq!(c.cluster_dns, Ipv4Addr::new(10, 43, 0, 10));
+        assert_eq!(c.bind.1, 6443);
+        assert_eq!(c.node_ports, 30000..=32767);
+        assert_eq!(c.cluster_cidr.first_node().to_string(), "10.42.0.0/24");
+        assert_eq!(c.kubeconfig_mode, 0o600);
+    }
+
+    #[test]
+    fn mistakes_name_their_flag() {
+        for (args, flag) in [
+            (&["--cluster-cidr=10.0.0.0"][..], "--cluster-cidr"),
+            (&["--cluster-cidr=10.0.0.0/8"], "--service-cidr"),
+            (&["--cluster-dns=1.1.1.1"], "--cluster-dns"),
+            (&["--node-label=a b=c"], "--node-label"),
+            (&["--node-taint=a=b"], "--node-taint"),
+            (&["--node-taint=a=b:Never"], "--node-taint"),
+            (&["--service-node-port-range=9-1"], "--service-node-port-range"),
+            (&["--write-kubeconfig-mode=9"], "--write-kubeconfig-mode"),
+        ] {
+            let error = check(args).unwrap_err().to_string();
+            assert!(error.starts_with(flag), "{args:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! A whole cluster per test: its own network namespace, directories and cgroup subtree, torn down whatever happens.
+//!
+//! ```text
+//! host (the "outside")                 network namespace edge-e2e-N
+//!   eN  10.254.N.1/30  ───veth───  eth0 10.254.N.2/30, default route by .1
+//!                                   edge server, bridge edge0, pods
+//! ```
+
+mod cleanup;
+mod images;
+mod network;
+
+pub use images::{ECHO_IMAGE, BUSYBOX_IMAGE, archive_of, busybox_archive, echo_archive};
+
+use serde_json::Value;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long anything may take before a test gives up. Not a speed limit: a loaded machine is slow.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Which kubectl: both are unmodified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kubectl {
+    /// The newest that a package registry has.
+    Newest,
+    /// What Debian packages (1.20).
+    Debian,
+}
+
+impl Kubectl {
+    fn path(self) -> PathBuf {
+        let name = match self {
+            Kubectl::Newest => "kubectl",
+            Kubectl::Debian => "kubectl-debian",
+        };
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools").join(name);
+        assert!(path.exists(), "{} is missing: run scripts/setup test", path.display());
+        path
+    }
+}
+
+/// A running cluster of one node.
+pub struct Cluster {
+    pub dir: PathBuf,
+    pub ip: Ipv4Addr,
+    net: network::TestNetwork,
+    child: Option<Child>,
+    extra_args: Vec<String>,
+}
+
+impl Cluster {
+    /// Starts a cluster with the images of the tests already in its drop folder, and waits until it is ready.
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same with further flags for `edge server`.
+    pub fn start_with(args: &[&str]) -> Self {
+        let mut cluster = Self::prepare(args);
+        cluster.launch();
+        cluster
+    }
+
+    /// Makes the directories and the network, but starts nothing.
+    pub fn prepare(args: &[&str]) -> Self {
+        assert!(nix::unistd::geteuid().is_root(), "the end-to-end tests need root (namespaces, mounts, cgroups)");
+        cleanup::sweep();
+        let net = network::TestNetwork::create();
+        let dir = PathBuf::from(format!("/tmp/{}", net.name));
+        fs::create_dir_all(dir.join("data/agent/images")).unwrap();
+        fs::write(dir.join("owner"), std::process::id().to_string()).unwrap();
+        let ip = net.inside;
+        let cluster = Self { dir, ip, net, child: None, extra_args: args.iter().map(|a| (*a).to_owned()).collect() };
+        cluster.drop_image("busybox.tar", busybox_archive());
+        cluster.drop_image("echo.tar", echo_archive());
+        cluster
+    }
+
+    /// Puts an image archive into the drop folder.
+    pub fn drop_image(&self, name: &str, archive: &Path) {
+        let target = self.data_dir().join("agent/images").join(name);
+        let part = self.dir.join(name);
+        fs::copy(archive, &part).unwrap();
+        fs::rename(part, target).unwrap();
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.dir.join("edge.yaml")
+    }
+
+    fn id(&self) -> &str {
+        &self.net.name
+    }
+
+    /// `edge server` with all that keeps it apart from the machine and from other tests.
+    pub fn server_command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_edge"));
+        command
+            .arg("server")
+            .arg(format!("--data-dir={}", self.data_dir().display()))
+            .arg(format!("--config={}", self.dir.join("config.yaml").display()))
+            .arg(format!("--write-kubeconfig={}", self.kubeconfig().display()))
+            .arg(format!("--private-registry={}", self.dir.join("registries.yaml").display()))
+            .arg(format!("--pod-logs-dir={}", self.dir.join("logs").display()))
+            .arg(format!("--cgroup-root=/{}", self.id()))
+            .arg("--node-name=node-1")
+            .args(&self.extra_args)
+            .env("EDGE_E2E", self.id())
+            .env("EDGE_LOG", std::env::var("EDGE_LOG").unwrap_or_else(|_| "info,edge=debug".into()))
+            .stdin(Stdio::null());
+        let netns = self.net.open();
+        // SAFETY: setns is async-signal-safe and touches only the child that is about to execute edge
+        #[expect(unsafe_code, reason = "entering the test's network namespace between fork and exec")]
+        unsafe {
+            command.pre_exec(move || {
+                nix::sched::setns(&netns, nix::sched::CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from)
+            });
+        }
+        command
+    }
+
+    /// Starts `edge server` and waits for its readiness notification.
+    pub fn launch(&mut self) {
+        assert!(self.child.is_none(), "the server runs already");
+        let notify = self.dir.join("notify.sock");
+        let _ = fs::remove_file(&notify);
+        let socket = UnixDatagram::bind(&notify).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("edge.log")).unwrap();
+        let mut command = self.server_command();
+        command.env("NOTIFY_SOCKET", &notify).stdout(log.try_clone().unwrap()).stderr(log);
+        self.child = Some(command.spawn().unwrap());
+        let mut buffer = [0u8; 4096];
+        loop {
+            let n = socket.recv(&mut buffer).unwrap_or_else(|e| panic!("edge did not become ready: {e}"));
+            if String::from_utf8_lossy(&buffer[..n]).lines().any(|l| l == "READY=1") {
+                return;
+            }
+        }
+    }
+
+    /// The process id of the server.
+    pub fn server_pid(&self) -> u32 {
+        self.child.as_ref().expect("the server runs").id()
+    }
+
+    /// Ends the server with a signal and waits for it; gives its exit status.
+    pub fn stop(&mut self, signal: nix::sys::signal::Signal) -> std::process::ExitStatus {
+        let mut child = self.child.take().expect("the server runs");
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+        nix::sys::signal::kill(pid, signal).unwrap();
+        child.wait().unwrap()
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("edge.log")).unwrap_or_default()
+    }
+
+    fn kubectl_command(&self, which: Kubectl, args: &[&str]) -> Command {
+        let mut command = Command::new(which.path());
+        command
+            .arg(format!("--kubeconfig={}", self.kubeconfig().display()))
+            .arg(format!("--server=https://{}:6443", self.ip))
+            .arg(format!("--cache-dir={}", self.dir.join("kubectl-cache").display()))
+            .args(args)
+            .env("HOME", &self.dir)
+            .env("KUBE_EDITOR", "true")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs kubectl and gives what it did, whatever it was.
+    pub fn try_kubectl(&self, which: Kubectl, args: &[&str]) -> Output {
+        self.kubectl_command(which, args).output().unwrap()
+    }
+
+    /// Runs a kubectl in the background, with its output piped.
+    pub fn spawn_kubectl(&self, which: Kubectl, args: &[&str]) -> Background {
+        let mut command = self.kubectl_command(which, args);
+        Background(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    }
+
+    /// Runs kubectl with text on its standard input.
+    pub fn kubectl_stdin(&self, which: Kubectl, args: &[&str], input: &str) -> Output {
+        let mut child = self
+            .kubectl_command(which, args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    }
+
+    /// Runs the newest kubectl, which must succeed; gives its standard output.
+    pub fn kubectl(&self, args: &[&str]) -> String {
+        self.kubectl_as(Kubectl::Newest, args)
+    }
+
+    /// Runs one of the kubectls, which must succeed; gives its standard output.
+    pub fn kubectl_as(&self, which: Kubectl, args: &[&str]) -> String {
+        success(&format!("{which:?} kubectl {}", args.join(" ")), self.try_kubectl(which, args))
+    }
+
+    /// `kubectl apply -f -`, which must succeed.
+    pub fn apply(&self, manifest: &str) -> String {
+        success("kubectl apply", self.kubectl_stdin(Kubectl::Newest, &["apply", "-f", "-"], manifest))
+    }
+
+    /// An object as JSON.
+    pub fn get(&self, args: &[&str]) -> Value {
+        let mut all = vec!["get", "-o", "json"];
+        all.extend(args);
+        serde_json::from_str(&self.kubectl(&all)).unwrap()
+    }
+
+    /// Waits for a condition by `kubectl wait`.
+    pub fn wait_for(&self, what: &str, condition: &str) {
+        let timeout = format!("--timeout={}s", PATIENCE.as_secs());
+        self.kubectl(&["wait", what, &format!("--for={condition}"), &timeout]);
+    }
+
+    /// Runs a closure on a thread inside the node's network namespace.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let netns = self.net.open();
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                nix::sched::setns(&netns, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+                work()
+            })
+            .join()
+            .unwrap()
+        })
+    }
+
+    /// The cgroup directories of this cluster, one per mounted hierarchy.
+    pub fn cgroup_dirs(&self) -> Vec<PathBuf> {
+        cleanup::cgroup_dirs(self.id())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail: Vec<&str> = log.lines().rev().take(80).collect();
+            eprintln!("---- the last lines of edge's log ----");
+            tail.iter().rev().for_each(|l| eprintln!("{l}"));
+            if std::env::var_os("EDGE_E2E_KEEP").is_some() {
+                eprintln!("kept: {} (network namespace {})", self.dir.display(), self.id());
+                return;
+            }
+        }
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        cleanup::remove(self.id());
+    }
+}
+
+/// A child process that ends with its owner.
+pub struct Background(Child);
+
+impl Background {
+    /// Reads standard output until it contains `text`; gives all that was read.
+    pub fn read_until(&mut self, text: &str) -> String {
+        let mut read = String::new();
+        let mut byte = [0u8; 1];
+        let out = self.0.stdout.as_mut().unwrap();
+        while !read.contains(text) {
+            match out.read(&mut byte) {
+                Ok(1) => read.push(char::from(byte[0])),
+                _ => {
+                    let mut err = String::new();
+                    let _ = self.0.stderr.as_mut().unwrap().read_to_string(&mut err);
+                    panic!("ended before it said {text:?}: {read:?} {err:?}");
+                }
+            }
+        }
+        read
+    }
+
+    /// Writes to standard input.
+    pub fn write(&mut self, text: &str) {
+        self.0.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
+        self.0.stdin.as_mut().unwrap().flush().unwrap();
+    }
+
+    /// Closes standard input and waits for the end.
+    pub fn finish(mut self) -> Output {
+        drop(self.0.stdin.take());
+        let mut out = Vec::new();
+        let mut err = Vec::new();
+        let _ = self.0.stdout.take().unwrap().read_to_end(&mut out);
+        let _ = self.0.stderr.take().unwrap().read_to_end(&mut err);
+        let status = self.0.wait().unwrap();
+        Output { status, stdout: out, stderr: err }
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The standard output of a command that must have succeeded.
+pub fn success(what: &str, output: Output) -> String {
+    let out = String::from_utf8_lossy(&output.stdout).into_owned();
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{what}: {}\n{out}\n{err}", output.status);
+    out
+}
+
+/// Tries until it succeeds; for what has no event to wait for from outside (a port that begins to answer).
+pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Result<T, String>) -> T {
+    let start = Instant::now();
+    loop {
+        match attempt() {
+            Ok(v) => return v,
+            Err(e) if start.elapsed() > PATIENCE => panic!("{what}: {e}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
+
+/// A plain HTTP/1.1 GET; gives the body.
+pub fn http_get(address: SocketAddr, path: &str) -> Result<String, String> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(3)).map_err(|e| e.to_string())?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).map_err(|e| e.to_string())?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").map_err(|e| e.to_string())?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).map_err(|e| e.to_string())?;
+    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| format!("no HTTP answer: {text:?}"))?;
+    if head.starts_with("HTTP/1.1 200") { Ok(body.to_owned()) } else { Err(head.to_owned()) }
+}

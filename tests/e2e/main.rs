@@ -1,0 +1,17 @@
+//! End-to-end tests: the real binary, real kubectl, real containers, the real kernel. They need root.
+//!
+//! Each test starts its own cluster (see [`harness`]). `EDGE_E2E_KEEP=1` keeps a failed one for a look;
+//! `EDGE_LOG=trace` makes edge say more.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod harness;
+
+mod cli;
+mod healing;
+mod images;
+mod manifests;
+mod network;
+mod pods;
+mod restart;
+mod rust_client;
+mod walkthrough;

@@ -1,0 +1,184 @@
+//! What a pod can do.
+
+use crate::harness::{Cluster, eventually};
+
+#[test]
+fn containers_share_address_ipc_and_volumes() {
+    let cluster = Cluster::start();
+    cluster.apply(
+        r#"
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: settings}
+data: {color: red, "file.txt": "from the map"}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: keys}
+stringData: {password: geheim}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: shared, labels: {a: b}}
+spec:
+  terminationGracePeriodSeconds: 0
+  initContainers:
+  - name: first
+    image: busybox:test
+    command: [sh, -c, "echo made by init > /work/init"]
+    volumeMounts: [{name: work, mountPath: /work}]
+  containers:
+  - name: web
+    image: echo:v1
+    volumeMounts: [{name: work, mountPath: /work}]
+    resources: {limits: {memory: 64Mi, cpu: 500m}}
+  - name: side
+    image: busybox:test
+    command: [sh, -c, "echo made by side > /work/side; sleep 100000"]
+    env:
+    - {name: PASSWORD, valueFrom: {secretKeyRef: {name: keys, key: password}}}
+    - {name: COLOR, valueFrom: {configMapKeyRef: {name: settings, key: color}}}
+    - {name: MY_IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
+    - {name: MEMORY, valueFrom: {resourceFieldRef: {containerName: web, resource: limits.memory}}}
+    - {name: GREETING, value: "hello $(COLOR)"}
+    volumeMounts:
+    - {name: work, mountPath: /work}
+    - {name: map, mountPath: /map}
+    - {name: secret, mountPath: /secret, readOnly: true}
+    - {name: host, mountPath: /host}
+    - {name: labels, mountPath: /labels}
+  volumes:
+  - {name: work, emptyDir: {}}
+  - {name: map, configMap: {name: settings}}
+  - {name: secret, secret: {secretName: keys, defaultMode: 0400}}
+  - {name: host, hostPath: {path: /etc, type: Directory}}
+  - {name: labels, downwardAPI: {items: [{path: labels, fieldRef: {fieldPath: metadata.labels}}]}}
+"#,
+    );
+    cluster.wait_for("pod/shared", "condition=Ready");
+    let sh = |script: &str| cluster.kubectl(&["exec", "shared", "-c", "side", "--", "sh", "-c", script]);
+    assert_eq!(sh("cat /work/init /work/side"), "made by init\nmade by side\n");
+    assert!(sh("wget -qO- http://127.0.0.1:8080/").contains("host=shared"));
+    assert!(sh("wget -qO- http://127.0.0.1:8080/file/work/side").contains("made by side"));
+    assert_eq!(sh("cat /map/color /map/file.txt"), "redfrom the map");
+    assert_eq!(sh("cat /secret/password; stat -Lc %a /secret/password"), "geheim400\n");
+    assert_eq!(sh("cat /labels/labels"), "a=\"b\"");
+    assert!(sh("ls /host").contains("passwd"));
+    let ip = cluster.kubectl(&["get", "pod", "shared", "-o", "jsonpath={.status.podIP}"]);
+    assert_eq!(sh("echo $PASSWORD $COLOR $MY_IP $MEMORY $GREETING"), format!("geheim red {ip} 67108864 hello red\n"));
+    let ipc = |c: &str| cluster.kubectl(&["exec", "shared", "-c", c, "--", "sh", "-c", "ls -l /proc/self/ns/ipc | cat"]);
+    let inode = |s: String| s.rsplit("ipc:").next().unwrap().trim().to_owned();
+    assert_eq!(inode(ipc("side")), inode(ipc("web")));
+    assert!(sh("cat /var/run/secrets/kubernetes.io/serviceaccount/namespace").contains("default"));
+    // the service account's token is good for the API, from inside a pod, by the cluster's DNS name
+    let answer = sh("wget -qO- --no-check-certificate --header \"Authorization: Bearer $(cat /var/run/secrets/kubernetes.io/serviceaccount/token)\" https://kubernetes.default.svc/version 2>&1 || true");
+    assert!(answer.contains("v1.36") || answer.contains("not an http"), "{answer}");
+
+    // a changed ConfigMap reaches the volume
+    cluster.kubectl(&["patch", "cm", "settings", "-p", r#"{"data":{"color":"blue"}}"#]);
+    eventually("the volume follows its ConfigMap", || match sh("cat /map/color") {
+        s if s == "blue" => Ok(()),
+        s => Err(s),
+    });
+}
+
+#[test]
+fn limits_are_kept() {
+    let cluster = Cluster::start();
+    cluster.apply(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: hungry}
+spec:
+  restartPolicy: Never
+  containers:
+  - name: main
+    image: busybox:test
+    command: [sh, -c, "tail -c 300m /dev/zero"]
+    resources: {limits: {memory: 32Mi}}
+"#,
+    );
+    cluster.wait_for("pod/hungry", "jsonpath={.status.phase}=Failed");
+    let state = &cluster.get(&["pod", "hungry"])["status"]["containerStatuses"][0]["state"]["terminated"];
+    assert_eq!(state["reason"], "OOMKilled", "{state}");
+    assert_eq!(state["exitCode"], 137, "{state}");
+}
+
+#[test]
+fn restart_policies_and_exit_codes() {
+    let cluster = Cluster::start();
+    for (name, policy, code) in [("ok", "OnFailure", 0), ("bad", "Never", 3), ("again", "Always", 0)] {
+        cluster.apply(&format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  restartPolicy: {policy}\n  containers:\n  - {{name: main, image: 'busybox:test', command: [sh, -c, 'echo I end; exit {code}']}}\n"
+        ));
+    }
+    cluster.wait_for("pod/ok", "jsonpath={.status.phase}=Succeeded");
+    cluster.wait_for("pod/bad", "jsonpath={.status.phase}=Failed");
+    let bad = cluster.get(&["pod", "bad"]);
+    assert_eq!(bad["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"], 3);
+    assert_eq!(cluster.kubectl(&["logs", "bad"]), "I end\n");
+    cluster.wait_for("pod/again", "jsonpath={.status.containerStatuses[0].state.waiting.reason}=CrashLoopBackOff");
+    assert!(cluster.get(&["pod", "again"])["status"]["containerStatuses"][0]["restartCount"].as_i64().unwrap() >= 1);
+    assert_eq!(cluster.kubectl(&["logs", "again", "--previous"]), "I end\n");
+}
+
+#[test]
+fn probes_decide_readiness_and_restarts() {
+    let cluster = Cluster::start();
+    cluster.apply(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: probed}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: web
+    image: echo:v1
+    command: [sh, -c, "sleep 1; exec /echo"]
+    startupProbe: {tcpSocket: {port: 8080}, periodSeconds: 1, failureThreshold: 30}
+    readinessProbe: {exec: {command: [cat, /tmp/ready]}, periodSeconds: 1}
+    livenessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, failureThreshold: 2}
+    volumeMounts: [{name: tmp, mountPath: /tmp}]
+  volumes: [{name: tmp, emptyDir: {}}]
+"#,
+    );
+    cluster.wait_for("pod/probed", "jsonpath={.status.containerStatuses[0].started}=true");
+    assert_eq!(cluster.get(&["pod", "probed"])["status"]["containerStatuses"][0]["ready"], false);
+    cluster.kubectl(&["exec", "probed", "--", "sh", "-c", "echo > /tmp/ready"]);
+    cluster.wait_for("pod/probed", "condition=Ready");
+    cluster.kubectl(&["exec", "probed", "--", "wget", "-qO-", "http://127.0.0.1:8080/unhealthy"]);
+    cluster.wait_for("pod/probed", "jsonpath={.status.containerStatuses[0].restartCount}=1");
+    let events = cluster.kubectl(&["get", "events"]);
+    assert!(events.contains("Unhealthy") && events.contains("Killing"), "{events}");
+}
+
+#[test]
+fn termination_is_graceful() {
+    let cluster = Cluster::start();
+    let out = cluster.dir.join("out");
+    std::fs::create_dir(&out).unwrap();
+    cluster.apply(&format!(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {{name: polite}}
+spec:
+  terminationGracePeriodSeconds: 30
+  containers:
+  - name: main
+    image: busybox:test
+    command: [sh, -c, "trap 'echo term >> /out/story; exit 0' TERM; touch /out/up; while true; do sleep 0.1; done"]
+    lifecycle: {{preStop: {{exec: {{command: [sh, -c, "echo prestop >> /out/story"]}}}}}}
+    volumeMounts: [{{name: out, mountPath: /out}}]
+  volumes: [{{name: out, hostPath: {{path: {}}}}}]
+"#,
+        out.display()
+    ));
+    cluster.wait_for("pod/polite", "condition=Ready");
+    eventually("the trap is set", || out.join("up").exists().then_some(()).ok_or_else(String::new));
+    cluster.kubectl(&["delete", "pod", "polite"]);
+    assert_eq!(std::fs::read_to_string(out.join("story")).unwrap(), "prestop\nterm\n");
+    assert!(!cluster.try_kubectl(crate::harness::Kubectl::Newest, &["get", "pod", "polite"]).status.success());
+}

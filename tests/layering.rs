@@ -1,0 +1,48 @@
+//! Who may know whom: the dependency rule of `docs/architecture.md`, read out of the rooms' manifests.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// Room, and the rooms that it may use. The root package (`cmd` and `config`) may use all.
+const MAY_USE: &[(&str, &[&str])] = &[
+    ("api", &[]),
+    ("sys", &[]),
+    ("schema", &["api"]),
+    ("storage", &["sys"]),
+    ("pki", &["api", "sys"]),
+    ("registry", &["api", "schema", "storage"]),
+    ("auth", &["api", "pki"]),
+    ("apiserver", &["api", "schema", "registry", "auth", "pki"]),
+    ("client", &["api"]),
+    ("controllers", &["api", "client"]),
+    ("scheduler", &["api", "client"]),
+    ("proxy", &["api", "client", "network"]),
+    ("dns", &["api", "client"]),
+    ("network", &["sys"]),
+    ("image", &["sys"]),
+    ("runtime", &["sys"]),
+    ("streaming", &[]),
+    ("kubelet", &["api", "client", "image", "network", "runtime", "streaming", "sys"]),
+];
+
+#[test]
+fn rooms_use_only_what_they_may() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut rooms = BTreeSet::new();
+    for entry in std::fs::read_dir(src).unwrap() {
+        let dir = entry.unwrap().path();
+        let Ok(manifest) = std::fs::read_to_string(dir.join("Cargo.toml")) else { continue };
+        let room = dir.file_name().unwrap().to_str().unwrap().to_owned();
+        let (_, allowed) = MAY_USE.iter().find(|(r, _)| *r == room).unwrap_or_else(|| panic!("{room} has no row here"));
+        // what tests use is their own business
+        let dependencies = manifest.split("[dev-dependencies]").next().unwrap();
+        for line in dependencies.lines() {
+            let Some(used) = line.strip_prefix("edge-").and_then(|l| l.split(['.', ' ', '=']).next()) else { continue };
+            assert!(allowed.contains(&used), "src/{room}/Cargo.toml: {room} must not use {used}");
+        }
+        rooms.insert(room);
+    }
+    let rows: BTreeSet<String> = MAY_USE.iter().map(|(r, _)| (*r).to_owned()).collect();
+    assert_eq!(rooms, rows);
+}
