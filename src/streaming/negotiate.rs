@@ -1,0 +1,1 @@
+//! Upgrade headers and protocol negotiation.
