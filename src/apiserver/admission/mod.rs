@@ -1,0 +1,175 @@
+//! Admission: what the cluster adds to, or refuses of, a write that is authorized and well formed.
+//!
+//! In: the decoded object and the facts of the request ([`Attributes`]). Out: the object changed, or a `Status`. The
+//! plugins are plain functions over JSON trees; what they know of the cluster they ask through [`Cluster`]. They run in
+//! Kubernetes' order: first those that change ([`mutate`]), then, after defaulting, those that only judge ([`validate`]).
+
+mod lifecycle;
+mod limits;
+mod pods;
+mod priority;
+mod rbac;
+mod service_account;
+mod storage;
+
+use edge_api::{GroupKind, GroupResource, Object, Status, UserInfo};
+use serde_json::Value;
+
+/// What is being done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Operation {
+    Create,
+    Update,
+    Delete,
+}
+
+/// The facts of a write.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Attributes<'a> {
+    pub(crate) operation: Operation,
+    pub(crate) resource: &'a GroupResource,
+    pub(crate) kind: &'a GroupKind,
+    pub(crate) subresource: &'a str,
+    /// Empty for cluster-scoped resources.
+    pub(crate) namespace: &'a str,
+    /// Empty while `generateName` has not made one.
+    pub(crate) name: &'a str,
+    pub(crate) user: &'a UserInfo,
+    /// The object as stored, for updates and deletions.
+    pub(crate) old: Option<&'a Object>,
+}
+
+impl Attributes<'_> {
+    fn is(&self, group: &str, resource: &str) -> bool {
+        self.resource.group == group && self.resource.resource == resource && self.subresource.is_empty()
+    }
+
+    /// 403 about the object, `why` it is refused.
+    fn forbidden(&self, object: Option<&Object>, why: &str) -> Status {
+        let generated = object.map_or("", Object::generate_name);
+        let name = if self.name.is_empty() { object.map_or("", Object::name) } else { self.name };
+        Status::forbidden(self.resource, if name.is_empty() { generated } else { name }, why)
+    }
+}
+
+/// What plugins may ask of the cluster's state.
+pub(crate) trait Cluster: Send + Sync {
+    /// One stored object.
+    fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Object>;
+    /// The stored objects of a namespace (or, with the empty namespace, of the cluster).
+    fn list(&self, group: &str, resource: &str, namespace: &str) -> Vec<Object>;
+    /// Whether the user already holds every one of these RBAC rules in the namespace (empty: cluster-wide).
+    ///
+    /// # Errors
+    /// The rules that are missing, in words.
+    fn covers(&self, user: &UserInfo, namespace: &str, rules: &[Value]) -> Result<(), String>;
+    /// Whether the user may do something to one object.
+    fn may(&self, user: &UserInfo, verb: &str, resource: &GroupResource, namespace: &str, name: &str) -> bool;
+}
+
+/// The plugins that change the object.
+///
+/// # Errors
+/// The `Status` of the first that refuses.
+pub(crate) fn mutate(cluster: &dyn Cluster, a: &Attributes<'_>, object: &mut Object) -> Result<(), Status> {
+    lifecycle::admit(cluster, a, object)?;
+    if a.is("", "pods") && a.operation == Operation::Create {
+        service_account::admit(cluster, a, object)?;
+        pods::default_toleration_seconds(object);
+        priority::admit_pod(cluster, a, object)?;
+        pods::runtime_class(cluster, a, object)?;
+        limits::apply_defaults(cluster, a, object);
+    }
+    if a.operation == Operation::Create {
+        storage::default_class(cluster, a, object);
+        storage::protect(a, object);
+    }
+    Ok(())
+}
+
+/// The plugins that only judge, on the object as it will be stored.
+///
+/// # Errors
+/// The `Status` of the first that refuses.
+pub(crate) fn validate(cluster: &dyn Cluster, a: &Attributes<'_>, object: Option<&Object>) -> Result<(), Status> {
+    if a.operation == Operation::Delete {
+        return lifecycle::admit_deletion(a);
+    }
+    let Some(object) = object else { return Ok(()) };
+    priority::validate_class(cluster, a, object)?;
+    rbac::no_escalation(cluster, a, object)?;
+    limits::enforce(cluster, a, object)
+}
+
+/// An array below a section, made where it is absent; `None` when something else is in its place (validation will say
+/// so).
+fn array_mut<'o>(section: &'o mut serde_json::Map<String, Value>, field: &str) -> Option<&'o mut Vec<Value>> {
+    let slot = section.entry(field).or_insert_with(|| Value::Array(Vec::new()));
+    if slot.is_null() {
+        *slot = Value::Array(Vec::new());
+    }
+    slot.as_array_mut()
+}
+
+#[cfg(test)]
+mod testing {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    /// A cluster made of a few objects, keyed by `group/resource/namespace/name`.
+    #[derive(Default)]
+    pub(super) struct Fake {
+        pub(super) objects: BTreeMap<String, Object>,
+        pub(super) rules_missing: Option<String>,
+        pub(super) allowed: Vec<String>,
+    }
+
+    impl Fake {
+        pub(super) fn with(mut self, key: &str, value: Value) -> Self {
+            self.objects.insert(key.into(), Object::from_value(value).expect("test objects are objects"));
+            self
+        }
+    }
+
+    impl Cluster for Fake {
+        fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Object> {
+            self.objects.get(&format!("{group}/{resource}/{namespace}/{name}")).cloned()
+        }
+        fn list(&self, group: &str, resource: &str, namespace: &str) -> Vec<Object> {
+            let prefix = format!("{group}/{resource}/{namespace}/");
+            self.objects.iter().filter(|(k, _)| k.starts_with(&prefix)).map(|(_, v)| v.clone()).collect()
+        }
+        fn covers(&self, _: &UserInfo, _: &str, _: &[Value]) -> Result<(), String> {
+            self.rules_missing.clone().map_or(Ok(()), Err)
+        }
+        fn may(&self, _: &UserInfo, verb: &str, resource: &GroupResource, _: &str, name: &str) -> bool {
+            self.allowed.contains(&format!("{verb} {resource} {name}"))
+        }
+    }
+
+    /// Runs `f` with the attributes of a write by nobody in particular.
+    pub(super) fn attributes<R>(
+        operation: Operation,
+        resource: (&str, &str, &str),
+        namespace: &str,
+        name: &str,
+        f: impl FnOnce(&Attributes<'_>) -> R,
+    ) -> R {
+        let (group, plural, kind) = resource;
+        let resource = GroupResource::new(group, plural);
+        let kind = GroupKind { group: group.into(), kind: kind.into() };
+        let user = UserInfo::new("jane", ["dev"]);
+        f(&Attributes {
+            operation,
+            resource: &resource,
+            kind: &kind,
+            subresource: "",
+            namespace,
+            name,
+            user: &user,
+            old: None,
+        })
+    }
+
+    pub(super) const POD: (&str, &str, &str) = ("", "pods", "Pod");
+}

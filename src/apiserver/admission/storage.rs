@@ -1,0 +1,78 @@
+//! `DefaultStorageClass` and `StorageObjectInUseProtection`.
+
+use super::{Attributes, Cluster, array_mut};
+use edge_api::Object;
+use serde_json::Value;
+
+const DEFAULT: &str = "storageclass.kubernetes.io/is-default-class";
+const BETA_CLASS: &str = "volume.beta.kubernetes.io/storage-class";
+
+/// A claim that names no class gets the newest of the default ones.
+pub(super) fn default_class(cluster: &dyn Cluster, a: &Attributes<'_>, claim: &mut Object) {
+    if !a.is("", "persistentvolumeclaims")
+        || claim.annotation(BETA_CLASS).is_some()
+        || claim.pointer("/spec/storageClassName").is_some_and(|c| !c.is_null())
+    {
+        return;
+    }
+    let class = cluster
+        .list("storage.k8s.io", "storageclasses", "")
+        .into_iter()
+        .filter(|c| c.annotation(DEFAULT) == Some("true"))
+        // of equally old ones the first by name
+        .max_by(|x, y| {
+            let created = |o: &Object| o.str_at("/metadata/creationTimestamp").to_owned();
+            created(x).cmp(&created(y)).then_with(|| y.name().cmp(x.name()))
+        });
+    if let Some(class) = class {
+        claim.section_mut("spec").insert("storageClassName".into(), class.name().into());
+    }
+}
+
+/// Claims and volumes stay as long as they are used: their finalizer goes when the last user has gone.
+pub(super) fn protect(a: &Attributes<'_>, object: &mut Object) {
+    let finalizer = if a.is("", "persistentvolumeclaims") {
+        "kubernetes.io/pvc-protection"
+    } else if a.is("", "persistentvolumes") {
+        "kubernetes.io/pv-protection"
+    } else {
+        return;
+    };
+    if object.finalizers().any(|f| f == finalizer) {
+        return;
+    }
+    if let Some(list) = array_mut(object.metadata_mut(), "finalizers") {
+        list.push(Value::from(finalizer));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::super::Operation;
+    use super::super::testing::{Fake, attributes};
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn claims_get_the_newest_default_class_and_protection() {
+        let class = |name: &str, created: &str, default: &str| json!({"metadata": {"name": name, "creationTimestamp": created, "annotations": {DEFAULT: default}}});
+        let cluster = Fake::default()
+            .with("storage.k8s.io/storageclasses//a", class("a", "2026-01-01T00:00:00Z", "true"))
+            .with("storage.k8s.io/storageclasses//b", class("b", "2026-02-01T00:00:00Z", "true"))
+            .with("storage.k8s.io/storageclasses//c", class("c", "2026-02-01T00:00:00Z", "true"))
+            .with("storage.k8s.io/storageclasses//d", class("d", "2026-03-01T00:00:00Z", "false"));
+        let run = |v: Value| {
+            let mut o = Object::from_value(v).unwrap();
+            attributes(Operation::Create, ("", "persistentvolumeclaims", "PersistentVolumeClaim"), "ns", "c", |a| {
+                default_class(&cluster, a, &mut o);
+                protect(a, &mut o);
+            });
+            o.into_value()
+        };
+        let claim = run(json!({"spec": {}}));
+        assert_eq!(claim["spec"]["storageClassName"], "b");
+        assert_eq!(claim["metadata"]["finalizers"], json!(["kubernetes.io/pvc-protection"]));
+        assert_eq!(run(json!({"spec": {"storageClassName": ""}}))["spec"]["storageClassName"], "", "empty means none");
+    }
+}

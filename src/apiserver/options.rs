@@ -1,0 +1,29 @@
+//! What a server must be told.
+
+use bytes::Bytes;
+use std::net::IpAddr;
+
+/// The facts and limits of one server. All of them are settled before it starts.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `gitVersion` of `/version`, for instance `v1.36.0+edge1`.
+    pub git_version: String,
+    /// Commit the program was built from; may be empty.
+    pub git_commit: String,
+    /// When the program was built, RFC 3339.
+    pub build_date: String,
+    /// Where clients reach this server from outside: the endpoint of the Service `kubernetes`.
+    pub advertise_address: IpAddr,
+    /// The port that goes with it, usually 6443.
+    pub advertise_port: u16,
+    /// The cluster address of the Service `kubernetes`: the first of the service CIDR.
+    pub service_ip: IpAddr,
+    /// The cluster address of the Service `kube-dns`.
+    pub dns_ip: IpAddr,
+    /// The CA certificates that clients should trust, PEM: what `/cacerts` answers.
+    pub cluster_ca_pem: Bytes,
+    /// Most requests answered at once that change nothing; more get a 429. Kubernetes' default is 400.
+    pub max_read_only_in_flight: usize,
+    /// Most requests answered at once that change something; more get a 429. Kubernetes' default is 200.
+    pub max_mutating_in_flight: usize,
+}
