@@ -8,6 +8,8 @@
 //! - [`openapi`]: the published OpenAPI v2 and v3 documents,
 //! - `patch` and `apply`: the four patch types.
 
+pub mod proto;
 pub mod table;
 
+pub use proto::ProtoError;
 pub use table::{FieldRef, Keys, Kind, Leaf, ListType, MapType, Schema, Shape, TypeRef};

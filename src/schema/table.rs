@@ -208,8 +208,6 @@ pub enum Leaf {
     Time,
     /// RFC 3339 time with microsecond precision.
     MicroTime,
-    /// A Go duration such as `1h5m0s`.
-    Duration,
 }
 
 /// What a type is.
@@ -366,8 +364,14 @@ impl<'s> TypeRef<'s> {
         }
     }
 
+    /// The field of a struct's protobuf message with this number.
+    pub(crate) fn wire_field(&self, number: u32) -> Option<FieldRef<'s>> {
+        let rec = self.recs().binary_search_by_key(&number, |f| f.number).ok().filter(|_| number != 0)?;
+        Some(FieldRef { schema: self.schema, rec: &self.recs()[rec] })
+    }
+
     /// The fields of the protobuf message, by number; inlined messages appear as one field. Empty unless a struct or an either.
-    pub(crate) fn wire_fields(&self) -> impl Iterator<Item = FieldRef<'s>> + use<'s> {
+    pub(crate) fn wire_fields(&self) -> impl DoubleEndedIterator<Item = FieldRef<'s>> + use<'s> {
         let schema = self.schema;
         let recs = if matches!(self.rec().tag, Tag::Struct | Tag::Either) { self.recs() } else { &[] };
         recs.iter().map(move |rec| FieldRef { schema, rec })

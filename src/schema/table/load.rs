@@ -95,7 +95,7 @@ fn read_type(r: &mut Reader) -> Result<TypeRec, LoadError> {
 }
 
 fn tag_of(tag: u8, leaf: u8) -> Result<Tag, LoadError> {
-    const LEAVES: [Leaf; 11] = [
+    const LEAVES: [Leaf; 10] = [
         Leaf::String,
         Leaf::Bytes,
         Leaf::Bool,
@@ -106,7 +106,6 @@ fn tag_of(tag: u8, leaf: u8) -> Result<Tag, LoadError> {
         Leaf::IntOrString,
         Leaf::Time,
         Leaf::MicroTime,
-        Leaf::Duration,
     ];
     Ok(match tag {
         0 => Tag::Leaf(*LEAVES.get(usize::from(leaf)).ok_or(LoadError::Code(leaf))?),
