@@ -337,6 +337,11 @@ impl<'s> TypeRef<'s> {
         }
     }
 
+    /// Whether the type is one of [`Schema::builtin`].
+    pub(crate) fn is_builtin(&self) -> bool {
+        std::ptr::eq(self.schema, Schema::builtin())
+    }
+
     /// Whether the wire form of this list is a message around it.
     pub(crate) fn is_wrapped(&self) -> bool {
         self.rec().tag == Tag::WrappedList
