@@ -39,7 +39,7 @@ pub enum Error {
         /// The id.
         id: String,
         /// Its state: created, running or exited.
-        state: &'static str,
+        state: String,
     },
     /// The description of a container or sandbox is not acceptable.
     #[error("{0}")]

@@ -14,23 +14,33 @@
 //!
 //! libcontainer runs only in short-lived children of a monitor, because its `clone3` is not safe with threads.
 
+mod capabilities;
 pub mod cgroup;
+mod daemon;
 pub mod error;
 mod fdio;
+mod monitor;
+mod oci;
+mod paths;
+mod protocol;
+mod seccomp;
 pub mod session;
 pub mod spec;
 pub mod status;
 pub mod users;
+mod zygote;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
+pub use daemon::{Runtime, RuntimeConfig};
 pub use error::{Error, Result};
 pub use session::{AttachSession, AttachStreams, ExecSession, Terminal};
 pub use spec::{ContainerSpec, ExecSpec, Resources, SandboxSpec, WindowSize};
 pub use status::{AdoptedSandbox, ContainerEvent, ContainerState, ContainerStatus, ExitStatus, Usage};
+pub use zygote::Zygote;
 
 /// Runs pods. [`Runtime`] does it with Linux containers; another engine can stand behind the same interface.
 ///

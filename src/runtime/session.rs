@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use edge_sys::pidfd::PidFd;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
@@ -30,6 +31,7 @@ pub struct ExecSession {
     pub stderr: Option<Output>,
     pub(crate) terminal: Option<Terminal>,
     pub(crate) pid: i32,
+    pub(crate) process: PidFd,
     pub(crate) exit: oneshot::Receiver<ExitStatus>,
     pub(crate) sandbox_id: String,
 }
@@ -64,6 +66,14 @@ impl ExecSession {
     #[must_use]
     pub fn terminal(&self) -> Option<Terminal> {
         self.terminal.clone()
+    }
+
+    /// Sends a signal to the command; one that has ended is fine.
+    ///
+    /// # Errors
+    /// For a number that is no signal.
+    pub fn kill(&self, signal: i32) -> Result<()> {
+        self.process.send_signal(signal).map_err(Error::io("cannot signal", format!("process {}", self.pid)))
     }
 
     /// Pid of the command as the host sees it.
@@ -109,7 +119,7 @@ pub struct Terminal {
 impl Terminal {
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
         crate::fdio::set_nonblocking(&fd)?;
-        Ok(Self { fd: Arc::new(AsyncFd::register(fd)?) })
+        Ok(Self { fd: Arc::new(edge_sys::async_fd::register(fd)?) })
     }
 
     /// Sets the size; the program in it gets SIGWINCH when it changes.

@@ -3,8 +3,9 @@
 //! detached mounts, terminals, network namespaces, and durable file writes.
 //!
 //! Comes in: plain values and owned or borrowed descriptors. Goes out: plain values, owned descriptors, [`std::io::Error`].
-//! Nothing here knows about Kubernetes, containers or tokio.
+//! Nothing here knows about Kubernetes or containers.
 
+pub mod async_fd;
 pub mod fsutil;
 pub mod mount;
 pub mod netns;

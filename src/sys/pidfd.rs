@@ -64,6 +64,19 @@ impl PidFd {
     }
 }
 
+impl From<OwnedFd> for PidFd {
+    /// Takes over a descriptor that another process has opened and sent.
+    fn from(fd: OwnedFd) -> Self {
+        Self { fd }
+    }
+}
+
+impl From<PidFd> for OwnedFd {
+    fn from(process: PidFd) -> Self {
+        process.fd
+    }
+}
+
 impl AsFd for PidFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()

@@ -74,3 +74,13 @@ impl AsFd for SignalQueue {
         self.fd.as_fd()
     }
 }
+
+/// Ignores a signal. Ignoring SIGCHLD makes the kernel reap the children of this process by itself.
+///
+/// # Errors
+/// For SIGKILL and SIGSTOP.
+pub fn ignore(signal: Signal) -> io::Result<()> {
+    // SAFETY: SIG_IGN installs no handler, so no code runs in signal context.
+    unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigIgn) }?;
+    Ok(())
+}

@@ -98,6 +98,17 @@ impl Cgroups {
         }
     }
 
+    /// Makes the kernel kill all processes of a cgroup when it kills one for want of memory, as far as it can (version 2): a
+    /// container that lost some of its processes is in a state nobody has tested.
+    ///
+    /// # Errors
+    /// [`Error::Cgroup`] with the file that could not be written.
+    pub fn kill_together_when_out_of_memory(&self, path: &str) -> Result<()> {
+        let Hierarchy::V2(mount) = &self.hierarchy else { return Ok(()) };
+        let file = v2::directory(mount, &self.full_path(path)?).join("memory.oom.group");
+        if file.exists() { write_value(&file, 1) } else { Ok(()) }
+    }
+
     /// Moves the process `pid` into a cgroup.
     ///
     /// # Errors

@@ -1,0 +1,257 @@
+//! Creating a container: a short-lived child of the monitor prepares the file system in a mount namespace of its own and
+//! lets libcontainer do the rest. With `as_sibling` the container's first process becomes a child of the monitor.
+//!
+//! The overlay mount exists only in that mount namespace and the container's, so it goes away with the container, whatever
+//! crashes.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::net::UnixListener;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::error::LibcontainerError;
+use libcontainer::syscall::syscall::SyscallType;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{Gid, Uid, chdir, fchown};
+
+use edge_sys::{process, socket, tty};
+
+use super::helper::{DetailSubscriber, PayloadExecutor, Reporter, set_oom_score_adj, set_rlimits};
+use super::stdio::{ContainerEnds, Stdio};
+use crate::error::chain;
+use crate::paths::{ContainerPaths, OCI_ID};
+use crate::spec::{ContainerSpec, MountSource, Propagation};
+
+/// Name of the socket in the container's directory over which libcontainer hands out the terminal.
+const CONSOLE_SOCKET: &str = "console.sock";
+
+#[derive(Debug, thiserror::Error)]
+enum CreateError {
+    #[error("cannot {what}")]
+    Step {
+        what: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot open image layer {path}")]
+    Layer {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot mount {path}")]
+    Mount {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot create working directory {path}")]
+    WorkingDirectory {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Oci(#[from] LibcontainerError),
+}
+
+fn step<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> CreateError {
+    move |err| CreateError::Step { what, source: err.into() }
+}
+
+/// Begins to create a container. Returns our ends of its stdio and the connection over which the helper reports.
+pub(super) fn begin(paths: &ContainerPaths, spec: &ContainerSpec) -> io::Result<(Stdio, OwnedFd)> {
+    let (stdio, ends) = if spec.tty {
+        (Stdio::without_terminal_yet(spec), None)
+    } else {
+        let (stdio, ends) = Stdio::pipes(spec)?;
+        (stdio, Some(ends))
+    };
+    let (ours, theirs) = socket::pair()?;
+    let reporter = Reporter::new(theirs);
+    process::fork_child(|| helper(paths, spec, reporter, ends))?;
+    Ok((stdio, ours))
+}
+
+fn helper(paths: &ContainerPaths, spec: &ContainerSpec, reporter: Reporter, ends: Option<ContainerEnds>) -> i32 {
+    let mut keep = vec![reporter.raw_fd()];
+    if let Some(ends) = &ends {
+        keep.extend([ends.stdin.as_raw_fd(), ends.stdout.as_raw_fd(), ends.stderr.as_raw_fd()]);
+    }
+    let reporter = Arc::new(reporter);
+    // The monitor's sockets and the other containers' pipes must not stay open in this container.
+    let result = process::close_fds_except(&keep)
+        .map_err(step("close inherited descriptors"))
+        .and_then(|()| create(paths, spec, &reporter, ends));
+    match result {
+        Ok(pid) => {
+            reporter.pid(pid);
+            0
+        }
+        Err(err) => {
+            reporter.error(chain(&err));
+            1
+        }
+    }
+}
+
+fn create(
+    paths: &ContainerPaths,
+    spec: &ContainerSpec,
+    reporter: &Arc<Reporter>,
+    ends: Option<ContainerEnds>,
+) -> Result<i32, CreateError> {
+    DetailSubscriber::install(Arc::clone(reporter));
+    set_oom_score_adj(spec.oom_score_adj);
+    set_rlimits(&spec.rlimits).map_err(step("set resource limits"))?;
+    prepare_mounts(paths, spec)?;
+    mount_rootfs(paths, spec)?;
+    create_working_directory(&paths.rootfs(), &spec.cwd)?;
+    chdir(paths.directory()).map_err(step("enter the container's directory"))?;
+    let console = if spec.tty {
+        Some(UnixListener::bind(CONSOLE_SOCKET).map_err(step("bind the console socket"))?)
+    } else {
+        None
+    };
+    let pid = build(paths, reporter, ends)?;
+    if let Some(console) = console {
+        let master = receive_terminal(&console, spec).map_err(step("receive the terminal"))?;
+        reporter.terminal(master.as_fd());
+    }
+    Ok(pid)
+}
+
+fn build(paths: &ContainerPaths, reporter: &Arc<Reporter>, ends: Option<ContainerEnds>) -> Result<i32, CreateError> {
+    let mut builder = ContainerBuilder::new(OCI_ID.to_owned(), SyscallType::default())
+        .with_root_path(paths.oci())?
+        .with_executor(PayloadExecutor { reporter: Arc::clone(reporter) });
+    builder = match ends {
+        Some(ends) => builder.with_stdin(ends.stdin).with_stdout(ends.stdout).with_stderr(ends.stderr),
+        None => builder.with_console_socket(Some(paths.directory().join(CONSOLE_SOCKET))),
+    };
+    let container =
+        builder.as_init(paths.directory()).with_systemd(false).with_detach(true).as_sibling(true).build()?;
+    let pid =
+        container.pid().ok_or_else(|| step("learn the container's pid")(io::Error::from(io::ErrorKind::NotFound)))?;
+    Ok(pid.as_raw())
+}
+
+/// Makes a private mount namespace, in which the mounts that propagate lie ready where the OCI specification expects them.
+fn prepare_mounts(paths: &ContainerPaths, spec: &ContainerSpec) -> Result<(), CreateError> {
+    let mut staged = Vec::new();
+    for (index, wanted) in spec.mounts.iter().enumerate() {
+        if let MountSource::Bind { path, propagation } = &wanted.source
+            && *propagation != Propagation::Private
+        {
+            // Copied before everything becomes private: the copy stays connected with the host's mount.
+            let tree = edge_sys::mount::clone_tree(path).map_err(mount_error(path))?;
+            staged.push((index, path, *propagation, tree));
+        }
+    }
+    unshare(CloneFlags::CLONE_NEWNS).map_err(step("create the mount namespace"))?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+        .map_err(step("make the mount namespace private"))?;
+    for (index, path, propagation, tree) in staged {
+        let target = paths.staged_mount(index);
+        make_mount_point(&target, path.is_dir()).map_err(mount_error(path))?;
+        edge_sys::mount::attach(tree.as_fd(), &target).map_err(mount_error(path))?;
+        if propagation == Propagation::HostToContainer {
+            mount(None::<&str>, &target, None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)
+                .map_err(mount_error(path))?;
+        }
+    }
+    Ok(())
+}
+
+fn mount_error<E: Into<io::Error>>(path: &Path) -> impl FnOnce(E) -> CreateError {
+    let path = path.to_owned();
+    move |err| CreateError::Mount { path, source: err.into() }
+}
+
+fn make_mount_point(target: &Path, directory: bool) -> io::Result<()> {
+    if directory {
+        return fs::create_dir_all(target);
+    }
+    if let Some(parent) = target.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    File::create(target).map(drop)
+}
+
+/// Mounts the layers with a writable one on top.
+fn mount_rootfs(paths: &ContainerPaths, spec: &ContainerSpec) -> Result<(), CreateError> {
+    let top = spec.layers.last().ok_or_else(|| step("mount the image")(io::Error::other("it has no layers")))?;
+    let (upper, work, rootfs) = (paths.upper(), paths.work(), paths.rootfs());
+    for directory in [&upper, &work, &rootfs] {
+        fs::create_dir_all(directory).map_err(step("create the container's file system"))?;
+    }
+    // The root directory's owner and mode are those of the writable layer.
+    let root = fs::metadata(top).map_err(|source| CreateError::Layer { path: top.clone(), source })?;
+    chown(&upper, Some(root.uid()), Some(root.gid())).map_err(step("own the container's root directory"))?;
+    fs::set_permissions(&upper, fs::Permissions::from_mode(root.mode() & 0o7777))
+        .map_err(step("set the mode of the container's root directory"))?;
+
+    // Through descriptors: all options must fit into one page, and paths may hold the commas and colons that separate them.
+    let layers = spec
+        .layers
+        .iter()
+        .map(|path| open_path(path).map_err(|source| CreateError::Layer { path: path.clone(), source }))
+        .collect::<Result<Vec<_>, _>>()?;
+    let (upper, work) = (open_path(&upper), open_path(&work));
+    let (upper, work) =
+        (upper.map_err(step("open the writable layer"))?, work.map_err(step("open the work directory"))?);
+    let name = |file: &File| format!("/proc/self/fd/{}", file.as_raw_fd());
+    let lower: Vec<String> = layers.iter().rev().map(name).collect();
+    let options = format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), name(&upper), name(&work));
+    mount(Some("overlay"), &rootfs, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
+        .map_err(mount_error(&rootfs))
+}
+
+fn open_path(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    File::options().read(true).custom_flags(nix::libc::O_PATH | nix::libc::O_DIRECTORY).open(path)
+}
+
+/// Creates the working directory in the image, like other engines do, without ever following a link out of it.
+fn create_working_directory(rootfs: &Path, cwd: &Path) -> Result<(), CreateError> {
+    let error = |source: io::Error| CreateError::WorkingDirectory { path: cwd.to_owned(), source };
+    let root = open_path(rootfs).map_err(error)?;
+    let mut reached = PathBuf::from(".");
+    let mut parent = root.try_clone().map_err(error)?;
+    for component in cwd.components() {
+        let Component::Normal(name) = component else { continue };
+        reached.push(name);
+        let how = || {
+            OpenHow::new()
+                .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
+                .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS)
+        };
+        parent = match openat2(&root, reached.as_path(), how()) {
+            Ok(fd) => File::from(fd),
+            Err(Errno::ENOENT) => {
+                mkdirat(&parent, name, Mode::from_bits_truncate(0o755)).map_err(|errno| error(errno.into()))?;
+                openat2(&root, reached.as_path(), how()).map(File::from).map_err(|errno| error(errno.into()))?
+            }
+            Err(errno) => return Err(error(errno.into())),
+        };
+    }
+    Ok(())
+}
+
+/// Takes the master side of the terminal and gives its other side to the container's user, who may open it again.
+fn receive_terminal(console: &UnixListener, spec: &ContainerSpec) -> io::Result<OwnedFd> {
+    let (connection, _) = console.accept()?;
+    let message = socket::receive(connection.as_fd(), 4096)?;
+    let master = message.fds.into_iter().next().ok_or_else(|| io::Error::other("no descriptor came with it"))?;
+    let slave = tty::open_peer(master.as_fd())?;
+    fchown(&slave, Some(Uid::from_raw(spec.user.uid)), Some(Gid::from_raw(spec.user.gid)))?;
+    Ok(master)
+}

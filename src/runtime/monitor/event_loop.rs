@@ -1,0 +1,382 @@
+//! The loop of a monitor: waits for clients, containers, helpers and SIGCHLD, all at once, and for nothing else.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use jiff::Timestamp;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use edge_sys::fsutil;
+use edge_sys::pidfd::PidFd;
+use edge_sys::signal::SignalQueue;
+
+use super::clients::{ClientId, Clients};
+use super::container::{Asker, Container, FailureText, Phase, exit_status_of};
+use super::stdio::Interest;
+use crate::cgroup::Cgroups;
+use crate::paths::SandboxPaths;
+use crate::protocol::{self, Failure, HelperMessage, Message, ReplyBody, VERSION};
+use crate::status::ExitStatus;
+
+/// A command running, or about to run, inside a container.
+#[derive(Debug)]
+pub(super) struct Exec {
+    pub(super) asker: Asker,
+    /// The client's name for it.
+    pub(super) name: u64,
+    /// Until the command is executed.
+    pub(super) channel: Option<OwnedFd>,
+    pub(super) pid: Option<i32>,
+    pub(super) terminal: Option<OwnedFd>,
+    pub(super) failure: FailureText,
+    pub(super) started_at: Option<Timestamp>,
+}
+
+/// A monitor.
+#[derive(Debug)]
+pub(super) struct Monitor {
+    pub(super) paths: SandboxPaths,
+    pub(super) cgroups: Cgroups,
+    signals: SignalQueue,
+    pub(super) clients: Clients,
+    pub(super) containers: BTreeMap<String, Container>,
+    pub(super) execs: Vec<Exec>,
+    pub(super) pause_pid: Option<i32>,
+    /// Children that ended before anybody had told whose they are. Kept only while a helper is at work.
+    unclaimed: HashMap<i32, WaitStatus>,
+    pub(super) ended: bool,
+}
+
+/// What a descriptor in the set belongs to.
+#[derive(Debug, Clone)]
+enum Token {
+    Signals,
+    Listener,
+    Client(ClientId),
+    Channel(String),
+    Stdio(String, Interest),
+    Exec(u64, ClientId),
+}
+
+impl Monitor {
+    pub(super) fn new(
+        paths: SandboxPaths,
+        cgroups: Cgroups,
+        signals: SignalQueue,
+        listener: OwnedFd,
+        pause_pid: Option<i32>,
+    ) -> Self {
+        Self {
+            paths,
+            cgroups,
+            signals,
+            clients: Clients::new(listener),
+            containers: BTreeMap::new(),
+            execs: Vec::new(),
+            pause_pid,
+            unclaimed: HashMap::new(),
+            ended: false,
+        }
+    }
+
+    /// Serves until told to shut down.
+    pub(super) fn run(&mut self) -> io::Result<()> {
+        while !self.ended {
+            for (token, flags) in self.wait()? {
+                self.handle(token, flags)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn wait(&self) -> io::Result<Vec<(Token, PollFlags)>> {
+        let mut tokens = vec![Token::Signals, Token::Listener];
+        let mut fds = vec![
+            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.clients.listener(), PollFlags::POLLIN),
+        ];
+        for (fd, full, id) in self.clients.interests() {
+            let wanted = if full { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
+            fds.push(PollFd::new(fd, wanted));
+            tokens.push(Token::Client(id));
+        }
+        for (id, container) in &self.containers {
+            if let Some(channel) = &container.channel {
+                fds.push(PollFd::new(channel.as_fd(), PollFlags::POLLIN));
+                tokens.push(Token::Channel(id.clone()));
+            }
+            for (fd, write, interest) in container.stdio.interests() {
+                fds.push(PollFd::new(fd, if write { PollFlags::POLLOUT } else { PollFlags::POLLIN }));
+                tokens.push(Token::Stdio(id.clone(), interest));
+            }
+        }
+        for exec in &self.execs {
+            if let Some(channel) = &exec.channel {
+                fds.push(PollFd::new(channel.as_fd(), PollFlags::POLLIN));
+                tokens.push(Token::Exec(exec.name, exec.asker.client));
+            }
+        }
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(err) => return Err(err.into()),
+        }
+        let ready = fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
+        Ok(tokens.into_iter().zip(ready).filter(|(_, flags)| !flags.is_empty()).collect())
+    }
+
+    fn handle(&mut self, token: Token, flags: PollFlags) -> io::Result<()> {
+        match token {
+            Token::Signals => {
+                self.signals.drain()?;
+                self.reap()?;
+            }
+            Token::Listener => {
+                let hello = Message::Hello {
+                    version: VERSION,
+                    pid: std::process::id().cast_signed(),
+                    pause_pid: self.pause_pid,
+                };
+                self.clients.accept(&hello)?;
+            }
+            Token::Client(id) => {
+                if flags.contains(PollFlags::POLLOUT) {
+                    self.clients.flush(id);
+                }
+                if flags.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR)
+                    && let Some((request, fds)) = self.clients.receive(id)
+                {
+                    self.serve(Asker { client: id, sequence: request.sequence }, request.body, fds);
+                }
+            }
+            Token::Channel(id) => self.pump_container_channel(&id)?,
+            Token::Exec(name, client) => self.pump_exec_channel(name, client)?,
+            Token::Stdio(id, interest) => {
+                if let Some(container) = self.containers.get_mut(&id) {
+                    container.stdio.ready(interest, &mut container.log);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn reply(&mut self, asker: Asker, result: Result<ReplyBody, Failure>) {
+        self.clients.send(asker.client, &Message::Reply { sequence: asker.sequence, result }, Vec::new());
+    }
+
+    /// Collects every child that has ended, ours and those of the containers that lost their parents.
+    fn reap(&mut self) -> io::Result<()> {
+        loop {
+            let status = match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => break,
+                Err(Errno::EINTR) => continue,
+                Err(err) => return Err(err.into()),
+                Ok(status) => status,
+            };
+            if let Some(pid) = status.pid() {
+                self.child_ended(pid.as_raw(), status)?;
+            }
+        }
+        if !self.helpers_at_work() {
+            self.unclaimed.clear();
+        }
+        Ok(())
+    }
+
+    fn helpers_at_work(&self) -> bool {
+        self.containers.values().any(|container| container.phase == Phase::Creating)
+            || self.execs.iter().any(|exec| exec.pid.is_none())
+    }
+
+    fn child_ended(&mut self, pid: i32, status: WaitStatus) -> io::Result<()> {
+        let container =
+            self.containers.iter().find(|(_, container)| container.pid() == Some(pid)).map(|(id, _)| id.clone());
+        if let Some(id) = container {
+            return self.container_ended(&id, status);
+        }
+        if let Some(index) = self.execs.iter().position(|exec| exec.pid == Some(pid)) {
+            let (name, client) = (self.execs[index].name, self.execs[index].asker.client);
+            return self.exec_ended(name, client, status);
+        }
+        if self.helpers_at_work() {
+            self.unclaimed.insert(pid, status);
+        }
+        Ok(())
+    }
+
+    /// Reads what a helper, or the first process of a container, reports.
+    pub(super) fn pump_container_channel(&mut self, id: &str) -> io::Result<()> {
+        while let Some(container) = self.containers.get_mut(id) {
+            let Some(channel) = &container.channel else { return Ok(()) };
+            match receive_now(channel)? {
+                Received::Message(HelperMessage::Pid(pid), _) => {
+                    container.phase = Phase::Created { pid };
+                    if let Some(asker) = container.asker.take() {
+                        self.reply(asker, Ok(ReplyBody::Done));
+                    }
+                    if let Some(status) = self.unclaimed.remove(&pid) {
+                        self.container_ended(id, status)?;
+                    }
+                }
+                Received::Message(HelperMessage::Terminal, Some(master)) => {
+                    let stdin = container.spec.stdin;
+                    container.stdio.set_terminal(master, stdin)?;
+                }
+                Received::Message(HelperMessage::Terminal, None) => {}
+                Received::Message(HelperMessage::Detail(text), _) => container.failure.add_detail(text),
+                Received::Message(HelperMessage::Error(text), _) => container.failure.add_error(text),
+                Received::Nothing => return Ok(()),
+                Received::End => {
+                    container.channel = None;
+                    self.channel_ended(id);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Nobody holds the sending end any more: the command was executed, or could not be.
+    fn channel_ended(&mut self, id: &str) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        match container.phase {
+            Phase::Creating => {
+                let text = container.failure.text().unwrap_or_else(|| "the container could not be created".to_owned());
+                let asker = container.asker.take();
+                self.containers.remove(id);
+                if let Some(asker) = asker {
+                    self.reply(asker, Err(Failure::Start(text)));
+                }
+            }
+            Phase::Starting { pid } if container.failure.text().is_none() => {
+                let started_at = Timestamp::now();
+                container.phase = Phase::Running { pid, started_at };
+                let asker = container.asker.take();
+                self.clients.broadcast(&Message::Started { container: id.to_owned(), pid, started_at });
+                if let Some(asker) = asker {
+                    self.reply(asker, Ok(ReplyBody::Done));
+                }
+            }
+            // It failed, or was killed before it was started: the end of its first process tells the rest.
+            _ => {}
+        }
+    }
+
+    fn container_ended(&mut self, id: &str, status: WaitStatus) -> io::Result<()> {
+        // What it reported before it ended: that the command was executed, or why it was not.
+        self.pump_container_channel(id)?;
+        let Some(container) = self.containers.get_mut(id) else { return Ok(()) };
+        container.channel = None;
+        // Before the cgroup is removed, and before its processes are killed by us.
+        let oom_kills = self.cgroups.oom_kills(&container.cgroup).unwrap_or(0);
+        if !container.own_pid_namespace {
+            // Others in a shared PID namespace outlive it otherwise. Failing, they are found when the cgroup is removed.
+            let _ = self.cgroups.kill(&container.cgroup);
+        }
+        container.stdio.drain(&mut container.log);
+        let exit = container.exit_status(status, oom_kills);
+        let asker = container.asker.take();
+        container.phase = Phase::Exited(exit.clone());
+        // On disk before anybody is told. A full disk must not keep the end from being told, though.
+        let _ = record_exit(container, &exit);
+        if let Some(asker) = asker {
+            let text = if exit.message.is_empty() {
+                format!("the container ended with exit code {}", exit.code)
+            } else {
+                exit.message.clone()
+            };
+            self.reply(asker, Err(Failure::Start(text)));
+        }
+        self.clients.broadcast(&Message::Exited { container: id.to_owned(), exit });
+        Ok(())
+    }
+
+    fn pump_exec_channel(&mut self, name: u64, client: ClientId) -> io::Result<()> {
+        loop {
+            let Some(exec) = self.execs.iter_mut().find(|exec| exec.name == name && exec.asker.client == client) else {
+                return Ok(());
+            };
+            let Some(channel) = &exec.channel else { return Ok(()) };
+            match receive_now(channel)? {
+                Received::Message(HelperMessage::Pid(pid), _) => exec.pid = Some(pid),
+                Received::Message(HelperMessage::Terminal, master) => exec.terminal = master,
+                Received::Message(HelperMessage::Detail(text), _) => exec.failure.add_detail(text),
+                Received::Message(HelperMessage::Error(text), _) => exec.failure.add_error(text),
+                Received::Nothing => return Ok(()),
+                Received::End => {
+                    exec.channel = None;
+                    return self.exec_channel_ended(name, client);
+                }
+            }
+        }
+    }
+
+    fn exec_channel_ended(&mut self, name: u64, client: ClientId) -> io::Result<()> {
+        let Some(index) = self.execs.iter().position(|exec| exec.name == name && exec.asker.client == client) else {
+            return Ok(());
+        };
+        let exec = &mut self.execs[index];
+        let asker = exec.asker;
+        match (exec.failure.text(), exec.pid) {
+            (None, Some(pid)) => {
+                exec.started_at = Some(Timestamp::now());
+                // Not collected yet, so the pid is still its own: the handle is what the client may signal.
+                let mut fds = vec![OwnedFd::from(PidFd::open(pid)?)];
+                fds.extend(exec.terminal.take());
+                let message = Message::Reply { sequence: asker.sequence, result: Ok(ReplyBody::Exec { pid }) };
+                self.clients.send(client, &message, fds);
+                if let Some(status) = self.unclaimed.remove(&pid) {
+                    self.exec_ended(name, client, status)?;
+                }
+            }
+            (failure, _) => {
+                self.execs.remove(index);
+                let text = failure.unwrap_or_else(|| "the command could not be executed".to_owned());
+                self.reply(asker, Err(Failure::Start(text)));
+            }
+        }
+        Ok(())
+    }
+
+    fn exec_ended(&mut self, name: u64, client: ClientId, status: WaitStatus) -> io::Result<()> {
+        // The answer comes before the end, even when the command was faster than we are.
+        self.pump_exec_channel(name, client)?;
+        if let Some(index) = self.execs.iter().position(|exec| exec.name == name && exec.asker.client == client) {
+            let exec = self.execs.remove(index);
+            let exit = exit_status_of(status, exec.started_at);
+            if exec.channel.is_some() {
+                // It ended although somebody still holds the reporting end: it never became the command.
+                self.reply(exec.asker, Err(Failure::Start("the command could not be executed".to_owned())));
+            } else {
+                self.clients.send(exec.asker.client, &Message::ExecExited { exec: name, exit }, Vec::new());
+            }
+        }
+        Ok(())
+    }
+}
+
+enum Received {
+    Message(HelperMessage, Option<OwnedFd>),
+    Nothing,
+    End,
+}
+
+/// What a channel has now. Nonsense (which only our own helpers could send) ends it.
+fn receive_now(channel: &OwnedFd) -> io::Result<Received> {
+    let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut fds, PollTimeout::ZERO) {
+        Ok(0) | Err(Errno::EINTR) => return Ok(Received::Nothing),
+        Ok(_) => {}
+        Err(err) => return Err(err.into()),
+    }
+    Ok(match protocol::receive(channel.as_fd()) {
+        Ok(Some((message, fds))) => Received::Message(message, fds.into_iter().next()),
+        Ok(None) | Err(_) => Received::End,
+    })
+}
+
+fn record_exit(container: &Container, exit: &ExitStatus) -> io::Result<()> {
+    fsutil::write_atomic(&container.paths.exit(), &serde_json::to_vec(exit)?, 0o600)
+}

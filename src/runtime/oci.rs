@@ -1,0 +1,323 @@
+//! From a [`ContainerSpec`] to the OCI runtime specification libcontainer works by. Pure, except for looking at host devices
+//! and at our own capabilities.
+//!
+//! Limits, OOM score and rlimits are not part of it: the first are written by [`crate::cgroup`], the others set by the process that
+//! creates the container, because what may be set depends on its privileges.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use libcontainer::oci_spec::runtime as oci;
+
+use crate::capabilities;
+use crate::error::{Error, Result};
+use crate::paths::ContainerPaths;
+use crate::seccomp;
+use crate::spec::{ContainerSpec, Mount, MountSource, ProcMount, Propagation, SandboxSpec, Seccomp};
+
+/// `PATH` of a command whose image sets none.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+const MASKED_PATHS: [&str; 12] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+
+const READ_ONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// What a container shares with its sandbox.
+#[derive(Debug, Clone)]
+pub(crate) struct SandboxNamespaces {
+    /// Pid of the monitor, which lives in the sandbox's IPC and UTS namespaces.
+    pub(crate) monitor_pid: i32,
+    /// Pid of the first process of the shared PID namespace, if there is one.
+    pub(crate) pause_pid: Option<i32>,
+}
+
+/// Builds the OCI specification of a container. `cgroup` is its full cgroup path.
+pub(crate) fn build(
+    sandbox: &SandboxSpec,
+    namespaces: &SandboxNamespaces,
+    spec: &ContainerSpec,
+    paths: &ContainerPaths,
+    cgroup: &str,
+) -> Result<oci::Spec> {
+    if spec.args.is_empty() {
+        return Err(Error::InvalidSpec("no command specified".to_owned()));
+    }
+    let mut root = oci::Root::default();
+    root.set_path(paths.rootfs());
+    root.set_readonly(Some(spec.security.read_only_rootfs));
+
+    let mut result = oci::Spec::default();
+    result.set_version("1.0.2".to_owned());
+    result.set_root(Some(root));
+    result.set_hostname(None);
+    result.set_mounts(Some(mounts(sandbox, spec, paths)?));
+    result.set_annotations(Some(spec.annotations.clone().into_iter().collect()));
+    let capability_names = capabilities::names(&spec.security)?;
+    result.set_process(Some(process(sandbox, spec, &capability_names)));
+    result.set_linux(Some(linux(sandbox, namespaces, spec, &capability_names, cgroup)?));
+    Ok(result)
+}
+
+fn process(sandbox: &SandboxSpec, spec: &ContainerSpec, capability_names: &[String]) -> oci::Process {
+    let mut user = oci::User::default();
+    user.set_uid(spec.user.uid);
+    user.set_gid(spec.user.gid);
+    user.set_additional_gids(Some(spec.supplementary_groups()).filter(|groups| !groups.is_empty()));
+
+    let held = capabilities::effective(capability_names);
+    let mut sets = oci::LinuxCapabilities::default();
+    sets.set_bounding(Some(held.clone()));
+    sets.set_effective(Some(held.clone()));
+    sets.set_permitted(Some(held));
+    sets.set_inheritable(None);
+    sets.set_ambient(None);
+
+    let mut process = oci::Process::default();
+    process.set_terminal(Some(spec.tty));
+    process.set_user(user);
+    process.set_args(Some(spec.args.clone()));
+    process.set_env(Some(environment(sandbox, spec)));
+    process.set_cwd(if spec.cwd.as_os_str().is_empty() { PathBuf::from("/") } else { spec.cwd.clone() });
+    process.set_capabilities(Some(sets));
+    process.set_rlimits(None);
+    // "false" would make libcontainer load the filter after it has given up the privilege to do so.
+    process.set_no_new_privileges(spec.security.no_new_privileges.then_some(true));
+    process
+}
+
+/// The environment, each name once (the last one wins), completed with what every program expects.
+fn environment(sandbox: &SandboxSpec, spec: &ContainerSpec) -> Vec<String> {
+    let mut env: Vec<(String, String)> = Vec::new();
+    let home = spec.user.home.clone().unwrap_or_else(|| "/".to_owned());
+    env.push(("PATH".to_owned(), DEFAULT_PATH.to_owned()));
+    env.push(("HOME".to_owned(), home));
+    if let Some(hostname) = &sandbox.hostname {
+        env.push(("HOSTNAME".to_owned(), hostname.clone()));
+    }
+    if spec.tty {
+        env.push(("TERM".to_owned(), "xterm".to_owned()));
+    }
+    for (name, value) in &spec.env {
+        match env.iter_mut().find(|(known, _)| known == name) {
+            Some(entry) => entry.1.clone_from(value),
+            None => env.push((name.clone(), value.clone())),
+        }
+    }
+    env.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+}
+
+fn linux(
+    sandbox: &SandboxSpec,
+    namespaces: &SandboxNamespaces,
+    spec: &ContainerSpec,
+    capability_names: &[String],
+    cgroup: &str,
+) -> Result<oci::Linux> {
+    let (devices, rules) = devices(spec)?;
+    let mut resources = oci::LinuxResources::default();
+    resources.set_devices(Some(rules));
+
+    let mut linux = oci::Linux::default();
+    linux.set_namespaces(Some(namespace_list(sandbox, namespaces)));
+    linux.set_cgroups_path(Some(PathBuf::from(cgroup)));
+    linux.set_resources(Some(resources));
+    linux.set_devices(Some(devices));
+    linux.set_uid_mappings(None);
+    linux.set_gid_mappings(None);
+    linux.set_seccomp(seccomp_profile(spec, capability_names)?);
+    let bidirectional =
+        |mount: &Mount| matches!(mount.source, MountSource::Bind { propagation: Propagation::Bidirectional, .. });
+    linux.set_rootfs_propagation(spec.mounts.iter().any(bidirectional).then(|| "shared".to_owned()));
+    let protected = !spec.security.privileged && spec.security.proc_mount == ProcMount::Default;
+    let list = |paths: &[&str]| protected.then(|| paths.iter().map(|path| (*path).to_owned()).collect());
+    linux.set_masked_paths(list(&MASKED_PATHS));
+    linux.set_readonly_paths(list(&READ_ONLY_PATHS));
+    Ok(linux)
+}
+
+fn seccomp_profile(spec: &ContainerSpec, capability_names: &[String]) -> Result<Option<oci::LinuxSeccomp>> {
+    if spec.security.privileged {
+        return Ok(None);
+    }
+    match &spec.security.seccomp {
+        Seccomp::RuntimeDefault => Ok(Some(seccomp::default_profile(capability_names))),
+        Seccomp::Unconfined => Ok(None),
+        Seccomp::Localhost(profile) => serde_json::from_value(profile.clone())
+            .map(Some)
+            .map_err(|err| Error::InvalidSpec(format!("seccomp profile: {err}"))),
+    }
+}
+
+fn namespace_list(sandbox: &SandboxSpec, namespaces: &SandboxNamespaces) -> Vec<oci::LinuxNamespace> {
+    use oci::LinuxNamespaceType as Type;
+    let of_process = |pid: i32, name: &str| Some(PathBuf::from(format!("/proc/{pid}/ns/{name}")));
+    let mut list = vec![namespace(Type::Mount, None), namespace(Type::Cgroup, None)];
+    if !sandbox.host_ipc {
+        list.push(namespace(Type::Ipc, of_process(namespaces.monitor_pid, "ipc")));
+    }
+    if sandbox.hostname.is_some() {
+        list.push(namespace(Type::Uts, of_process(namespaces.monitor_pid, "uts")));
+    }
+    if let Some(netns) = &sandbox.netns {
+        list.push(namespace(Type::Network, Some(netns.clone())));
+    }
+    match (sandbox.host_pid, namespaces.pause_pid) {
+        (true, _) => {}
+        (false, Some(pause)) => list.push(namespace(Type::Pid, of_process(pause, "pid"))),
+        (false, None) => list.push(namespace(Type::Pid, None)),
+    }
+    list
+}
+
+fn namespace(kind: oci::LinuxNamespaceType, path: Option<PathBuf>) -> oci::LinuxNamespace {
+    let mut namespace = oci::LinuxNamespace::default();
+    namespace.set_typ(kind);
+    namespace.set_path(path);
+    namespace
+}
+
+fn mounts(sandbox: &SandboxSpec, spec: &ContainerSpec, paths: &ContainerPaths) -> Result<Vec<oci::Mount>> {
+    let writable = if spec.security.privileged { "rw" } else { "ro" };
+    let shm = if sandbox.host_ipc { PathBuf::from("/dev/shm") } else { paths.sandbox().shm() };
+    let base = ["nosuid", "noexec", "nodev"];
+    let mut list = vec![
+        mount("/proc", "proc", "proc", &base),
+        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
+        mount("/dev/mqueue", "mqueue", "mqueue", &base),
+        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", writable]),
+        mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", writable]),
+        mount("/dev/shm", "bind", shm, &["rbind", "nosuid", "noexec", "nodev", "rw"]),
+    ];
+    for (index, wanted) in spec.mounts.iter().enumerate() {
+        if !wanted.destination.is_absolute() {
+            return Err(Error::InvalidSpec(format!("mount destination {:?} is not absolute", wanted.destination)));
+        }
+        // A mount of the pod replaces the usual one at the same place.
+        list.retain(|usual| usual.destination() != &wanted.destination);
+        list.push(user_mount(wanted, index, paths));
+    }
+    Ok(list)
+}
+
+fn user_mount(wanted: &Mount, index: usize, paths: &ContainerPaths) -> oci::Mount {
+    let access = if wanted.read_only { "ro" } else { "rw" };
+    match &wanted.source {
+        MountSource::Bind { path, propagation: Propagation::Private } => {
+            mount(&wanted.destination, "bind", path, &["rbind", access])
+        }
+        // The helper that creates the container has put a copy with the right propagation there.
+        MountSource::Bind { .. } => mount(&wanted.destination, "bind", paths.staged_mount(index), &["rbind", access]),
+        MountSource::Tmpfs { size, mode } => {
+            let mut options =
+                vec!["nosuid".to_owned(), "nodev".to_owned(), access.to_owned(), format!("mode={mode:o}")];
+            options.extend(size.map(|bytes| format!("size={bytes}")));
+            let options: Vec<&str> = options.iter().map(String::as_str).collect();
+            mount(&wanted.destination, "tmpfs", "tmpfs", &options)
+        }
+    }
+}
+
+fn mount(destination: impl Into<PathBuf>, kind: &str, source: impl Into<PathBuf>, options: &[&str]) -> oci::Mount {
+    let mut mount = oci::Mount::default();
+    mount.set_destination(destination.into());
+    mount.set_typ(Some(kind.to_owned()));
+    mount.set_source(Some(source.into()));
+    mount.set_options(Some(options.iter().map(|option| (*option).to_owned()).collect()));
+    mount
+}
+
+/// The device nodes to make, and the rules of the device cgroup.
+fn devices(spec: &ContainerSpec) -> Result<(Vec<oci::LinuxDevice>, Vec<oci::LinuxDeviceCgroup>)> {
+    if spec.security.privileged {
+        return Ok((host_devices(), vec![rule(true, None, "rwm")]));
+    }
+    // libcontainer adds the rules for the usual devices (null, zero, tty, …) after these.
+    let mut rules = vec![rule(false, None, "rwm")];
+    let mut nodes = Vec::new();
+    for wanted in &spec.devices {
+        let node = device_node(&wanted.host_path, &wanted.container_path)
+            .map_err(Error::io("cannot use device", &wanted.host_path))?;
+        rules.push(rule(true, Some(&node), &wanted.permissions));
+        nodes.push(node);
+    }
+    Ok((nodes, rules))
+}
+
+fn rule(allow: bool, node: Option<&oci::LinuxDevice>, access: &str) -> oci::LinuxDeviceCgroup {
+    let mut rule = oci::LinuxDeviceCgroup::default();
+    rule.set_allow(allow);
+    rule.set_access(Some(access.to_owned()));
+    if let Some(node) = node {
+        rule.set_typ(Some(node.typ()));
+        rule.set_major(Some(node.major()));
+        rule.set_minor(Some(node.minor()));
+    }
+    rule
+}
+
+fn device_node(host_path: &Path, container_path: &Path) -> std::io::Result<oci::LinuxDevice> {
+    let metadata = fs::metadata(host_path)?;
+    let kind = metadata.file_type();
+    let kind = if kind.is_char_device() {
+        oci::LinuxDeviceType::C
+    } else if kind.is_block_device() {
+        oci::LinuxDeviceType::B
+    } else {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a device node"));
+    };
+    let mut node = oci::LinuxDevice::default();
+    node.set_path(container_path.to_owned());
+    node.set_typ(kind);
+    node.set_major(nix::sys::stat::major(metadata.rdev()).cast_signed());
+    node.set_minor(nix::sys::stat::minor(metadata.rdev()).cast_signed());
+    node.set_file_mode(Some(metadata.mode() & 0o777));
+    node.set_uid(Some(metadata.uid()));
+    node.set_gid(Some(metadata.gid()));
+    Ok(node)
+}
+
+/// Every device node below the host's `/dev`, for privileged containers. Those a container has its own of are left out.
+fn host_devices() -> Vec<oci::LinuxDevice> {
+    let mut nodes = HashMap::new();
+    collect_devices(Path::new("/dev"), &mut nodes);
+    nodes.into_values().collect()
+}
+
+fn collect_devices(directory: &Path, nodes: &mut HashMap<PathBuf, oci::LinuxDevice>) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for entry in entries.flatten() {
+        let Ok(kind) = entry.file_type() else { continue };
+        let path = entry.path();
+        if kind.is_dir() {
+            if !matches!(entry.file_name().to_str(), Some("pts" | "shm" | "fd" | "mqueue" | ".udev")) {
+                collect_devices(&path, nodes);
+            }
+        } else if (kind.is_char_device() || kind.is_block_device())
+            && !matches!(path.to_str(), Some("/dev/console" | "/dev/ptmx"))
+            && let Ok(node) = device_node(&path, &path)
+        {
+            nodes.insert(path, node);
+        }
+    }
+}
