@@ -5,12 +5,13 @@
 //! - [`proto`]: JSON ↔ protobuf transcoding,
 //! - [`validate`]: strict decoding, unknown and duplicate fields, wrong types, pruning, normal forms,
 //! - [`default`]: the defaults an API server fills in,
-//! - `openapi`: the published OpenAPI v2 and v3 documents,
+//! - [`openapi`]: the published OpenAPI v2 and v3 documents,
 //! - `patch` and `apply`: the four patch types.
 
 pub mod default;
 pub mod document;
 pub mod patch;
+pub mod openapi;
 pub mod proto;
 pub mod table;
 pub mod validate;

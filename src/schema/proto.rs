@@ -6,7 +6,7 @@
 
 mod decode;
 mod encode;
-mod wire;
+pub(crate) mod wire;
 
 use edge_api::{GroupVersion, GroupVersionKind};
 use serde_json::Value;

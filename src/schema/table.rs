@@ -89,7 +89,7 @@ struct KindRec {
 }
 
 /// Kinds of `meta/v1` that belong to every group version.
-const EVERYWHERE: [&str; 7] =
+pub(crate) const EVERYWHERE: [&str; 7] =
     ["CreateOptions", "DeleteOptions", "GetOptions", "ListOptions", "PatchOptions", "UpdateOptions", "WatchEvent"];
 
 /// A set of types and the kinds that name some of them.

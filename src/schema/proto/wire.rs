@@ -11,38 +11,38 @@ pub(super) const LENGTH: u8 = 2;
 const FIXED32: u8 = 5;
 
 /// Writes a message back to front, so that a length is known when its prefix is written.
-pub(super) struct Writer {
+pub(crate) struct Writer {
     /// The bytes so far, in reverse order.
     reversed: Vec<u8>,
 }
 
 impl Writer {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { reversed: Vec::with_capacity(1024) }
     }
 
     /// The bytes in their right order.
-    pub(super) fn finish(mut self) -> Vec<u8> {
+    pub(crate) fn finish(mut self) -> Vec<u8> {
         self.reversed.reverse();
         self.reversed
     }
 
     /// Bytes written so far; also where a length-delimited field ends that [`Self::close`] will begin.
-    pub(super) fn mark(&self) -> usize {
+    pub(crate) fn mark(&self) -> usize {
         self.reversed.len()
     }
 
     /// Begins the length-delimited field that ends at `mark`.
-    pub(super) fn close(&mut self, number: u32, mark: usize) {
+    pub(crate) fn close(&mut self, number: u32, mark: usize) {
         self.varint((self.reversed.len() - mark) as u64);
         self.tag(number, LENGTH);
     }
 
-    pub(super) fn raw(&mut self, bytes: &[u8]) {
+    pub(crate) fn raw(&mut self, bytes: &[u8]) {
         self.reversed.extend(bytes.iter().rev());
     }
 
-    pub(super) fn varint(&mut self, mut n: u64) {
+    pub(crate) fn varint(&mut self, mut n: u64) {
         let at = self.reversed.len();
         while n >= 0x80 {
             self.reversed.push(n as u8 | 0x80);
@@ -52,25 +52,25 @@ impl Writer {
         self.reversed[at..].reverse();
     }
 
-    pub(super) fn tag(&mut self, number: u32, wire: u8) {
+    pub(crate) fn tag(&mut self, number: u32, wire: u8) {
         self.varint(u64::from(number) << 3 | u64::from(wire));
     }
 
-    pub(super) fn int(&mut self, number: u32, n: i64) {
+    pub(crate) fn int(&mut self, number: u32, n: i64) {
         self.varint(n.cast_unsigned());
         self.tag(number, VARINT);
     }
 
-    pub(super) fn double(&mut self, number: u32, n: f64) {
+    pub(crate) fn double(&mut self, number: u32, n: f64) {
         self.raw(&n.to_le_bytes());
         self.tag(number, FIXED64);
     }
 
-    pub(super) fn string(&mut self, number: u32, text: &str) {
+    pub(crate) fn string(&mut self, number: u32, text: &str) {
         self.string_bytes(number, text.as_bytes());
     }
 
-    pub(super) fn string_bytes(&mut self, number: u32, bytes: &[u8]) {
+    pub(crate) fn string_bytes(&mut self, number: u32, bytes: &[u8]) {
         let mark = self.mark();
         self.raw(bytes);
         self.close(number, mark);
