@@ -22,8 +22,6 @@ mod record;
 mod reference;
 mod store;
 mod tarball;
-#[cfg(test)]
-mod testing;
 mod unpack;
 
 pub use digest::{Digest, InvalidDigest};

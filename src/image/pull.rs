@@ -31,13 +31,15 @@ pub struct PullOptions {
 }
 
 type PullResult = Result<Arc<Image>, Arc<Error>>;
+/// Image name and credentials: whoever may not see an image must not get it from somebody else's pull.
+type PullKey = (String, Vec<Credentials>);
 type PullFuture = BoxFuture<'static, PullResult>;
 
 /// Pulls in progress, and the registries to pull from.
 pub(crate) struct Pulls {
     registries: Registries,
     /// Pulls of the same image with the same credentials share one download, which ends when nobody waits any more.
-    running: Mutex<HashMap<(String, Vec<Credentials>), WeakShared<PullFuture>>>,
+    running: Mutex<HashMap<PullKey, WeakShared<PullFuture>>>,
     /// Files being downloaded. Different images may want the same blob; one fetches it, the others wait.
     fetching: Mutex<HashMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>,
 }

@@ -282,10 +282,10 @@ pub(super) fn server_message(status: StatusCode, body: &[u8]) -> String {
         message: String,
     }
     let parsed = serde_json::from_slice::<Errors>(body).ok();
-    let message = parsed.and_then(|parsed| match parsed.errors.first() {
-        Some(first) if first.message.is_empty() => Some(first.code.clone()),
-        Some(first) => Some(first.message.clone()),
-        None => Some(parsed.details),
+    let message = parsed.map(|parsed| match parsed.errors.first() {
+        Some(first) if first.message.is_empty() => first.code.clone(),
+        Some(first) => first.message.clone(),
+        None => parsed.details,
     });
     let message = message.filter(|message| !message.is_empty());
     message.unwrap_or_else(|| status.canonical_reason().unwrap_or("unknown status").to_lowercase())
