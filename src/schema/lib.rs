@@ -10,8 +10,8 @@
 
 pub mod default;
 pub mod document;
-pub mod patch;
 pub mod openapi;
+pub mod patch;
 pub mod proto;
 pub mod table;
 pub mod validate;

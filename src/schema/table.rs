@@ -145,6 +145,11 @@ impl Schema {
         Some(self.ty(self.names[at].1))
     }
 
+    /// Every named type, sorted by name.
+    pub fn names(&self) -> impl Iterator<Item = TypeRef<'_>> {
+        self.names.iter().map(|(_, ty)| self.ty(*ty))
+    }
+
     /// Every kind, sorted by group, version and kind.
     pub fn kinds(&self) -> impl Iterator<Item = Kind<'_>> {
         self.kinds.iter().map(|k| Kind {
@@ -290,6 +295,11 @@ impl<'s> TypeRef<'s> {
     /// OpenAPI name of a struct, for instance `io.k8s.api.core.v1.PodSpec`; `None` for anonymous types.
     pub fn name(&self) -> Option<&'s str> {
         self.schema.opt(self.rec().name)
+    }
+
+    /// The type as its name declares it: a field may use a struct with another map type than the struct itself has.
+    pub fn declared(&self) -> TypeRef<'s> {
+        self.name().and_then(|name| self.schema.named(name)).unwrap_or(*self)
     }
 
     /// What the type is.

@@ -24,10 +24,27 @@ impl Descriptions {
         let own = self.0.get(format!("{}.{field}", names::short(ty)).as_str());
         own.or_else(|| self.0.get(format!("*.{field}").as_str())).copied()
     }
+}
 
-    /// Every key, for the test that each of them names something.
-    #[cfg(test)]
-    pub(super) fn keys(&self) -> impl Iterator<Item = &'static str> {
-        self.0.keys().copied()
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Schema;
+
+    /// Every line is read, and describes something there is.
+    #[test]
+    fn every_description_has_its_place() {
+        let lines = include_str!("../descriptions.txt").lines().filter(|l| !l.is_empty() && !l.starts_with('#'));
+        let Descriptions(all) = Descriptions::load();
+        assert_eq!(all.len(), lines.count(), "a line is malformed or there twice");
+        let types: HashMap<_, _> =
+            Schema::builtin().names().map(|ty| (names::short(ty.name().unwrap_or_default()), ty)).collect();
+        for key in all.keys().filter(|key| !key.starts_with("*.")) {
+            let field = || {
+                let (ty, field) = key.rsplit_once('.')?;
+                types.get(ty)?.field(field)
+            };
+            assert!(types.contains_key(key) || field().is_some(), "{key} describes nothing");
+        }
     }
 }

@@ -70,6 +70,7 @@ impl<'a> Schemas<'a> {
     }
 
     fn reach(&mut self, ty: TypeRef<'a>) {
+        let ty = ty.declared();
         if let Some(name) = ty.name()
             && ty.element().is_none()
             && self.types.insert(name.to_owned(), ty).is_some()
@@ -181,10 +182,16 @@ impl<'a> Schemas<'a> {
             }
             Some(ListType::Set) => out["x-kubernetes-list-type"] = "set".into(),
             Some(ListType::Atomic) => out["x-kubernetes-list-type"] = "atomic".into(),
-            None if matches!(ty.shape(), Shape::Map(_)) && ty.map_type() == Some(MapType::Atomic) => {
-                out["x-kubernetes-map-type"] = "atomic".into();
-            }
-            None => {}
+            // a field may differ from what its struct declares
+            None => match ty.map_type() {
+                Some(MapType::Atomic) if ty.declared().map_type() != ty.map_type() || ty.name().is_none() => {
+                    out["x-kubernetes-map-type"] = "atomic".into();
+                }
+                Some(MapType::Granular) if ty.declared().map_type() != ty.map_type() => {
+                    out["x-kubernetes-map-type"] = "granular".into();
+                }
+                _ => {}
+            },
         }
         out
     }

@@ -88,8 +88,7 @@ fn compare_property(place: &str, theirs: &Value, ours: &Value, differences: &mut
     ] {
         // Kubernetes no longer publishes empty defaults of scalars such as times
         let empty_default = key == "default" && theirs[key] == serde_json::json!({}) && ours[key].is_null();
-        let granular = theirs[key] == "granular" && ours[key].is_null();
-        if theirs[key] != ours[key] && !empty_default && !granular {
+        if theirs[key] != ours[key] && !empty_default {
             differences.push(format!("{place} {key}: {} is {}", theirs[key], ours[key]));
         }
     }
@@ -118,15 +117,18 @@ const CHANGED_SINCE: &[&str] = &[
     "LabelSelectorRequirement.key ",
     "LocalObjectReference.name ",
     "PersistentVolumeClaimSpec.resources ",
+    "PersistentVolumeClaimStatus.resizeStatus ",
     "PodIP",
     "PodResourceClaim.source ",
     "RBDPersistentVolumeSource.",
     "RBDVolumeSource.",
     "ScaleIOPersistentVolumeSource.",
     "ScaleIOVolumeSource.",
+    "ScaleSpec.replicas ",
     "SecretEnvSource.name ",
     "SecretKeySelector.name ",
     "SecretProjection.name ",
+    "StatefulSetSpec required ",
 ];
 
 #[test]
