@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
 
 use nix::sys::wait::waitpid;
 use nix::unistd::setsid;
@@ -14,10 +15,10 @@ use edge_sys::{process, signal, socket};
 use crate::monitor;
 use crate::protocol::{self, MonitorConfig, Ready};
 
-/// The running zygote. Dropping it ends it.
-#[derive(Debug)]
+/// The running zygote. Dropping the last clone ends it.
+#[derive(Debug, Clone)]
 pub struct Zygote {
-    socket: OwnedFd,
+    socket: Arc<OwnedFd>,
 }
 
 impl Zygote {
@@ -34,7 +35,7 @@ impl Zygote {
                 Err(_) => 1,
             }
         })?;
-        Ok(Self { socket: ours })
+        Ok(Self { socket: Arc::new(ours) })
     }
 
     /// Starts a monitor and waits until it listens. Blocks.
