@@ -1,129 +1,100 @@
-//! Certificate authorities and what they sign.
+//! Certificate authorities.
 
-use crate::PkiError;
-use crate::certificate::now;
-use crate::files::{self, PUBLIC, SECRET, malformed};
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    date_time_ymd,
-};
-use std::path::Path;
+use crate::files::{self, PUBLIC, PkiError, SECRET};
+use crate::{DAY, plausible_now};
+use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rustls_pki_types::CertificateDer;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
-/// How long an authority is valid, in years.
-const AUTHORITY_YEARS: u64 = 10;
-/// How long what it signs is valid, in days.
-const LEAF_DAYS: u64 = 365;
-const DAY: u64 = 24 * 60 * 60;
+/// Twenty years: a cluster's authorities are as old as the cluster.
+const LIFETIME_DAYS: u32 = 20 * 365;
 
-/// A certificate with its key, both PEM.
-#[derive(Clone, Debug)]
-pub struct Identity {
-    /// The certificate.
-    pub certificate: String,
-    /// The private key, PKCS 8.
-    pub key: String,
-}
-
-/// A certificate authority.
+/// A certificate authority: its certificate and the key that signs.
+#[derive(Debug)]
 pub struct Authority {
-    issuer: Issuer<'static, KeyPair>,
+    certificate: CertificateDer<'static>,
     pem: String,
+    issuer: Issuer<'static, KeyPair>,
+    path: PathBuf,
 }
 
 impl Authority {
-    /// Reads `<name>.crt` and `<name>.key` from a directory, or makes both when neither is there.
+    /// Reads `<name>.crt` and `<name>.key` in `dir`, or makes them. An administrator may put an own authority there.
     ///
     /// # Errors
-    /// When only one of them is there or either does not parse, naming the file; nothing is overwritten then.
+    /// When a file is unreadable or malformed, the two do not belong together, or only the certificate is there.
     pub fn load_or_create(dir: &Path, name: &str) -> Result<Self, PkiError> {
-        let (certificate_path, key_path) = (dir.join(format!("{name}.crt")), dir.join(format!("{name}.key")));
-        let (certificate, key) = match (files::read(&certificate_path)?, files::read(&key_path)?) {
-            (Some(certificate), Some(key)) => (certificate, key),
-            (None, None) => {
-                let made = create(name)?;
-                // the key first: a certificate without its key would be an error at the next start
-                files::write(&key_path, &made.key, SECRET)?;
-                files::write(&certificate_path, &made.certificate, PUBLIC)?;
-                (made.certificate, made.key)
+        let path = dir.join(format!("{name}.crt"));
+        let key_path = dir.join(format!("{name}.key"));
+        match (files::read(&path)?, files::read(&key_path)?) {
+            (Some(certificate), Some(key)) => {
+                let key = files::parse_key(&key_path, &key)?;
+                Self::from_parts(path, &certificate, key_path, key)
             }
-            // an earlier first start ended between the two writes
-            (None, Some(key)) => {
-                let key_pair = KeyPair::from_pem(&key).map_err(|e| malformed(&key_path, e))?;
-                let certificate = sign_itself(name, &key_pair)?;
-                files::write(&certificate_path, &certificate, PUBLIC)?;
-                (certificate, key)
+            (Some(_), None) => Err(PkiError::KeyMissing { certificate: path, key: key_path }),
+            (None, key) => {
+                // The key is written first, so a crash leaves at most a key to go on with.
+                let key = match key {
+                    Some(pem) => files::parse_key(&key_path, &pem)?,
+                    None => {
+                        let key = KeyPair::generate().map_err(|source| issue(name, source))?;
+                        files::write(&key_path, &key.serialize_pem(), SECRET)?;
+                        key
+                    }
+                };
+                let pem = self_signed(name, &key)?;
+                files::write(&path, &pem, PUBLIC)?;
+                Self::from_parts(path, pem.as_bytes(), key_path, key)
             }
-            (Some(_), None) => return Err(malformed(&key_path, "the private key of an authority is missing")),
-        };
-        let key = KeyPair::from_pem(&key).map_err(|e| malformed(&key_path, e))?;
-        crate::certificate::read(&certificate).map_err(|e| malformed(&certificate_path, e))?;
-        let issuer = Issuer::from_ca_cert_pem(&certificate, key).map_err(|e| malformed(&certificate_path, e))?;
-        Ok(Self { issuer, pem: certificate })
+        }
     }
 
-    /// The authority's certificate, PEM.
+    fn from_parts(path: PathBuf, pem: &[u8], key_path: PathBuf, key: KeyPair) -> Result<Self, PkiError> {
+        let certificate = files::parse_certificates(&path, pem)?.swap_remove(0);
+        if !files::belongs(&key, &certificate) {
+            return Err(PkiError::KeyMismatch { certificate: path, key: key_path });
+        }
+        let malformed = || PkiError::Malformed { path: path.clone(), what: "certificate" };
+        let pem = String::from_utf8(pem.to_vec()).map_err(|_| malformed())?;
+        let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|_| malformed())?;
+        Ok(Self { certificate, pem, issuer, path })
+    }
+
+    /// The certificate, as PEM: what clients are given to trust.
     pub fn pem(&self) -> &str {
         &self.pem
     }
 
-    /// Signs a client certificate for a user name and its groups, valid for a year.
-    ///
-    /// # Errors
-    /// When the names cannot be written into a certificate.
-    pub fn client(&self, user: &str, groups: &[&str]) -> Result<Identity, PkiError> {
-        let mut params = leaf(&[])?;
-        params.distinguished_name.push(DnType::CommonName, user);
-        for group in groups {
-            params.distinguished_name.push(DnType::OrganizationName, *group);
-        }
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        self.sign(&params)
+    /// The certificate.
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
     }
 
-    /// Signs a serving certificate for names and addresses, valid for a year.
-    ///
-    /// # Errors
-    /// When a name cannot be written into a certificate.
-    pub fn serving(&self, common_name: &str, names: &[String]) -> Result<Identity, PkiError> {
-        let mut params = leaf(names)?;
-        params.distinguished_name.push(DnType::CommonName, common_name);
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        self.sign(&params)
+    /// The file of the certificate.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
-    fn sign(&self, params: &CertificateParams) -> Result<Identity, PkiError> {
-        let key = KeyPair::generate()?;
-        let certificate = params.signed_by(&key, &self.issuer)?;
-        Ok(Identity { certificate: certificate.pem(), key: key.serialize_pem() })
+    pub(crate) fn issuer(&self) -> &Issuer<'static, KeyPair> {
+        &self.issuer
     }
 }
 
-fn create(name: &str) -> Result<Identity, PkiError> {
-    let key = KeyPair::generate()?;
-    Ok(Identity { certificate: sign_itself(name, &key)?, key: key.serialize_pem() })
+pub(crate) fn issue(subject: &str, source: rcgen::Error) -> PkiError {
+    PkiError::Issue { subject: subject.to_owned(), source }
 }
 
-fn sign_itself(name: &str, key: &KeyPair) -> Result<String, PkiError> {
-    let mut params = CertificateParams::new(Vec::new())?;
-    valid_for(&mut params, AUTHORITY_YEARS * 365 * DAY);
-    params.distinguished_name = rcgen::DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, format!("edge-{name}@{}", now()));
+fn self_signed(name: &str, key: &KeyPair) -> Result<String, PkiError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    // Names differ between clusters, or a client that knows two of them would confuse their authorities.
+    let made = plausible_now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    params.distinguished_name.push(DnType::CommonName, format!("edge-{name}@{made}"));
+    params.not_before = UNIX_EPOCH.into();
+    params.not_after = (plausible_now() + DAY * LIFETIME_DAYS).into();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
-    Ok(params.self_signed(key)?.pem())
-}
-
-fn leaf(names: &[String]) -> Result<CertificateParams, PkiError> {
-    let mut params = CertificateParams::new(names.to_vec())?;
-    valid_for(&mut params, LEAF_DAYS * DAY);
-    params.distinguished_name = rcgen::DistinguishedName::new();
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
-    params.use_authority_key_identifier_extension = true;
-    Ok(params)
-}
-
-/// Valid from 1970, whatever the clock says: a machine without a clock must be able to use what it has just made.
-fn valid_for(params: &mut CertificateParams, seconds: u64) {
-    params.not_before = date_time_ymd(1970, 1, 1);
-    params.not_after = params.not_before + std::time::Duration::from_secs(now() + seconds);
+    params.key_usages =
+        vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment, KeyUsagePurpose::KeyCertSign];
+    params.self_signed(key).map(|c| c.pem()).map_err(|source| issue(name, source))
 }
