@@ -120,7 +120,7 @@ pub(crate) enum Failure {
 /// the command has been executed, since every copy of the sending end is close-on-exec.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum HelperMessage {
-    /// Pid of the command-to-be; for a container: everything is ready.
+    /// Pid of the command-to-be; for a container: everything is ready. For an exec a pidfd comes with it.
     Pid(i32),
     /// The master side of its terminal comes with this message.
     Terminal,

@@ -4,6 +4,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind,
     connect, listen, recvmsg, sendmsg, socket, socketpair,
@@ -28,7 +29,7 @@ pub fn listen_at(path: &Path) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
     bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
-    listen(&fd, Backlog::new(16)?)?;
+    listen(&fd, Backlog::new(128)?)?;
     Ok(fd)
 }
 
@@ -45,16 +46,19 @@ pub fn accept_nonblocking(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd
     }
 }
 
-/// Connects to the listening socket `name` inside the directory `dir`, however long the directory's path is: the address of
+/// Connects, as a non-blocking socket, to the listening socket `name` inside the directory `dir`, however long the directory's path is: the address of
 /// a unix socket holds only 107 bytes, so the directory is reached through its descriptor.
 ///
 /// # Errors
 /// "Connection refused" when nobody listens any more; otherwise the error of the system call.
 pub fn connect_in(dir: &Path, name: &str) -> io::Result<OwnedFd> {
     let dir = std::fs::File::open(dir)?;
-    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
+    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
     let address = UnixAddr::new(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()).as_str())?;
+    // Blocking until here: a full backlog is worth the moment it takes the listener to accept.
     connect(fd.as_raw_fd(), &address)?;
+    let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
+    fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     Ok(fd)
 }
 

@@ -157,8 +157,10 @@ impl Cgroups {
     pub fn remove(&self, path: &str) -> Result<()> {
         let deadline = Instant::now() + KILL_TIMEOUT;
         loop {
+            // All handles first: a dying process leaves the list of its cgroup before it has really ended.
+            let processes = self.kill_each(path)?;
             self.kill(path)?;
-            for process in self.kill_each(path)? {
+            for process in processes {
                 wait_for_end(path, &process, deadline)?;
             }
             match self.remove_directories(path) {

@@ -15,7 +15,7 @@ use super::connection::{Connection, SharedConnection};
 use super::{Container, Inner, Sandbox, blocking};
 use crate::error::{Error, Result, chain};
 use crate::paths::SandboxPaths;
-use crate::protocol::{Message, MonitorConfig, RequestBody};
+use crate::protocol::{Message, MonitorConfig, ReplyBody, RequestBody};
 use crate::spec::{SandboxSpec, validate_id};
 use crate::status::{ContainerEvent, ContainerState, ExitStatus, UNKNOWN_EXIT_CODE};
 
@@ -97,39 +97,90 @@ impl Inner {
         }
     }
 
-    /// Life of the task that reads what a monitor says. It ends with the connection.
-    async fn listen(self: Arc<Self>, sandbox: Arc<Sandbox>, connection: SharedConnection) {
+    /// Life of the task that reads what a monitor says. It ends with the monitor.
+    async fn listen(self: Arc<Self>, sandbox: Arc<Sandbox>, mut connection: SharedConnection) {
         loop {
             match connection.next_event().await {
-                Ok(Some(message)) => self.heard(&sandbox, message),
-                Ok(None) => break,
+                Ok(Some(message)) => {
+                    self.heard(&sandbox, message);
+                    continue;
+                }
+                Ok(None) => {}
                 Err(err) => {
-                    tracing::warn!(sandbox = %sandbox.spec.id, error = %err, "lost the connection to a monitor");
-                    break;
+                    tracing::warn!(sandbox = %sandbox.spec.id, error = %err, "lost the connection to a monitor")
                 }
             }
+            // Taken away before by whoever shuts the monitor down on purpose.
+            if sandbox.connection.lock().is_none() {
+                return;
+            }
+            match self.reconnect(&sandbox, &connection).await {
+                Some(new) => connection = new,
+                None => break,
+            }
         }
-        // Taken away before by whoever shuts the monitor down on purpose.
         if sandbox.connection.lock().take().is_some() {
+            // Should it live but not be reachable, it is of no use to anybody.
+            let _ = connection.monitor().send_signal(nix::libc::SIGKILL);
             self.monitor_died(&sandbox).await;
         }
     }
 
-    fn heard(&self, sandbox: &Sandbox, message: Message) {
-        let sandbox_id = sandbox.spec.id.clone();
-        match message {
-            Message::Started { container: container_id, pid, started_at } => {
-                let container = sandbox.containers.lock().get(&container_id).cloned();
-                if let Some(container) = container {
-                    container.state.send_replace(ContainerState::Running { pid, started_at });
-                    self.publish(&ContainerEvent::Started { sandbox_id, container_id });
+    /// A monitor that lives has dropped us because we were slow: connect again, and catch up.
+    async fn reconnect(self: &Arc<Self>, sandbox: &Arc<Sandbox>, old: &Connection) -> Option<SharedConnection> {
+        if old.monitor().wait(0).unwrap_or(true) {
+            return None;
+        }
+        let new = match Connection::open(&sandbox.spec.id, sandbox.paths.directory()).await {
+            Ok(new) => Arc::new(new),
+            Err(err) => {
+                tracing::error!(sandbox = %sandbox.spec.id, error = %err, "cannot connect to a monitor again");
+                return None;
+            }
+        };
+        *sandbox.connection.lock() = Some(Arc::clone(&new));
+        // In a task of its own, because the answer arrives only while somebody reads.
+        let (inner, sandbox, asked) = (Arc::clone(self), Arc::clone(sandbox), Arc::clone(&new));
+        tokio::spawn(async move {
+            if let Ok(ReplyBody::Containers(listed)) = asked.request("", RequestBody::List).await {
+                for item in listed {
+                    match item.state {
+                        ContainerState::Exited(exit) => inner.container_exited(&sandbox, &item.id, exit),
+                        ContainerState::Running { pid, started_at } => {
+                            inner.container_started(&sandbox, &item.id, pid, started_at);
+                        }
+                        ContainerState::Created => {}
+                    }
                 }
             }
-            Message::Exited { container: container_id, exit } => {
-                self.container_exited(sandbox, &container_id, exit);
+        });
+        Some(new)
+    }
+
+    fn heard(&self, sandbox: &Sandbox, message: Message) {
+        match message {
+            Message::Started { container, pid, started_at } => {
+                self.container_started(sandbox, &container, pid, started_at)
             }
+            Message::Exited { container, exit } => self.container_exited(sandbox, &container, exit),
             // Answered in the connection; a second greeting means nothing.
             Message::Hello { .. } | Message::Reply { .. } | Message::ExecExited { .. } => {}
+        }
+    }
+
+    /// Marks a container as running and tells everybody, once.
+    fn container_started(&self, sandbox: &Sandbox, container_id: &str, pid: i32, started_at: Timestamp) {
+        let Some(container) = sandbox.containers.lock().get(container_id).cloned() else { return };
+        let news = container.state.send_if_modified(|state| {
+            let news = matches!(state, ContainerState::Created);
+            if news {
+                *state = ContainerState::Running { pid, started_at };
+            }
+            news
+        });
+        if news {
+            let (sandbox_id, container_id) = (sandbox.spec.id.clone(), container_id.to_owned());
+            self.publish(&ContainerEvent::Started { sandbox_id, container_id });
         }
     }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use edge_sys::socket;
+use nix::poll::PollFlags;
 
 use crate::protocol::{self, Message, Request};
 
@@ -27,27 +28,47 @@ struct Client {
 pub(super) struct Clients {
     listener: OwnedFd,
     next: u64,
+    /// Cleared while no more connections can be taken (out of descriptors), until one of them ends.
+    accepting: bool,
     connected: BTreeMap<ClientId, Client>,
 }
 
 impl Clients {
     pub(super) fn new(listener: OwnedFd) -> Self {
-        Self { listener, next: 0, connected: BTreeMap::new() }
+        Self { listener, next: 0, accepting: true, connected: BTreeMap::new() }
     }
 
     pub(super) fn listener(&self) -> BorrowedFd<'_> {
         self.listener.as_fd()
     }
 
+    /// What to wait for at the listener.
+    pub(super) fn listener_events(&self) -> PollFlags {
+        if self.accepting { PollFlags::POLLIN } else { PollFlags::empty() }
+    }
+
     /// Takes every waiting connection and greets it.
-    pub(super) fn accept(&mut self, hello: &Message) -> io::Result<()> {
-        while let Some(socket) = socket::accept_nonblocking(self.listener.as_fd())? {
-            let id = ClientId(self.next);
-            self.next += 1;
-            self.connected.insert(id, Client { socket, queue: VecDeque::new() });
-            self.send(id, hello, Vec::new());
+    pub(super) fn accept(&mut self, hello: &Message) {
+        loop {
+            match socket::accept_nonblocking(self.listener.as_fd()) {
+                Ok(Some(socket)) => {
+                    let id = ClientId(self.next);
+                    self.next += 1;
+                    self.connected.insert(id, Client { socket, queue: VecDeque::new() });
+                    self.send(id, hello, Vec::new());
+                }
+                Ok(None) => return,
+                Err(_) => {
+                    self.accepting = false;
+                    return;
+                }
+            }
         }
-        Ok(())
+    }
+
+    fn disconnect(&mut self, id: ClientId) {
+        self.connected.remove(&id);
+        self.accepting = true;
     }
 
     /// What to wait for: descriptor, whether to wait for room as well, connection.
@@ -62,7 +83,7 @@ impl Clients {
             Ok(Some(request)) => Some(request),
             Err(err) if err.kind() == io::ErrorKind::WouldBlock => None,
             Ok(None) | Err(_) => {
-                self.connected.remove(&id);
+                self.disconnect(id);
                 None
             }
         }
@@ -73,7 +94,7 @@ impl Clients {
         let Some(client) = self.connected.get_mut(&id) else { return };
         // Our own messages are small; should one not be, the client must not wait for it for ever.
         let Ok(bytes) = protocol::encode(message) else {
-            self.connected.remove(&id);
+            self.disconnect(id);
             return;
         };
         client.queue.push_back((bytes, fds));
@@ -99,7 +120,7 @@ impl Clients {
                 }
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock && client.queue.len() <= MAX_QUEUE => return,
                 Err(_) => {
-                    self.connected.remove(&id);
+                    self.disconnect(id);
                     return;
                 }
             }

@@ -92,6 +92,7 @@ impl Container {
 /// Why a command could not be run, put together from what the processes report that tried.
 #[derive(Debug, Default)]
 pub(super) struct FailureText {
+    /// From the innermost function outwards.
     details: Vec<String>,
     error: Option<String>,
 }
@@ -109,11 +110,15 @@ impl FailureText {
     /// The whole text, when there was an error.
     pub(super) fn text(&self) -> Option<String> {
         let error = self.error.as_ref()?;
-        // An error about the command itself is complete; the details would only repeat it.
-        if self.details.is_empty() || error.starts_with("exec") {
-            return Some(error.clone());
+        match self.details.first() {
+            // libcontainer strings its layers together with " : "; the last one says what failed, the detail why.
+            Some(detail) if !error.starts_with("exec") => {
+                let what = error.rsplit(" : ").next().unwrap_or(error);
+                Some(format!("failed to create container: {what}: {detail}"))
+            }
+            // An error about the command itself is complete.
+            _ => Some(error.clone()),
         }
-        Some(format!("{error} ({})", self.details.join("; ")))
     }
 }
 

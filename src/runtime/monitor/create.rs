@@ -93,7 +93,7 @@ fn helper(paths: &ContainerPaths, spec: &ContainerSpec, reporter: Reporter, ends
         .and_then(|()| create(paths, spec, &reporter, ends));
     match result {
         Ok(pid) => {
-            reporter.pid(pid);
+            reporter.pid(pid, None);
             0
         }
         Err(err) => {

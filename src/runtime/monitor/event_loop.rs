@@ -11,7 +11,6 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use edge_sys::fsutil;
-use edge_sys::pidfd::PidFd;
 use edge_sys::signal::SignalQueue;
 
 use super::clients::{ClientId, Clients};
@@ -31,6 +30,8 @@ pub(super) struct Exec {
     /// Until the command is executed.
     pub(super) channel: Option<OwnedFd>,
     pub(super) pid: Option<i32>,
+    /// Its pidfd, for the client.
+    pub(super) process: Option<OwnedFd>,
     pub(super) terminal: Option<OwnedFd>,
     pub(super) failure: FailureText,
     pub(super) started_at: Option<Timestamp>,
@@ -87,7 +88,7 @@ impl Monitor {
     pub(super) fn run(&mut self) -> io::Result<()> {
         while !self.ended {
             for (token, flags) in self.wait()? {
-                self.handle(token, flags)?;
+                self.handle(token, flags);
             }
         }
         Ok(())
@@ -97,7 +98,7 @@ impl Monitor {
         let mut tokens = vec![Token::Signals, Token::Listener];
         let mut fds = vec![
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.clients.listener(), PollFlags::POLLIN),
+            PollFd::new(self.clients.listener(), self.clients.listener_events()),
         ];
         for (fd, full, id) in self.clients.interests() {
             let wanted = if full { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
@@ -128,11 +129,12 @@ impl Monitor {
         Ok(tokens.into_iter().zip(ready).filter(|(_, flags)| !flags.is_empty()).collect())
     }
 
-    fn handle(&mut self, token: Token, flags: PollFlags) -> io::Result<()> {
+    fn handle(&mut self, token: Token, flags: PollFlags) {
         match token {
             Token::Signals => {
-                self.signals.drain()?;
-                self.reap()?;
+                // Reading can only fail when there is nothing to read, and the signal says no more than that it is time to reap.
+                let _ = self.signals.drain();
+                self.reap();
             }
             Token::Listener => {
                 let hello = Message::Hello {
@@ -140,7 +142,7 @@ impl Monitor {
                     pid: std::process::id().cast_signed(),
                     pause_pid: self.pause_pid,
                 };
-                self.clients.accept(&hello)?;
+                self.clients.accept(&hello);
             }
             Token::Client(id) => {
                 if flags.contains(PollFlags::POLLOUT) {
@@ -152,15 +154,14 @@ impl Monitor {
                     self.serve(Asker { client: id, sequence: request.sequence }, request.body, fds);
                 }
             }
-            Token::Channel(id) => self.pump_container_channel(&id)?,
-            Token::Exec(name, client) => self.pump_exec_channel(name, client)?,
+            Token::Channel(id) => self.pump_container_channel(&id),
+            Token::Exec(name, client) => self.pump_exec_channel(name, client),
             Token::Stdio(id, interest) => {
                 if let Some(container) = self.containers.get_mut(&id) {
                     container.stdio.ready(interest, &mut container.log);
                 }
             }
         }
-        Ok(())
     }
 
     pub(super) fn reply(&mut self, asker: Asker, result: Result<ReplyBody, Failure>) {
@@ -168,22 +169,21 @@ impl Monitor {
     }
 
     /// Collects every child that has ended, ours and those of the containers that lost their parents.
-    fn reap(&mut self) -> io::Result<()> {
+    fn reap(&mut self) {
         loop {
-            let status = match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => break,
-                Err(Errno::EINTR) => continue,
-                Err(err) => return Err(err.into()),
-                Ok(status) => status,
-            };
-            if let Some(pid) = status.pid() {
-                self.child_ended(pid.as_raw(), status)?;
+            match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
+                Err(Errno::EINTR) => {}
+                Ok(WaitStatus::StillAlive) | Err(_) => break,
+                Ok(status) => {
+                    if let Some(pid) = status.pid() {
+                        self.child_ended(pid.as_raw(), status);
+                    }
+                }
             }
         }
         if !self.helpers_at_work() {
             self.unclaimed.clear();
         }
-        Ok(())
     }
 
     fn helpers_at_work(&self) -> bool {
@@ -191,51 +191,50 @@ impl Monitor {
             || self.execs.iter().any(|exec| exec.pid.is_none())
     }
 
-    fn child_ended(&mut self, pid: i32, status: WaitStatus) -> io::Result<()> {
+    fn child_ended(&mut self, pid: i32, status: WaitStatus) {
         let container =
             self.containers.iter().find(|(_, container)| container.pid() == Some(pid)).map(|(id, _)| id.clone());
-        if let Some(id) = container {
-            return self.container_ended(&id, status);
+        let exec = self.execs.iter().find(|exec| exec.pid == Some(pid)).map(|exec| (exec.name, exec.asker.client));
+        match (container, exec) {
+            (Some(id), _) => self.container_ended(&id, status),
+            (None, Some((name, client))) => self.exec_ended(name, client, status),
+            (None, None) if self.helpers_at_work() => {
+                self.unclaimed.insert(pid, status);
+            }
+            // A helper, or an orphan of a container.
+            (None, None) => {}
         }
-        if let Some(index) = self.execs.iter().position(|exec| exec.pid == Some(pid)) {
-            let (name, client) = (self.execs[index].name, self.execs[index].asker.client);
-            return self.exec_ended(name, client, status);
-        }
-        if self.helpers_at_work() {
-            self.unclaimed.insert(pid, status);
-        }
-        Ok(())
     }
 
     /// Reads what a helper, or the first process of a container, reports.
-    pub(super) fn pump_container_channel(&mut self, id: &str) -> io::Result<()> {
+    fn pump_container_channel(&mut self, id: &str) {
         while let Some(container) = self.containers.get_mut(id) {
-            let Some(channel) = &container.channel else { return Ok(()) };
-            match receive_now(channel)? {
+            let Some(channel) = &container.channel else { return };
+            match receive_now(channel) {
                 Received::Message(HelperMessage::Pid(pid), _) => {
                     container.phase = Phase::Created { pid };
                     if let Some(asker) = container.asker.take() {
                         self.reply(asker, Ok(ReplyBody::Done));
                     }
                     if let Some(status) = self.unclaimed.remove(&pid) {
-                        self.container_ended(id, status)?;
+                        self.container_ended(id, status);
                     }
                 }
-                Received::Message(HelperMessage::Terminal, Some(master)) => {
+                Received::Message(HelperMessage::Terminal, master) => {
                     let stdin = container.spec.stdin;
-                    container.stdio.set_terminal(master, stdin)?;
+                    if let Some(Err(err)) = master.map(|master| container.stdio.set_terminal(master, stdin)) {
+                        container.failure.add_error(format!("cannot use the terminal: {err}"));
+                    }
                 }
-                Received::Message(HelperMessage::Terminal, None) => {}
                 Received::Message(HelperMessage::Detail(text), _) => container.failure.add_detail(text),
                 Received::Message(HelperMessage::Error(text), _) => container.failure.add_error(text),
-                Received::Nothing => return Ok(()),
+                Received::Nothing => return,
                 Received::End => {
                     container.channel = None;
                     self.channel_ended(id);
                 }
             }
         }
-        Ok(())
     }
 
     /// Nobody holds the sending end any more: the command was executed, or could not be.
@@ -264,10 +263,10 @@ impl Monitor {
         }
     }
 
-    fn container_ended(&mut self, id: &str, status: WaitStatus) -> io::Result<()> {
+    fn container_ended(&mut self, id: &str, status: WaitStatus) {
         // What it reported before it ended: that the command was executed, or why it was not.
-        self.pump_container_channel(id)?;
-        let Some(container) = self.containers.get_mut(id) else { return Ok(()) };
+        self.pump_container_channel(id);
+        let Some(container) = self.containers.get_mut(id) else { return };
         container.channel = None;
         // Before the cgroup is removed, and before its processes are killed by us.
         let oom_kills = self.cgroups.oom_kills(&container.cgroup).unwrap_or(0);
@@ -290,21 +289,20 @@ impl Monitor {
             self.reply(asker, Err(Failure::Start(text)));
         }
         self.clients.broadcast(&Message::Exited { container: id.to_owned(), exit });
-        Ok(())
     }
 
-    fn pump_exec_channel(&mut self, name: u64, client: ClientId) -> io::Result<()> {
+    fn pump_exec_channel(&mut self, name: u64, client: ClientId) {
         loop {
             let Some(exec) = self.execs.iter_mut().find(|exec| exec.name == name && exec.asker.client == client) else {
-                return Ok(());
+                return;
             };
-            let Some(channel) = &exec.channel else { return Ok(()) };
-            match receive_now(channel)? {
-                Received::Message(HelperMessage::Pid(pid), _) => exec.pid = Some(pid),
+            let Some(channel) = &exec.channel else { return };
+            match receive_now(channel) {
+                Received::Message(HelperMessage::Pid(pid), process) => (exec.pid, exec.process) = (Some(pid), process),
                 Received::Message(HelperMessage::Terminal, master) => exec.terminal = master,
                 Received::Message(HelperMessage::Detail(text), _) => exec.failure.add_detail(text),
                 Received::Message(HelperMessage::Error(text), _) => exec.failure.add_error(text),
-                Received::Nothing => return Ok(()),
+                Received::Nothing => return,
                 Received::End => {
                     exec.channel = None;
                     return self.exec_channel_ended(name, client);
@@ -313,22 +311,20 @@ impl Monitor {
         }
     }
 
-    fn exec_channel_ended(&mut self, name: u64, client: ClientId) -> io::Result<()> {
+    fn exec_channel_ended(&mut self, name: u64, client: ClientId) {
         let Some(index) = self.execs.iter().position(|exec| exec.name == name && exec.asker.client == client) else {
-            return Ok(());
+            return;
         };
         let exec = &mut self.execs[index];
         let asker = exec.asker;
         match (exec.failure.text(), exec.pid) {
             (None, Some(pid)) => {
                 exec.started_at = Some(Timestamp::now());
-                // Not collected yet, so the pid is still its own: the handle is what the client may signal.
-                let mut fds = vec![OwnedFd::from(PidFd::open(pid)?)];
-                fds.extend(exec.terminal.take());
+                let fds = exec.process.take().into_iter().chain(exec.terminal.take()).collect();
                 let message = Message::Reply { sequence: asker.sequence, result: Ok(ReplyBody::Exec { pid }) };
                 self.clients.send(client, &message, fds);
                 if let Some(status) = self.unclaimed.remove(&pid) {
-                    self.exec_ended(name, client, status)?;
+                    self.exec_ended(name, client, status);
                 }
             }
             (failure, _) => {
@@ -337,12 +333,11 @@ impl Monitor {
                 self.reply(asker, Err(Failure::Start(text)));
             }
         }
-        Ok(())
     }
 
-    fn exec_ended(&mut self, name: u64, client: ClientId, status: WaitStatus) -> io::Result<()> {
+    fn exec_ended(&mut self, name: u64, client: ClientId, status: WaitStatus) {
         // The answer comes before the end, even when the command was faster than we are.
-        self.pump_exec_channel(name, client)?;
+        self.pump_exec_channel(name, client);
         if let Some(index) = self.execs.iter().position(|exec| exec.name == name && exec.asker.client == client) {
             let exec = self.execs.remove(index);
             let exit = exit_status_of(status, exec.started_at);
@@ -353,7 +348,6 @@ impl Monitor {
                 self.clients.send(exec.asker.client, &Message::ExecExited { exec: name, exit }, Vec::new());
             }
         }
-        Ok(())
     }
 }
 
@@ -364,17 +358,16 @@ enum Received {
 }
 
 /// What a channel has now. Nonsense (which only our own helpers could send) ends it.
-fn receive_now(channel: &OwnedFd) -> io::Result<Received> {
+fn receive_now(channel: &OwnedFd) -> Received {
     let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
     match poll(&mut fds, PollTimeout::ZERO) {
-        Ok(0) | Err(Errno::EINTR) => return Ok(Received::Nothing),
+        Ok(0) | Err(_) => return Received::Nothing,
         Ok(_) => {}
-        Err(err) => return Err(err.into()),
     }
-    Ok(match protocol::receive(channel.as_fd()) {
+    match protocol::receive(channel.as_fd()) {
         Ok(Some((message, fds))) => Received::Message(message, fds.into_iter().next()),
         Ok(None) | Err(_) => Received::End,
-    })
+    }
 }
 
 fn record_exit(container: &Container, exit: &ExitStatus) -> io::Result<()> {

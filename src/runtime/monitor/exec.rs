@@ -19,6 +19,7 @@ use nix::unistd::{
     Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, fchown, setgroups, setresgid, setresuid, setsid,
 };
 
+use edge_sys::pidfd::PidFd;
 use edge_sys::{process, socket, tty};
 
 use super::helper::{Reporter, execute, set_oom_score_adj, set_rlimits};
@@ -128,7 +129,10 @@ fn join(plan: &Plan<'_>, reporter: &Reporter) -> Result<(), ExecError> {
         let result = become_command(plan, &spec, &later, reporter);
         report(reporter, result)
     });
-    reporter.pid(child.map_err(step("fork"))?.as_raw());
+    let pid = child.map_err(step("fork"))?.as_raw();
+    // It is our child until we end, so even if it has ended already the pid is its own.
+    let process = PidFd::open(pid).map_err(step("open a handle to the command"))?;
+    reporter.pid(pid, Some(&process));
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use edge_sys::pidfd::PidFd;
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::errno::Errno;
@@ -39,8 +40,10 @@ impl Reporter {
         self.socket.as_raw_fd()
     }
 
-    pub(super) fn pid(&self, pid: i32) {
-        self.send(&HelperMessage::Pid(pid), &[]);
+    /// Reports the pid of the command-to-be, and with `process` a handle to it.
+    pub(super) fn pid(&self, pid: i32, process: Option<&PidFd>) {
+        let fds: Vec<BorrowedFd<'_>> = process.iter().map(|process| process.as_fd()).collect();
+        self.send(&HelperMessage::Pid(pid), &fds);
     }
 
     pub(super) fn terminal(&self, master: BorrowedFd<'_>) {

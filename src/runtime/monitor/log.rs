@@ -13,6 +13,9 @@ use crate::spec::LogRotation;
 /// Longest text of one log line in bytes.
 const MAX_LINE: usize = 16 * 1024;
 
+/// Bytes after which formatted lines are written, so that rotation can step in between.
+const MAX_WRITE: usize = 16 * 1024;
+
 /// Which stream a line comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stream {
@@ -121,6 +124,10 @@ impl LineSplitter {
         let mut lines = Vec::new();
         let time = format!("{:.9}", Timestamp::now());
         while !output.is_empty() {
+            if lines.len() >= MAX_WRITE {
+                log.write(&lines);
+                lines.clear();
+            }
             let room = MAX_LINE - self.pending.len();
             let newline = output.iter().take(room + 1).position(|byte| *byte == b'\n');
             match newline {

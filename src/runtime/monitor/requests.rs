@@ -150,6 +150,7 @@ impl Monitor {
             name,
             channel: Some(channel),
             pid: None,
+            process: None,
             terminal: None,
             failure: FailureText::default(),
             started_at: None,

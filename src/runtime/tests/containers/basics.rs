@@ -9,7 +9,7 @@ use libtest_mimic::Trial;
 
 use crate::support::{Node, eventually, exit_of, is_alive, trial};
 
-pub fn trials() -> Vec<Trial> {
+pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("lifecycle", lifecycle),
         trial("signals_and_stopping", signals_and_stopping),

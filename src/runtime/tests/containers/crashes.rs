@@ -16,10 +16,10 @@ use crate::support::{
 };
 
 /// Environment variable that makes this program a daemon that is going to be killed: its directory.
-pub const DOOMED: &str = "EDGE_RUNTIME_TEST_DOOMED";
+pub(crate) const DOOMED: &str = "EDGE_RUNTIME_TEST_DOOMED";
 const DOOMED_CGROUP_ROOT: &str = "EDGE_RUNTIME_TEST_CGROUP_ROOT";
 
-pub fn trials() -> Vec<Trial> {
+pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("containers_survive_the_daemon", containers_survive_the_daemon),
         trial("a_dead_monitor_is_noticed", a_dead_monitor_is_noticed),
@@ -31,7 +31,7 @@ pub fn trials() -> Vec<Trial> {
 }
 
 /// Life of the daemon that is going to be killed.
-pub fn doomed_daemon(zygote: Zygote, directory: &Path) -> ! {
+pub(crate) fn doomed_daemon(zygote: Zygote, directory: &Path) -> ! {
     let cgroup_root = std::env::var(DOOMED_CGROUP_ROOT).unwrap();
     let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     tokio.block_on(async {
@@ -130,7 +130,9 @@ async fn a_dead_monitor_is_noticed(node: Arc<Node>) {
     assert_eq!(exit.code, 137);
     assert!(exit.started_at.is_some() && !exit.message.is_empty());
     assert_eq!(events.recv().await.unwrap(), ContainerEvent::SandboxLost { sandbox_id: "a".to_owned() });
-    assert!(pids.iter().all(|pid| !is_alive(*pid)), "nothing of it is left running");
+    let left: Vec<i32> = pids.into_iter().filter(|pid| is_alive(*pid)).collect();
+    let describe = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/stat"));
+    assert!(left.is_empty(), "still running: {:?}", left.iter().map(describe).collect::<Vec<_>>());
     assert!(matches!(session.wait().await, Err(Error::MonitorGone { .. })));
     assert!(matches!(
         node.runtime.create_container("a", node.container("c", "")).await,

@@ -32,12 +32,12 @@ static ZYGOTE: OnceLock<Zygote> = OnceLock::new();
 static PLACES: AtomicU32 = AtomicU32::new(0);
 
 /// Keeps the zygote `main` has forked.
-pub fn keep_zygote(zygote: Zygote) {
+pub(crate) fn keep_zygote(zygote: Zygote) {
     assert!(ZYGOTE.set(zygote).is_ok());
 }
 
 /// A test with a node of its own.
-pub fn trial<F>(name: &'static str, test: fn(Arc<Node>) -> F) -> Trial
+pub(crate) fn trial<F>(name: &'static str, test: fn(Arc<Node>) -> F) -> Trial
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -55,9 +55,9 @@ where
 }
 
 /// A directory and a cgroup root. Whatever is left in them goes when it is dropped.
-pub struct Place {
+pub(crate) struct Place {
     directory: tempfile::TempDir,
-    pub cgroup_root: String,
+    pub(crate) cgroup_root: String,
 }
 
 impl Place {
@@ -81,12 +81,12 @@ impl Place {
         place
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.directory.path()
     }
 
     /// Pids of the monitors that listen here.
-    pub fn monitors(&self) -> Vec<i32> {
+    pub(crate) fn monitors(&self) -> Vec<i32> {
         let Ok(pods) = fs::read_dir(self.path().join("run/pods")) else { return Vec::new() };
         pods.flatten()
             .filter_map(|pod| edge_sys::socket::connect_in(&pod.path(), "monitor.sock").ok())
@@ -116,9 +116,9 @@ impl Drop for Place {
 }
 
 /// A runtime in a place of its own.
-pub struct Node {
-    pub runtime: Runtime,
-    pub place: Place,
+pub(crate) struct Node {
+    pub(crate) runtime: Runtime,
+    pub(crate) place: Place,
 }
 
 impl Node {
@@ -127,49 +127,49 @@ impl Node {
     }
 
     /// Another runtime in the same place, as after a restart of edge.
-    pub fn reopened(&self) -> Runtime {
+    pub(crate) fn reopened(&self) -> Runtime {
         open_runtime(ZYGOTE.get().unwrap().clone(), self.place.path(), &self.place.cgroup_root)
     }
 
-    pub fn cgroups(&self) -> &Cgroups {
+    pub(crate) fn cgroups(&self) -> &Cgroups {
         self.runtime.cgroups()
     }
 
     /// Creates a sandbox with a network namespace of its own.
-    pub async fn sandbox(&self, id: &str) -> SandboxSpec {
+    pub(crate) async fn sandbox(&self, id: &str) -> SandboxSpec {
         let spec = self.sandbox_spec(id);
         self.runtime.create_sandbox(spec.clone()).await.unwrap();
         spec
     }
 
     /// A sandbox with a network namespace of its own.
-    pub fn sandbox_spec(&self, id: &str) -> SandboxSpec {
+    pub(crate) fn sandbox_spec(&self, id: &str) -> SandboxSpec {
         let netns = self.place.path().join("netns").join(id);
         edge_sys::netns::create(&netns).unwrap();
         SandboxSpec { netns: Some(netns), ..sandbox_spec(id) }
     }
 
-    pub fn container(&self, id: &str, script: &str) -> ContainerSpec {
+    pub(crate) fn container(&self, id: &str, script: &str) -> ContainerSpec {
         container_spec(self.place.path(), id, script)
     }
 
-    pub fn image(&self) -> PathBuf {
+    pub(crate) fn image(&self) -> PathBuf {
         self.place.path().join("image")
     }
 
-    pub fn container_directory(&self, sandbox: &str, id: &str) -> PathBuf {
+    pub(crate) fn container_directory(&self, sandbox: &str, id: &str) -> PathBuf {
         self.place.path().join("run/pods").join(sandbox).join("containers").join(id)
     }
 
     /// Creates and starts a container.
-    pub async fn start(&self, sandbox: &str, spec: ContainerSpec) {
+    pub(crate) async fn start(&self, sandbox: &str, spec: ContainerSpec) {
         let id = spec.id.clone();
         self.runtime.create_container(sandbox, spec).await.unwrap();
         self.runtime.start_container(&id).await.unwrap();
     }
 
     /// Runs a container to its end.
-    pub async fn run(&self, sandbox: &str, spec: ContainerSpec) -> ExitStatus {
+    pub(crate) async fn run(&self, sandbox: &str, spec: ContainerSpec) -> ExitStatus {
         let id = spec.id.clone();
         let mut events = self.runtime.events();
         self.start(sandbox, spec).await;
@@ -177,7 +177,7 @@ impl Node {
     }
 
     /// Runs a container to its end and returns what it has printed on stdout, lines joined.
-    pub async fn output(&self, sandbox: &str, spec: ContainerSpec) -> String {
+    pub(crate) async fn output(&self, sandbox: &str, spec: ContainerSpec) -> String {
         let id = spec.id.clone();
         let exit = self.run(sandbox, spec).await;
         assert_eq!(exit.code, 0, "{exit:?}, log: {:?}", self.log(&id));
@@ -185,12 +185,12 @@ impl Node {
     }
 
     /// The log of a container.
-    pub fn log(&self, id: &str) -> Vec<LogLine> {
+    pub(crate) fn log(&self, id: &str) -> Vec<LogLine> {
         read_log(&self.place.path().join("logs").join(format!("{id}.log")))
     }
 
     /// Runs a command in a container, without a terminal.
-    pub async fn exec(&self, id: &str, args: &[&str]) -> (ExitStatus, String, String) {
+    pub(crate) async fn exec(&self, id: &str, args: &[&str]) -> (ExitStatus, String, String) {
         exec_with(&self.runtime, id, args).await
     }
 }
@@ -201,12 +201,12 @@ fn open_runtime(zygote: Zygote, directory: &Path, cgroup_root: &str) -> Runtime 
 }
 
 /// A runtime of somebody else's place, for the daemon that is going to be killed.
-pub fn runtime_in(zygote: Zygote, directory: &Path, cgroup_root: &str) -> Runtime {
+pub(crate) fn runtime_in(zygote: Zygote, directory: &Path, cgroup_root: &str) -> Runtime {
     open_runtime(zygote, directory, cgroup_root)
 }
 
 /// A sandbox on the host's network.
-pub fn sandbox_spec(id: &str) -> SandboxSpec {
+pub(crate) fn sandbox_spec(id: &str) -> SandboxSpec {
     SandboxSpec {
         id: id.to_owned(),
         hostname: Some(format!("host-{id}")),
@@ -222,13 +222,13 @@ pub fn sandbox_spec(id: &str) -> SandboxSpec {
 }
 
 /// A container that runs a shell script.
-pub fn container_spec(directory: &Path, id: &str, script: &str) -> ContainerSpec {
+pub(crate) fn container_spec(directory: &Path, id: &str, script: &str) -> ContainerSpec {
     let args = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
     ContainerSpec::new(id, vec![directory.join("image")], args, directory.join("logs").join(format!("{id}.log")))
 }
 
 /// Waits for the end of a container.
-pub async fn exit_of(events: &mut UnboundedReceiver<ContainerEvent>, id: &str) -> ExitStatus {
+pub(crate) async fn exit_of(events: &mut UnboundedReceiver<ContainerEvent>, id: &str) -> ExitStatus {
     loop {
         match events.recv().await.unwrap() {
             ContainerEvent::Exited { container_id, exit, .. } if container_id == id => return exit,
@@ -237,7 +237,7 @@ pub async fn exit_of(events: &mut UnboundedReceiver<ContainerEvent>, id: &str) -
     }
 }
 
-pub async fn exec_with(runtime: &Runtime, id: &str, args: &[&str]) -> (ExitStatus, String, String) {
+pub(crate) async fn exec_with(runtime: &Runtime, id: &str, args: &[&str]) -> (ExitStatus, String, String) {
     let args = args.iter().map(|arg| (*arg).to_owned()).collect();
     let spec = ExecSpec { args, stdout: true, stderr: true, ..ExecSpec::default() };
     let mut session = runtime.exec(id, spec).await.unwrap();
@@ -249,13 +249,13 @@ pub async fn exec_with(runtime: &Runtime, id: &str, args: &[&str]) -> (ExitStatu
 
 /// One line of a log.
 #[derive(Debug, PartialEq, Eq)]
-pub struct LogLine {
-    pub stream: String,
-    pub full: bool,
-    pub text: String,
+pub(crate) struct LogLine {
+    pub(crate) stream: String,
+    pub(crate) full: bool,
+    pub(crate) text: String,
 }
 
-pub fn read_log(path: &Path) -> Vec<LogLine> {
+pub(crate) fn read_log(path: &Path) -> Vec<LogLine> {
     let text = String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned();
     text.lines()
         .map(|line| {
@@ -268,7 +268,7 @@ pub fn read_log(path: &Path) -> Vec<LogLine> {
 }
 
 /// Waits until something has become true that no event tells about.
-pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
+pub(crate) async fn eventually(what: &str, condition: impl Fn() -> bool) {
     for _ in 0..3000 {
         if condition() {
             return;
@@ -279,7 +279,7 @@ pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
 }
 
 /// Whether a process exists and is no zombie.
-pub fn is_alive(pid: i32) -> bool {
+pub(crate) fn is_alive(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The state follows the name, which is in parentheses.
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
