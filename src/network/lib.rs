@@ -1,1 +1,34 @@
-//! Room `network`.
+//! Room `network`: the links, addresses, packet filter rules and address leases of one node, by netlink only.
+//!
+//! Comes in: [`NodeConfig`], pods to attach, the desired [`ServiceTable`]. Goes out: network namespaces with an address,
+//! load balancing in the kernel, [`Error`]. Nobody else writes the links `edge0`, `edge-dns` and `veth*` made here, the
+//! nftables table `edge`, and the files under [`NodeConfig::run_dir`]; nothing else on the host is changed.
+//!
+//! Everything here is synchronous and takes from microseconds to a few milliseconds: from async code, call it through
+//! `spawn_blocking`. Everything works on the network namespace of the calling thread, which is the host's.
+//!
+//! Pods have a `/32` address and reach everything, other pods of the node too, through the bridge's gateway address. So
+//! every packet is routed, and neither the load balancing between pods of the same node nor any policy depends on bridge
+//! netfilter being loaded.
+//!
+//! Where another table of the host drops forwarded packets (a `FORWARD` policy of `DROP`), no table of ours can overrule
+//! it: a packet has to be accepted by every table.
+
+mod cidr;
+mod conntrack;
+mod error;
+mod ipam;
+mod link;
+mod netlink;
+mod nft;
+mod node;
+mod node_ip;
+mod service;
+mod sysctl;
+
+pub use cidr::Cidr;
+pub use error::Error;
+pub use ipam::HostPort;
+pub use node::{BRIDGE, DNS_LINK, NodeConfig, NodeNetwork, PodNetwork};
+pub use node_ip::node_address;
+pub use service::{Endpoint, Frontend, NoEndpoints, Protocol, Route, ServiceTable};
