@@ -103,7 +103,7 @@ fn own_defaults(ty: TypeRef<'_>, map: &mut Map<String, Value>) {
 fn is_due(field: FieldRef<'_>, text: &str, map: &Map<String, Value>) -> bool {
     let present = map.get(field.name()).filter(|v| !v.is_null());
     if field.is_pointer() {
-        return present.is_none();
+        return present.is_none() && !(field.is_nullable() && map.contains_key(field.name()));
     }
     let zero_default = matches!(text, "\"\"" | "0" | "false" | "{}" | "[]");
     match present {

@@ -18,5 +18,5 @@ pub mod validate;
 
 pub use document::{Document, DocumentError};
 pub use proto::ProtoError;
-pub use table::{FieldRef, Keys, Kind, Leaf, ListType, MapType, Schema, Shape, TypeRef};
+pub use table::{FieldRef, Keys, Kind, Leaf, ListType, MapType, Schema, Shape, StructuralError, TypeRef};
 pub use validate::{DecodeError, FieldValidation};

@@ -78,6 +78,9 @@ impl Document {
     }
 }
 
+/// Media type of [`v2_protobuf`].
+pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
 /// Which of the two published forms is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flavour {
@@ -181,7 +184,8 @@ pub fn v2_json(resources: &[ApiResourceInfo<'_>], server_version: &str) -> Docum
     Document::new(out)
 }
 
-/// The v2 document of everything, as `application/com.github.proto-openapi.spec.v2@v1.0+protobuf`.
+/// The v2 document of everything in protobuf form. Clients accept it as `application/com.github.proto-openapi.spec.v2@v1.0+protobuf`
+/// or as [`V2_PROTOBUF`]; it must be answered as the latter, because `@` is not allowed in a media type.
 pub fn v2_protobuf(resources: &[ApiResourceInfo<'_>], server_version: &str) -> Document {
     let (schemas, paths) = v2_parts(resources);
     let mut doc = gnostic::DocumentWriter::new(server_version);

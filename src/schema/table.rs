@@ -1,10 +1,13 @@
 //! The schema table: types, their fields, and the kinds that name them.
 //!
-//! In: the checked-in `table.bin`, or calls on a [`Builder`] (custom resources). Out: [`Schema`], navigated through the cheap, copyable
+//! In: the checked-in `table.bin`, or the schema of a custom resource ([`Schema::custom`]). Out: [`Schema`], navigated through the cheap, copyable
 //! [`TypeRef`] and [`FieldRef`]. A type is a leaf, a struct, a map, a list, an either (two alternatives told apart by their JSON form) or
 //! anything at all.
 
 mod load;
+mod structural;
+
+pub use structural::StructuralError;
 
 use std::{borrow::Cow, fmt, sync::OnceLock};
 
@@ -45,6 +48,15 @@ struct TypeRec {
     count: u32,
     /// Comma-joined merge keys (lists).
     keys: Sym,
+    /// Whether fields that a struct does not know are kept (custom resources).
+    preserves_unknown: bool,
+}
+
+impl TypeRec {
+    fn new(tag: Tag) -> Self {
+        let relation = Relation::Granular;
+        Self { tag, relation, name: NONE, first: 0, count: 0, keys: NONE, preserves_unknown: false }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +90,8 @@ mod flag {
     pub(super) const PATCH_MERGE: u16 = 1 << 5;
     pub(super) const RETAIN_KEYS: u16 = 1 << 6;
     pub(super) const PATCH_REPLACE: u16 = 1 << 7;
+    /// Custom resources only.
+    pub(super) const NULLABLE: u16 = 1 << 8;
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -94,7 +108,7 @@ pub(crate) const EVERYWHERE: [&str; 7] =
 
 /// A set of types and the kinds that name some of them.
 ///
-/// One instance holds every built-in type ([`Schema::builtin`]); each custom resource version gets an instance of its own.
+/// One instance holds every built-in type ([`Schema::builtin`]); each version of a custom resource has its own ([`Schema::custom`]).
 pub struct Schema {
     strings: Vec<Cow<'static, str>>,
     types: Vec<TypeRec>,
@@ -352,6 +366,11 @@ impl<'s> TypeRef<'s> {
         std::ptr::eq(self.schema, Schema::builtin())
     }
 
+    /// Whether a struct keeps fields it does not know (`x-kubernetes-preserve-unknown-fields`).
+    pub fn preserves_unknown(&self) -> bool {
+        self.rec().preserves_unknown
+    }
+
     /// Whether the wire form of this list is a message around it.
     pub(crate) fn is_wrapped(&self) -> bool {
         self.rec().tag == Tag::WrappedList
@@ -430,6 +449,11 @@ impl<'s> FieldRef<'s> {
     /// Whether absent and zero are different values (a pointer in Kubernetes' structs).
     pub fn is_pointer(&self) -> bool {
         self.has(flag::POINTER)
+    }
+
+    /// Whether null is a value of its own (custom resources).
+    pub fn is_nullable(&self) -> bool {
+        self.has(flag::NULLABLE)
     }
 
     /// Whether a zero scalar appears in JSON all the same (no `omitempty`).

@@ -1,7 +1,7 @@
 //! Makes a value conform to its type, as Kubernetes' decoder does when it reads JSON into a struct.
 //!
 //! In: a [`Value`] and a [`TypeRef`]. Out: the same value without unknown fields (which are reported) and nulls, with quantities and
-//! times in their normal form; or the first wrong type. What to do with the reports is the caller's [`FieldValidation`].
+//! times in their normal form; or the first wrong type. (Of custom resources only fields are judged here, not types.) What to do with the reports is the caller's [`FieldValidation`].
 
 use base64::{
     Engine, alphabet,
@@ -230,6 +230,8 @@ fn walk<'s>(ty: TypeRef<'s>, value: &mut Value, unknown: &mut Vec<String>) -> Re
         }
         (Shape::Either(object, _), Value::Object(_)) => walk(object, value, unknown),
         (Shape::Either(_, other), _) => walk(other, value, unknown),
+        // values of custom resources are judged by the validation of their schema
+        _ if !ty.is_builtin() => Ok(()),
         (Shape::Leaf(leaf), _) => scalar(ty, leaf, value),
         _ => Err(fail(ty, Problem::Type(json_type(value)))),
     }
@@ -237,7 +239,7 @@ fn walk<'s>(ty: TypeRef<'s>, value: &mut Value, unknown: &mut Vec<String>) -> Re
 
 /// An element of a list or map, where null stands for the zero value.
 fn element<'s>(ty: TypeRef<'s>, value: &mut Value, unknown: &mut Vec<String>) -> Result<(), Failure<'s>> {
-    if value.is_null() {
+    if value.is_null() && ty.is_builtin() {
         *value = zero(ty);
         return Ok(());
     }
@@ -264,13 +266,16 @@ fn fields<'s>(ty: TypeRef<'s>, map: &mut Map<String, Value>, unknown: &mut Vec<S
             return true;
         }
         let Some(field) = ty.field(key) else {
+            if ty.preserves_unknown() {
+                return true;
+            }
             if unknown.len() < MAX_REPORTS {
                 unknown.push(key.clone());
             }
             return false;
         };
         if value.is_null() {
-            return false;
+            return field.is_nullable();
         }
         let from = unknown.len();
         if let Err(mut e) = walk(field.ty(), value, unknown) {

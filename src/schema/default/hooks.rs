@@ -1,5 +1,6 @@
 //! Defaults that are computed from other fields, one small function for each struct that has some.
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Map, Value, json};
 
 use super::{Hook, pod_resources};
@@ -21,7 +22,9 @@ pub(super) const HOOKS: &[(&str, Hook)] = &[
     ("core.v1.Namespace", namespace),
     ("core.v1.NodeStatus", node_status),
     ("core.v1.Pod", pod),
+    ("core.v1.PodSpec", pod_spec),
     ("core.v1.ReplicationController", replication_controller),
+    ("core.v1.Secret", secret),
     ("core.v1.Service", service),
     ("core.v1.ServicePort", service_port),
     ("core.v1.Volume", volume),
@@ -224,6 +227,15 @@ fn pod(pod: &mut Fields) {
     }
 }
 
+/// The old and the new name of the service account always say the same; the new one leads.
+fn pod_spec(spec: &mut Fields) {
+    let name = [text(spec, "serviceAccountName"), text(spec, "serviceAccount")].into_iter().find(|n| !n.is_empty());
+    if let Some(name) = name.map(str::to_owned) {
+        spec.insert("serviceAccountName".to_owned(), name.clone().into());
+        spec.insert("serviceAccount".to_owned(), name.into());
+    }
+}
+
 fn requests_from_limits(container: &mut Fields) {
     let Some(resources) = object_mut(container, "resources") else { return };
     let Some(limits) = object(resources, "limits").cloned() else { return };
@@ -242,6 +254,19 @@ fn replication_controller(controller: &mut Fields) {
         && is_empty(spec, "selector")
     {
         spec.insert("selector".to_owned(), labels);
+    }
+}
+
+/// Text values are a convenience of writing: they go into the data and are never read back.
+fn secret(secret: &mut Fields) {
+    let Some(Value::Object(texts)) = secret.remove("stringData") else { return };
+    if texts.is_empty() {
+        return;
+    }
+    if let Some(data) = object_or_insert(secret, "data") {
+        for (key, value) in texts {
+            data.insert(key, BASE64_STANDARD.encode(value.as_str().unwrap_or_default()).into());
+        }
     }
 }
 

@@ -91,6 +91,7 @@ fn read_type(r: &mut Reader) -> Result<TypeRec, LoadError> {
         first: r.u32()?,
         count: r.u32()?,
         keys: r.sym()?,
+        preserves_unknown: false,
     })
 }
 

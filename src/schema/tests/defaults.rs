@@ -275,6 +275,23 @@ fn storage_network_and_rights() {
 }
 
 #[test]
+fn two_ways_to_say_the_same_become_one() {
+    let got = defaulted(
+        json!({"apiVersion": "v1", "kind": "Secret", "data": {"a": "eA=="}, "stringData": {"a": "y", "b": ""}}),
+    );
+    assert_eq!(got["data"], json!({"a": "eQ==", "b": ""}));
+    assert!(got.get("stringData").is_none());
+    let got = defaulted(json!({"apiVersion": "v1", "kind": "Pod", "spec": {"serviceAccount": "s"}}));
+    assert_eq!(got["spec"]["serviceAccountName"], "s");
+    let got = defaulted(
+        json!({"apiVersion": "v1", "kind": "Pod", "spec": {"serviceAccount": "s", "serviceAccountName": "n"}}),
+    );
+    assert_eq!(got["spec"]["serviceAccount"], "n");
+    let got = defaulted(json!({"apiVersion": "v1", "kind": "Pod", "spec": {}}));
+    assert!(got["spec"].get("serviceAccount").is_none());
+}
+
+#[test]
 fn malformed_objects_are_left_to_validation() {
     for spec in [
         json!(null),

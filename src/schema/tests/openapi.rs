@@ -141,8 +141,7 @@ fn schemas_equal_those_of_kubernetes() {
         for (name, schema) in theirs["components"]["schemas"].as_object().unwrap() {
             let Some(own) = ours.get(name) else { continue };
             compared += 1;
-            let required =
-                |s: &Value| s["required"].as_array().into_iter().flatten().cloned().map(|v| v.to_string()).collect();
+            let required = |s: &Value| s["required"].as_array().into_iter().flatten().map(Value::to_string).collect();
             let (old, new): (BTreeSet<String>, BTreeSet<String>) = (required(schema), required(own));
             if old != new {
                 differences.push(format!("{name} required {old:?} is {new:?}"));
