@@ -8,6 +8,7 @@
 //! - [`openapi`]: the published OpenAPI v2 and v3 documents,
 //! - `patch` and `apply`: the four patch types.
 
+pub mod apply;
 pub mod default;
 pub mod document;
 pub mod openapi;
