@@ -14,6 +14,7 @@ mod list;
 use crate::table::{FieldRef, MapType, Shape, TypeRef};
 use edge_api::{Reason, Status};
 use serde_json::{Map, Value};
+use std::collections::HashSet;
 
 const PATCH: &str = "$patch";
 const RETAIN_KEYS: &str = "$retainKeys";
@@ -168,6 +169,7 @@ fn merge_member(ty: Option<TypeRef<'_>>, live: &mut Object, name: String, patch:
             return Err(StrategicPatchError::BadDirective(name));
         };
         if let Some(Value::Array(list)) = live.get_mut(field) {
+            let gone: HashSet<&Value> = gone.iter().collect();
             list.retain(|v| !gone.contains(v));
         }
         return Ok(());

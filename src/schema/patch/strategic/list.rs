@@ -5,6 +5,8 @@
 
 use super::{ELEMENT_ORDER, Member, Object, PATCH, Result, StrategicPatchError, merge_map, plain};
 use serde_json::Value;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 
 /// Merges a patch list into the live list of a field whose strategy is `merge`.
 pub(super) fn merge(member: Member<'_>, field: &str, live: Vec<Value>, patch: Vec<Value>) -> Result<Vec<Value>> {
@@ -16,12 +18,8 @@ pub(super) fn merge(member: Member<'_>, field: &str, live: Vec<Value>, patch: Ve
         return Err(StrategicPatchError::MixedList(field.to_owned()));
     }
     if !objects {
-        let mut merged = Vec::with_capacity(live.len() + patch.len());
-        for value in live.iter().chain(&patch) {
-            if !merged.contains(value) {
-                merged.push(value.clone());
-            }
-        }
+        let mut seen = HashSet::new();
+        let merged = live.iter().chain(&patch).filter(|v| seen.insert(*v)).cloned().collect();
         return Ok(arrange(merged, &patch, &live, None));
     }
     let Some(key) = member.merge_key() else {
@@ -44,27 +42,39 @@ fn merge_keyed(
         }
     }
     let mut changes = Vec::with_capacity(patch.len());
+    let mut deleted = HashSet::new();
     for element in patch {
         match element.get(PATCH) {
             None => changes.push(element),
             Some(directive) => match directive.as_str() {
-                Some("delete") => live.retain(|v| v.get(key) != element.get(key)),
+                Some("delete") => deleted.extend(element.get(key).cloned()),
                 Some("replace") => live.clear(),
                 _ => return Err(StrategicPatchError::UnknownPatchType(directive.to_string())),
             },
         }
     }
+    live.retain(|v| v.get(key).is_none_or(|k| !deleted.contains(k)));
     let element_type = member.ty().and_then(|t| t.element());
     let order = changes.clone();
     let old_order = live.clone();
+    let mut places: HashMap<Option<Value>, usize> = HashMap::new();
+    for (at, value) in live.iter().enumerate() {
+        places.entry(value.get(key).cloned()).or_insert(at);
+    }
     for change in changes {
-        match live.iter_mut().find(|v| v.get(key) == change.get(key)) {
-            Some(slot) => {
+        match places.entry(change.get(key).cloned()) {
+            Entry::Occupied(place) => {
+                let slot = &mut live[*place.get()];
                 if let (Value::Object(old), Value::Object(new)) = (slot.take(), change) {
                     *slot = Value::Object(merge_map(element_type, old, new)?);
                 }
             }
-            None => live.extend(plain(change)),
+            Entry::Vacant(place) => {
+                if let Some(value) = plain(change) {
+                    place.insert(live.len());
+                    live.push(value);
+                }
+            }
         }
     }
     Ok(arrange(live, &order, &old_order, Some(key)))
@@ -114,7 +124,7 @@ fn check_order(field: &str, key: Option<&str>, patch: &[Value], order: &[Value])
     }
     let mut rest = order.iter();
     for element in patch.iter().filter(|v| v.get(PATCH).is_none()) {
-        if !rest.any(|o| same(o, element, key)) {
+        if !rest.any(|o| identity(o, key) == identity(element, key)) {
             return Err(StrategicPatchError::OrderMismatch(field.to_owned()));
         }
     }
@@ -125,21 +135,31 @@ fn no_key(field: &str, key: &str) -> StrategicPatchError {
     StrategicPatchError::NoMergeKey { field: field.to_owned(), key: key.to_owned() }
 }
 
-fn same(a: &Value, b: &Value, key: Option<&str>) -> bool {
+/// What an element is known by: the value of its key, or itself.
+fn identity<'v>(value: &'v Value, key: Option<&str>) -> Option<&'v Value> {
     match key {
-        Some(key) => a.get(key) == b.get(key),
-        None => a == b,
+        Some(key) => value.get(key),
+        None => Some(value),
     }
+}
+
+/// Where each element first stands.
+fn places<'v>(list: &'v [Value], key: Option<&str>) -> HashMap<Option<&'v Value>, usize> {
+    let mut out = HashMap::with_capacity(list.len());
+    for (at, value) in list.iter().enumerate() {
+        out.entry(identity(value, key)).or_insert(at);
+    }
+    out
 }
 
 /// Orders a merged list: elements named by `order` in that order, the others as in `old`, interleaved by where they stood in `old`.
 fn arrange(merged: Vec<Value>, order: &[Value], old: &[Value], key: Option<&str>) -> Vec<Value> {
-    let place = |list: &[Value], v: &Value| list.iter().position(|o| same(o, v, key));
+    let (old, order) = (places(old, key), places(order, key));
     let mut wanted = Vec::new();
     let mut others = Vec::new();
     for value in merged {
-        let was = place(old, &value);
-        match place(order, &value) {
+        let was = old.get(&identity(&value, key)).copied();
+        match order.get(&identity(&value, key)).copied() {
             Some(at) => wanted.push((at, was, value)),
             None => others.push((was, value)),
         }
