@@ -1,1 +1,150 @@
-//! Room `kubelet`.
+//! Room `kubelet`: the node agent. It makes the pods that are bound to this node run, and tells the API how they do.
+//!
+//! Comes in: pods, configMaps, secrets, services, the node's own object (all through `client`), exits and streams of
+//! containers (`runtime`), images (`image`), pod networks (`network`). Goes out: status of pods and of the node, events,
+//! and the kubelet's HTTP API ([`Kubelet::serve`]).
+//!
+//! Per pod there is one worker task ([`pods`]). What it does next is decided by a pure function over a plain record of
+//! what is known; the effects run as tasks of their own and report back as events, so that a slow pull or a hanging hook
+//! never keeps the worker from noticing that its pod was deleted. Nothing is polled.
+
+mod backoff;
+mod config;
+mod containers;
+mod context;
+mod env;
+mod images;
+mod logs;
+mod node;
+mod objects;
+mod pods;
+mod probes;
+mod serve;
+mod status;
+mod volumes;
+
+pub use config::{KUBELET_VERSION, KubeletConfig};
+
+use context::Context;
+use edge_client::{Client, Informers};
+use edge_image::ImageStore;
+use edge_network::NodeNetwork;
+use edge_runtime::PodRuntime;
+use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Why the node agent cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A directory of the agent cannot be made or read.
+    #[error("kubelet: {what} {path}")]
+    Io {
+        /// What was attempted, such as "cannot create".
+        what: &'static str,
+        /// The file or directory.
+        path: std::path::PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// What runs on this node could not be found out.
+    #[error("kubelet: cannot adopt the running sandboxes")]
+    Adopt(#[source] edge_runtime::Error),
+    /// The configuration holds something impossible.
+    #[error("kubelet: {0}")]
+    Config(&'static str),
+}
+
+/// The engines and doors the node agent works with.
+#[derive(Clone)]
+pub struct Dependencies {
+    /// The API, as the identity of the node (`system:node:<name>`).
+    pub client: Client,
+    /// Informers of the process that watch with an identity which may read pods of this node, services and the node.
+    pub informers: Informers,
+    /// Runs sandboxes and containers. [`PodRuntime::adopt`] must not have been called yet.
+    pub runtime: Arc<dyn PodRuntime>,
+    /// Images on this node.
+    pub images: Arc<ImageStore>,
+    /// Networks of pods.
+    pub network: Arc<NodeNetwork>,
+}
+
+/// The running node agent. Dropping it ends its tasks; the containers go on.
+pub struct Kubelet {
+    context: Arc<Context>,
+    manager: Arc<pods::Manager>,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+    ready: watch::Receiver<bool>,
+}
+
+impl Kubelet {
+    /// Starts the node agent: adopts what runs, registers the node, begins to follow the pods of this node. Returns when
+    /// what already ran has been adopted; the API need not answer for that.
+    ///
+    /// # Errors
+    /// When the state directory is unusable or the runtime cannot say what runs. An unreachable API is not an error.
+    pub async fn start(config: KubeletConfig, with: Dependencies) -> Result<Self, Error> {
+        if config.node_ips.is_empty() {
+            return Err(Error::Config("the node has no address"));
+        }
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let context = Context::new(config, with, &mut tasks)?;
+        let manager = pods::Manager::start(context.clone(), &mut tasks, stop.clone()).await?;
+        let (ready_tx, ready) = watch::channel(false);
+        tasks.spawn(node::run(context.clone(), ready_tx));
+        tasks.spawn(images::follow_imports(context.clone(), manager.clone()));
+        tasks.spawn(images::collect_garbage(context.clone()));
+        Ok(Self { context, manager, stop, tasks, ready })
+    }
+
+    /// Becomes true once the API has acknowledged the node's condition `Ready`.
+    #[must_use]
+    pub fn ready(&self) -> watch::Receiver<bool> {
+        self.ready.clone()
+    }
+
+    /// Serves the kubelet's HTTP API (HTTP/1.1 with upgrades) on one connection, until it ends. Who is at the other end
+    /// must have been authenticated and authorized already.
+    pub async fn serve<S>(&self, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        self.server().serve(stream).await;
+    }
+
+    /// A handle that serves connections and can be moved elsewhere (see [`Kubelet::serve`]).
+    #[must_use]
+    pub fn server(&self) -> Server {
+        Server { inner: serve::Server::new(self.context.clone(), self.manager.clone()) }
+    }
+
+    /// Stops following the API and ends all tasks of the agent. Containers, networks and volumes stay as they are, to be
+    /// adopted by the next start.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        self.manager.stopped().await;
+        self.tasks.shutdown().await;
+    }
+}
+
+/// Serves the kubelet's HTTP API; cheap to clone.
+#[derive(Clone)]
+pub struct Server {
+    inner: serve::Server,
+}
+
+impl Server {
+    /// Serves one connection until it ends (see [`Kubelet::serve`]).
+    pub async fn serve<S>(&self, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        self.inner.clone().serve(stream).await;
+    }
+}

@@ -1,0 +1,55 @@
+//! What the node agent is told at its start.
+
+use k8s_openapi::api::core::v1::Taint;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+/// The version of Kubernetes whose kubelet this one behaves as.
+pub const KUBELET_VERSION: &str = "v1.36.0";
+
+/// Configuration of the node agent, checked by the caller.
+#[derive(Clone, Debug)]
+pub struct KubeletConfig {
+    /// Name of the node; a DNS subdomain.
+    pub node_name: String,
+    /// Version of edge, as reported in `containerRuntimeVersion` (`edge://<version>`).
+    pub edge_version: String,
+    /// Directory of the agent's state (`<data-dir>/agent`): `pods/<uid>/` is below it.
+    pub agent_dir: PathBuf,
+    /// Where the logs of containers are written, usually `/var/log/pods`.
+    pub pod_logs_dir: PathBuf,
+    /// Where links to the logs are made under the names log collectors expect, usually `/var/log/containers`;
+    /// `None` makes none.
+    pub container_logs_dir: Option<PathBuf>,
+    /// Addresses of the node, the main one first; never empty.
+    pub node_ips: Vec<IpAddr>,
+    /// Labels given to the node when it first registers.
+    pub node_labels: BTreeMap<String, String>,
+    /// Taints given to the node when it first registers.
+    pub node_taints: Vec<Taint>,
+    /// The control plane runs here too: the node gets the role label.
+    pub control_plane: bool,
+    /// Addresses of the cluster's DNS; empty when there is none.
+    pub cluster_dns: Vec<IpAddr>,
+    /// Domain of the cluster, such as `cluster.local`.
+    pub cluster_domain: String,
+    /// The host's resolver configuration, for pods with `dnsPolicy: Default`.
+    pub resolv_conf: PathBuf,
+    /// Port on which the kubelet's API is served, as reported in the node's `daemonEndpoints`.
+    pub kubelet_port: u16,
+    /// How many pods may run here.
+    pub max_pods: u32,
+}
+
+impl KubeletConfig {
+    /// Directory of a pod's state.
+    pub(crate) fn pod_dir(&self, uid: &str) -> PathBuf {
+        self.agent_dir.join("pods").join(uid)
+    }
+
+    /// Directory that holds the logs of one pod.
+    pub(crate) fn pod_log_dir(&self, namespace: &str, name: &str, uid: &str) -> PathBuf {
+        self.pod_logs_dir.join(format!("{namespace}_{name}_{uid}"))
+    }
+}

@@ -1,0 +1,305 @@
+//! Describes a container to the runtime.
+
+use super::{Before, Labels, qos, security};
+use crate::env::{self, EnvError};
+use crate::pods::shared::PodShared;
+use crate::volumes::subpath::{self, SubPathError};
+use edge_runtime::spec::{Mount, MountSource, Propagation};
+use edge_runtime::{ContainerSpec, spec::LogRotation};
+use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
+use nix::sys::signal::Signal;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Where a container leaves its last words unless it says otherwise.
+const MESSAGE_PATH: &str = "/dev/termination-log";
+const SIGTERM: i32 = 15;
+
+/// Why a container cannot be described.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DescribeError {
+    #[error(transparent)]
+    Env(#[from] EnvError),
+    #[error(transparent)]
+    Security(#[from] security::SecurityError),
+    #[error("no command specified")]
+    NoCommand,
+    #[error("image {0} is gone")]
+    NoImage(String),
+    #[error("image {0} is a WebAssembly module, which this version cannot run")]
+    Wasm(String),
+    #[error("volume \"{0}\" not found")]
+    NoVolume(String),
+    #[error("failed to prepare subPath for volumeMount \"{volume}\" of container \"{container}\"")]
+    SubPath {
+        volume: String,
+        container: String,
+        #[source]
+        source: SubPathError,
+    },
+    #[error("cannot make {path}")]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("internal task failed")]
+    Worker(#[source] tokio::task::JoinError),
+}
+
+impl DescribeError {
+    /// The waiting reason in the container's status.
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            Self::Env(_) | Self::Security(_) | Self::SubPath { .. } | Self::NoVolume(_) => "CreateContainerConfigError",
+            _ => "CreateContainerError",
+        }
+    }
+}
+
+/// Everything the runtime needs to know.
+pub(super) async fn describe(
+    shared: &PodShared,
+    pod: &Pod,
+    container: &Container,
+    id: &str,
+    before: Before,
+) -> Result<ContainerSpec, DescribeError> {
+    let cx = &shared.cx;
+    let name = container.image.clone().unwrap_or_default();
+    let image = name.parse().ok().and_then(|reference| cx.images.get_reference(&reference));
+    let image = image.ok_or_else(|| DescribeError::NoImage(name.clone()))?;
+    if image.kind != edge_image::ImageKind::Container {
+        return Err(DescribeError::Wasm(name));
+    }
+    let facts = cx.facts(&shared.addresses());
+    let variables = env::variables(cx, pod, container, &facts).await?;
+    let args = command(container, &image.config.entrypoint, &image.config.cmd, &variables);
+    if args.is_empty() {
+        return Err(DescribeError::NoCommand);
+    }
+    let files = Files::new(shared, container, id, before.restarts);
+    // the image lists its layers from the top, the runtime wants them from the bottom
+    let layers: Vec<PathBuf> = image.lower_dirs.iter().rev().cloned().collect();
+    let host_network = pod.spec.as_ref().and_then(|s| s.host_network).unwrap_or(false);
+    let hostname = if host_network { cx.config.node_name.clone() } else { shared.names.hostname.clone() };
+    let labels = Labels {
+        name: container.name.clone(),
+        restarts: before.restarts,
+        last: before.last,
+        backoff: before.backoff,
+        spec_image: name,
+        image: before.image,
+        message_file: files.message.clone(),
+        message_from_log: container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError"),
+    };
+    let plan = MountPlan {
+        volumes: shared.ready_volumes(),
+        etc: shared.etc_dir(),
+        subpaths: cx.config.pod_dir(&shared.uid).join("volume-subpaths"),
+        sub_paths: sub_paths(container, &variables),
+        files: files.clone(),
+    };
+    let (pod, container) = (pod.clone(), container.clone());
+    let (profiles, memory) = (cx.config.agent_dir.join("seccomp"), cx.machine.memory);
+    let image_config = image.config.clone();
+    let id = id.to_owned();
+    tokio::task::spawn_blocking(move || {
+        let user = security::user(&pod, &container, &image_config.user, &layers)?;
+        let home = user.home.clone().unwrap_or_else(|| "/".to_owned());
+        let mounts = plan.mounts(&container)?;
+        let mut spec = ContainerSpec::new(&id, layers, args, files.log);
+        spec.env = variables.process(&image_config.env, &hostname, &home);
+        spec.cwd = PathBuf::from(container.working_dir.clone().unwrap_or(image_config.working_dir));
+        spec.user = user;
+        spec.fs_group = security::fs_group(&pod);
+        spec.security = security::security(&pod, &container, &profiles)?;
+        spec.mounts = mounts;
+        spec.tty = container.tty.unwrap_or(false);
+        spec.stdin = container.stdin.unwrap_or(false);
+        spec.stdin_once = container.stdin_once.unwrap_or(false);
+        spec.resources = qos::container_resources(&container);
+        spec.oom_score_adj = qos::oom_score_adj(&pod, &container, memory);
+        let own_signal = container.lifecycle.as_ref().and_then(|l| l.stop_signal.as_deref());
+        spec.stop_signal = own_signal.or(image_config.stop_signal.as_deref()).map_or(SIGTERM, signal);
+        spec.log_rotation = LogRotation::default();
+        // plain data always serializes
+        spec.labels = serde_json::to_value(labels).unwrap_or_default();
+        Ok(spec)
+    })
+    .await
+    .map_err(DescribeError::Worker)?
+}
+
+/// The command line: the container's words, else the image's.
+fn command(container: &Container, entrypoint: &[String], cmd: &[String], variables: &env::Variables) -> Vec<String> {
+    let own = |list: &Option<Vec<String>>| -> Vec<String> {
+        list.iter().flatten().map(|word| variables.expand(word)).collect()
+    };
+    let (command, args) = (own(&container.command), own(&container.args));
+    match (command.is_empty(), args.is_empty()) {
+        (false, _) => command.into_iter().chain(args).collect(),
+        (true, false) => entrypoint.iter().cloned().chain(args).collect(),
+        (true, true) => entrypoint.iter().chain(cmd).cloned().collect(),
+    }
+}
+
+/// A signal by name or number; SIGTERM when it is neither.
+fn signal(name: &str) -> i32 {
+    let upper = name.to_uppercase();
+    let full = if upper.starts_with("SIG") { upper } else { format!("SIG{upper}") };
+    name.parse::<i32>().ok().filter(|n| (1..=64).contains(n)).unwrap_or_else(|| {
+        let real_time =
+            |base: i32, rest: &str| rest.trim_start_matches(['+', '-']).parse::<i32>().ok().map(|n| base + n);
+        if let Some(rest) = full.strip_prefix("SIGRTMIN") {
+            return real_time(34, rest).unwrap_or(34);
+        }
+        if let Some(rest) = full.strip_prefix("SIGRTMAX") {
+            return rest.strip_prefix('-').and_then(|n| n.parse::<i32>().ok()).map_or(64, |n| 64 - n);
+        }
+        full.parse::<Signal>().map_or(SIGTERM, |s| s as i32)
+    })
+}
+
+/// The subPath of each mount, expanded.
+fn sub_paths(container: &Container, variables: &env::Variables) -> Vec<Option<String>> {
+    let of = |mount: &VolumeMount| {
+        let expanded = mount.sub_path_expr.as_deref().filter(|p| !p.is_empty()).map(|p| variables.expand(p));
+        expanded.or_else(|| mount.sub_path.clone()).filter(|p| !p.is_empty())
+    };
+    container.volume_mounts.iter().flatten().map(of).collect()
+}
+
+/// Files of one start of a container.
+#[derive(Clone)]
+struct Files {
+    log: PathBuf,
+    message: PathBuf,
+}
+
+impl Files {
+    fn new(shared: &PodShared, container: &Container, id: &str, restarts: i32) -> Self {
+        let short: String = id.chars().take(8).collect();
+        Self {
+            log: shared.log_dir().join(&container.name).join(format!("{restarts}.log")),
+            message: shared.cx.config.pod_dir(&shared.uid).join("containers").join(&container.name).join(short),
+        }
+    }
+
+    /// Makes the directories and the empty message file; messages of older starts go.
+    fn prepare(&self) -> Result<(), DescribeError> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| DescribeError::Io { path, source }
+        };
+        let make = |path: &Path| -> io::Result<()> {
+            edge_sys::fsutil::remove_dir_all_if_exists(path)?;
+            fs::create_dir_all(path)
+        };
+        if let Some(parent) = self.message.parent() {
+            make(parent).map_err(failed(parent))?;
+        }
+        edge_sys::fsutil::write_atomic_volatile(&self.message, b"", 0o666).map_err(failed(&self.message))?;
+        let logs = self.log.parent().unwrap_or(&self.log);
+        fs::create_dir_all(logs).map_err(failed(logs))
+    }
+}
+
+/// What the mounts of a container are made of.
+struct MountPlan {
+    volumes: crate::volumes::ReadyVolumes,
+    etc: PathBuf,
+    subpaths: PathBuf,
+    sub_paths: Vec<Option<String>>,
+    files: Files,
+}
+
+fn bind(path: PathBuf, destination: &str, read_only: bool, propagation: Propagation) -> Mount {
+    let source = MountSource::Bind { path, propagation };
+    Mount { destination: PathBuf::from(destination), source, read_only }
+}
+
+fn absolute(path: &str) -> String {
+    if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
+}
+
+impl MountPlan {
+    /// Makes what has to be made and lists the mounts, outer directories before what lies in them. Blocking.
+    fn mounts(&self, container: &Container) -> Result<Vec<Mount>, DescribeError> {
+        self.files.prepare()?;
+        let mut mounts = Vec::new();
+        for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
+            let volume = self.volumes.get(&mount.name).ok_or_else(|| DescribeError::NoVolume(mount.name.clone()))?;
+            let mut path = volume.path.clone();
+            if let Some(sub_path) = self.sub_paths.get(index).and_then(Option::as_ref) {
+                let target = self.subpaths.join(&mount.name).join(&container.name).join(index.to_string());
+                subpath::bind(&volume.path, sub_path, &target).map_err(|source| DescribeError::SubPath {
+                    volume: mount.name.clone(),
+                    container: container.name.clone(),
+                    source,
+                })?;
+                path = target;
+            }
+            let propagation = match mount.mount_propagation.as_deref() {
+                Some("HostToContainer") => Propagation::HostToContainer,
+                Some("Bidirectional") => Propagation::Bidirectional,
+                _ => Propagation::Private,
+            };
+            let read_only = mount.read_only.unwrap_or(false) || volume.read_only;
+            mounts.push(bind(path, &absolute(&mount.mount_path), read_only, propagation));
+        }
+        let read_only_root =
+            container.security_context.as_ref().and_then(|c| c.read_only_root_filesystem).unwrap_or(false);
+        let taken = |path: &str| container.volume_mounts.iter().flatten().any(|m| absolute(&m.mount_path) == path);
+        for (name, destination) in
+            [("hosts", "/etc/hosts"), ("resolv.conf", "/etc/resolv.conf"), ("hostname", "/etc/hostname")]
+        {
+            let path = self.etc.join(name);
+            if !taken(destination) && path.exists() {
+                mounts.push(bind(path, destination, read_only_root, Propagation::Private));
+            }
+        }
+        let message = container.termination_message_path.as_deref().filter(|p| !p.is_empty()).unwrap_or(MESSAGE_PATH);
+        mounts.push(bind(self.files.message.clone(), &absolute(message), false, Propagation::Private));
+        mounts.sort_by_key(|m| m.destination.components().count());
+        Ok(mounts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn commands_and_arguments_replace_those_of_the_image() {
+        let words = |list: &[&str]| -> Vec<String> { list.iter().map(|w| (*w).to_owned()).collect() };
+        let variables = env::Variables(BTreeMap::from([("A".to_owned(), "1".to_owned())]));
+        let of = |command: &[&str], args: &[&str]| {
+            let container =
+                Container { command: Some(words(command)), args: Some(words(args)), ..Container::default() };
+            super::command(&container, &words(&["entry", "$(A)"]), &words(&["cmd"]), &variables).join(" ")
+        };
+        assert_eq!(of(&[], &[]), "entry $(A) cmd");
+        assert_eq!(of(&[], &["x", "$(A)"]), "entry $(A) x 1");
+        assert_eq!(of(&["c", "$(B)"], &[]), "c $(B)");
+        assert_eq!(of(&["c"], &["x"]), "c x");
+    }
+
+    #[test]
+    fn signals_by_name_and_number() {
+        for (name, number) in [
+            ("SIGINT", 2),
+            ("int", 2),
+            ("9", 9),
+            ("SIGRTMIN+3", 37),
+            ("RTMAX-1", 63),
+            ("bogus", 15),
+            ("0", 15),
+            ("999", 15),
+        ] {
+            assert_eq!(signal(name), number, "{name}");
+        }
+    }
+}

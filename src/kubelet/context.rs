@@ -1,0 +1,79 @@
+//! What every part of the node agent works with.
+
+use crate::config::KubeletConfig;
+use crate::env::fields::Facts;
+use crate::node::machine::Machine;
+use crate::objects::Objects;
+use crate::status::StatusWriter;
+use crate::{Dependencies, Error};
+use edge_client::{Client, EventRecorder, Informer, Informers};
+use edge_image::ImageStore;
+use edge_network::NodeNetwork;
+use edge_runtime::PodRuntime;
+use k8s_openapi::api::core::v1::{Node, Service};
+use std::net::IpAddr;
+use std::sync::Arc;
+use tokio::task::JoinSet;
+
+/// Shared by all tasks of the node agent.
+pub(crate) struct Context {
+    pub(crate) config: KubeletConfig,
+    pub(crate) client: Client,
+    pub(crate) informers: Informers,
+    pub(crate) runtime: Arc<dyn PodRuntime>,
+    pub(crate) images: Arc<ImageStore>,
+    pub(crate) network: Arc<NodeNetwork>,
+    pub(crate) recorder: EventRecorder,
+    pub(crate) status: Arc<StatusWriter>,
+    pub(crate) objects: Objects,
+    pub(crate) machine: Machine,
+    services: Arc<Informer<Service>>,
+    /// The node's own object.
+    pub(crate) node: Arc<Informer<Node>>,
+}
+
+impl Context {
+    pub(crate) fn new(config: KubeletConfig, with: Dependencies, tasks: &mut JoinSet<()>) -> Result<Arc<Self>, Error> {
+        let pods = config.agent_dir.join("pods");
+        // what pods are given may be secret
+        edge_sys::fsutil::create_dir_all_mode(&pods, 0o700).map_err(|source| Error::Io {
+            what: "cannot create",
+            path: pods,
+            source,
+        })?;
+        let status = StatusWriter::new(with.client.clone());
+        tasks.spawn(status.clone().run());
+        Ok(Arc::new(Self {
+            recorder: EventRecorder::new(with.client.clone(), "kubelet", &config.node_name),
+            objects: Objects::new(with.client.clone()),
+            services: with.informers.of::<Service>(),
+            node: with.informers.select::<Node>(&format!("metadata.name={}", config.node_name)),
+            machine: Machine::read(&config.agent_dir),
+            status,
+            client: with.client,
+            informers: with.informers,
+            runtime: with.runtime,
+            images: with.images,
+            network: with.network,
+            config,
+        }))
+    }
+
+    /// The services whose variables a container of a namespace gets: those of the namespace if it wants `links`, and
+    /// always the API's own.
+    pub(crate) async fn services_for(&self, namespace: &str, links: bool) -> Vec<Arc<Service>> {
+        self.services.synced().await;
+        let mut services = if links { self.services.list_namespace(namespace) } else { Vec::new() };
+        services.extend(self.services.get("default", "kubernetes").filter(|_| !links || namespace != "default"));
+        services
+    }
+
+    /// What the downward API tells about the node and a pod's addresses.
+    pub(crate) fn facts(&self, pod_ips: &[IpAddr]) -> Facts {
+        Facts {
+            pod_ips: pod_ips.to_vec(),
+            host_ips: self.config.node_ips.clone(),
+            allocatable: self.machine.capacity(self.config.max_pods),
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! The environment of a container: variables, expanded command, names.
+//!
+//! Comes in: the pod, its configMaps and secrets, the services of its namespace, the image's own variables. Goes out:
+//! names and values in the order in which they are set.
+
+pub(crate) mod expand;
+pub(crate) mod fields;
+pub(crate) mod resolv;
+pub(crate) mod services;
+
+use crate::context::Context;
+use edge_client::{Api, ResourceExt};
+use expand::expand;
+use fields::{Facts, FieldError, pod_field, resource_field};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, Pod, Secret};
+use std::collections::{BTreeMap, HashMap};
+
+/// Search path of commands when the image names none.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Why a container's environment cannot be made: its status becomes `CreateContainerConfigError` with this text.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EnvError {
+    #[error("{kind} \"{name}\" not found")]
+    NotFound { kind: &'static str, name: String },
+    #[error("couldn't find key {key} in {kind} {namespace}/{name}")]
+    NoKey { kind: &'static str, namespace: String, name: String, key: String },
+    #[error("couldn't get {kind} {name}")]
+    Api {
+        kind: &'static str,
+        name: String,
+        #[source]
+        source: edge_client::Error,
+    },
+    #[error(transparent)]
+    Field(#[from] FieldError),
+    #[error("value of key {0} is no text")]
+    NotText(String),
+    #[error("environment variables from files are not supported by edge")]
+    FileKey,
+}
+
+/// A container's variables as the API describes them, without those of its image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Variables(pub(crate) BTreeMap<String, String>);
+
+impl Variables {
+    /// Expands `$(NAME)` in a text.
+    pub(crate) fn expand(&self, text: &str) -> String {
+        expand(text, |name| self.0.get(name).map(String::as_str))
+    }
+
+    /// All variables of the process: the image's first, then these, and what every process needs.
+    pub(crate) fn process(&self, image: &[String], hostname: &str, home: &str) -> Vec<(String, String)> {
+        let mut all: Vec<(String, String)> = Vec::new();
+        let mut set = |name: &str, value: &str, replace: bool| match all.iter_mut().find(|(n, _)| n == name) {
+            Some(known) if replace => value.clone_into(&mut known.1),
+            Some(_) => {}
+            None => all.push((name.to_owned(), value.to_owned())),
+        };
+        for variable in image {
+            let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
+            set(name, value, true);
+        }
+        set("PATH", DEFAULT_PATH, false);
+        if !hostname.is_empty() {
+            set("HOSTNAME", hostname, true);
+        }
+        for (name, value) in &self.0 {
+            set(name, value, true);
+        }
+        set("HOME", home, false);
+        all
+    }
+}
+
+/// The objects that were read for one container.
+#[derive(Default)]
+struct Read {
+    config_maps: HashMap<String, Option<BTreeMap<String, Vec<u8>>>>,
+    secrets: HashMap<String, Option<BTreeMap<String, Vec<u8>>>>,
+}
+
+impl Read {
+    async fn config_map(
+        &mut self,
+        cx: &Context,
+        ns: &str,
+        name: &str,
+    ) -> Result<Option<&BTreeMap<String, Vec<u8>>>, EnvError> {
+        if !self.config_maps.contains_key(name) {
+            let api: Api<ConfigMap> = Api::namespaced(cx.client.clone(), ns);
+            let failed = |source| EnvError::Api { kind: "configmap", name: name.to_owned(), source };
+            let object = api.get_opt(name).await.map_err(failed)?;
+            let data = object.map(|o| crate::volumes::payload::config_map_data(&o));
+            self.config_maps.insert(name.to_owned(), data);
+        }
+        Ok(self.config_maps.get(name).and_then(Option::as_ref))
+    }
+
+    async fn secret(
+        &mut self,
+        cx: &Context,
+        ns: &str,
+        name: &str,
+    ) -> Result<Option<&BTreeMap<String, Vec<u8>>>, EnvError> {
+        if !self.secrets.contains_key(name) {
+            let api: Api<Secret> = Api::namespaced(cx.client.clone(), ns);
+            let failed = |source| EnvError::Api { kind: "secret", name: name.to_owned(), source };
+            let object = api.get_opt(name).await.map_err(failed)?;
+            let data = object.map(|o| crate::volumes::payload::secret_data(&o));
+            self.secrets.insert(name.to_owned(), data);
+        }
+        Ok(self.secrets.get(name).and_then(Option::as_ref))
+    }
+}
+
+fn text(name: &str, value: &[u8]) -> Result<String, EnvError> {
+    String::from_utf8(value.to_vec()).map_err(|_| EnvError::NotText(name.to_owned()))
+}
+
+/// The variables of a container.
+pub(crate) async fn variables(
+    cx: &Context,
+    pod: &Pod,
+    container: &Container,
+    facts: &Facts,
+) -> Result<Variables, EnvError> {
+    let namespace = pod.namespace().unwrap_or_default();
+    let links = pod.spec.as_ref().and_then(|s| s.enable_service_links).unwrap_or(true);
+    let service_variables = services::variables(cx.services_for(&namespace, links).await.iter().map(|s| &**s));
+    let mut read = Read::default();
+    let mut result = BTreeMap::new();
+    for from in container.env_from.iter().flatten() {
+        let prefix = from.prefix.as_deref().unwrap_or_default();
+        let (kind, name, optional, data) = if let Some(source) = &from.config_map_ref {
+            let data = read.config_map(cx, &namespace, &source.name).await?;
+            ("configmap", &source.name, source.optional, data)
+        } else if let Some(source) = &from.secret_ref {
+            ("secret", &source.name, source.optional, read.secret(cx, &namespace, &source.name).await?)
+        } else {
+            continue;
+        };
+        match data {
+            None if optional.unwrap_or(false) => {}
+            None => return Err(EnvError::NotFound { kind, name: name.clone() }),
+            Some(data) => {
+                for (key, value) in data {
+                    result.insert(format!("{prefix}{key}"), text(key, value)?);
+                }
+            }
+        }
+    }
+    for variable in container.env.iter().flatten() {
+        let value = match (&variable.value, &variable.value_from) {
+            (Some(value), _) if !value.is_empty() => {
+                let known = |name: &str| {
+                    let known: Option<&String> = result.get(name).or_else(|| service_variables.get(name));
+                    known.map(String::as_str)
+                };
+                Some(expand(value, known))
+            }
+            (_, Some(source)) => value_from(cx, pod, container, source, facts, &mut read).await?,
+            _ => Some(String::new()),
+        };
+        if let Some(value) = value {
+            result.insert(variable.name.clone(), value);
+        }
+    }
+    for (name, value) in service_variables {
+        result.entry(name).or_insert(value);
+    }
+    Ok(Variables(result))
+}
+
+async fn value_from(
+    cx: &Context,
+    pod: &Pod,
+    container: &Container,
+    source: &EnvVarSource,
+    facts: &Facts,
+    read: &mut Read,
+) -> Result<Option<String>, EnvError> {
+    let namespace = pod.namespace().unwrap_or_default();
+    if let Some(field) = &source.field_ref {
+        return Ok(Some(pod_field(pod, &field.field_path, facts)?));
+    }
+    if let Some(resource) = &source.resource_field_ref {
+        return Ok(Some(resource_field(pod, Some(container), resource, facts)?));
+    }
+    let (kind, title, name, key, optional, data) = if let Some(s) = &source.config_map_key_ref {
+        ("configmap", "ConfigMap", &s.name, &s.key, s.optional, read.config_map(cx, &namespace, &s.name).await?)
+    } else if let Some(s) = &source.secret_key_ref {
+        ("secret", "Secret", &s.name, &s.key, s.optional, read.secret(cx, &namespace, &s.name).await?)
+    } else if source.file_key_ref.is_some() {
+        return Err(EnvError::FileKey);
+    } else {
+        return Ok(None);
+    };
+    let optional = optional.unwrap_or(false);
+    match data.map(|data| data.get(key)) {
+        Some(Some(value)) => Ok(Some(text(key, value)?)),
+        _ if optional => Ok(None),
+        None => Err(EnvError::NotFound { kind, name: name.clone() }),
+        Some(None) => Err(EnvError::NoKey { kind: title, namespace, name: name.clone(), key: key.clone() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_process_gets_the_images_variables_then_its_own() {
+        let own = BTreeMap::from([("A".to_owned(), "own".to_owned()), ("PATH".to_owned(), "/own".to_owned())]);
+        let image = ["A=image".to_owned(), "B=1=2".to_owned(), "C".to_owned()];
+        let process = Variables(own).process(&image, "host", "/root");
+        let get = |name: &str| process.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
+        assert_eq!(get("A"), Some("own"));
+        assert_eq!(get("B"), Some("1=2"));
+        assert_eq!(get("C"), Some(""));
+        assert_eq!(get("PATH"), Some("/own"));
+        assert_eq!((get("HOSTNAME"), get("HOME")), (Some("host"), Some("/root")));
+        let names: std::collections::HashSet<_> = process.iter().map(|(n, _)| n).collect();
+        assert_eq!(names.len(), process.len(), "every name once");
+        let bare = Variables::default().process(&[], "", "/");
+        assert_eq!(bare, [("PATH".to_owned(), DEFAULT_PATH.to_owned()), ("HOME".to_owned(), "/".to_owned())]);
+    }
+}

@@ -1,0 +1,229 @@
+//! Images of containers: the pull policies, pull secrets, archives that arrive in the drop folder, garbage collection.
+
+use crate::context::Context;
+use crate::pods::Manager;
+use crate::pods::record::{ImageRef, Problem};
+use edge_client::{Api, EventType, ResourceExt};
+use edge_image::{ArchiveEvent, Digest, GarbagePolicy, Image, Keyring, PullOptions, Reference, error_chain};
+use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, Secret};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+/// How full the disk may get before unused images are removed, and how full it is afterwards, in percent.
+const HIGH_PERCENT: u64 = 85;
+const LOW_PERCENT: u64 = 80;
+/// Images used that recently are never removed.
+const LEAST_AGE: Duration = Duration::from_secs(120);
+/// How often the disk is looked at.
+const LOOK: Duration = Duration::from_secs(300);
+
+/// When an image is pulled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Policy {
+    Always,
+    IfNotPresent,
+    Never,
+}
+
+/// The pull policy of a container; without one the tag decides.
+pub(crate) fn policy(container: &Container, reference: &Reference) -> Policy {
+    match container.image_pull_policy.as_deref() {
+        Some("Always") => Policy::Always,
+        Some("Never") => Policy::Never,
+        Some("IfNotPresent") => Policy::IfNotPresent,
+        _ if reference.is_latest() => Policy::Always,
+        _ => Policy::IfNotPresent,
+    }
+}
+
+/// Names a container of a pod as the object of an event.
+pub(crate) fn container_reference(pod: &Pod, container: &str, init: bool) -> ObjectReference {
+    let list = if init { "initContainers" } else { "containers" };
+    ObjectReference { field_path: Some(format!("spec.{list}{{{container}}}")), ..edge_client::object_reference(pod) }
+}
+
+/// What a container's status says about its image.
+pub(crate) fn image_ref(image: &Image, spec_image: &str) -> ImageRef {
+    let id = image.repo_digests.first().cloned().unwrap_or_else(|| image.id.to_string());
+    ImageRef { image: image.repo_tags.first().cloned().unwrap_or_else(|| spec_image.to_owned()), id }
+}
+
+/// Has the image of a container here, pulling it if the policy says so. Tells the story in events.
+pub(crate) async fn ensure(cx: &Context, pod: &Pod, container: &Container, init: bool) -> Result<ImageRef, Problem> {
+    let name = container.image.clone().unwrap_or_default();
+    let about = || container_reference(pod, &container.name, init);
+    let tell = |kind, reason: &str, message: String| cx.recorder.event_ref(about(), kind, reason, message);
+    let reference: Reference = name.parse().map_err(|error| {
+        let message =
+            format!("Failed to apply default image tag {name:?}: couldn't parse image name {name:?}: {error}");
+        tell(EventType::Warning, "InspectFailed", message.clone());
+        Problem::new("InvalidImageName", message)
+    })?;
+    let present = cx.images.get_reference(&reference);
+    match (policy(container, &reference), present) {
+        (Policy::IfNotPresent | Policy::Never, Some(image)) => {
+            tell(EventType::Normal, "Pulled", format!("Container image {name:?} already present on machine"));
+            cx.images.touch(image.id);
+            Ok(image_ref(&image, &name))
+        }
+        (Policy::Never, None) => {
+            let message = format!("Container image {name:?} is not present with pull policy of Never");
+            tell(EventType::Warning, "ErrImageNeverPull", message.clone());
+            Err(Problem::new("ErrImageNeverPull", message))
+        }
+        (Policy::Always | Policy::IfNotPresent, _) => {
+            tell(EventType::Normal, "Pulling", format!("Pulling image {name:?}"));
+            let begun = Instant::now();
+            match pull(cx, pod, &reference).await {
+                Ok(image) => {
+                    let took = format!("{:.3}s", begun.elapsed().as_secs_f64());
+                    let size = image.size;
+                    tell(
+                        EventType::Normal,
+                        "Pulled",
+                        format!(
+                            "Successfully pulled image {name:?} in {took} ({took} including waiting). Image size: {size} bytes."
+                        ),
+                    );
+                    cx.images.touch(image.id);
+                    Ok(image_ref(&image, &name))
+                }
+                Err(cause) => {
+                    tell(EventType::Warning, "Failed", format!("Failed to pull image {name:?}: {cause}"));
+                    tell(EventType::Warning, "Failed", "Error: ErrImagePull".to_owned());
+                    Err(Problem::new("ErrImagePull", cause))
+                }
+            }
+        }
+    }
+}
+
+async fn pull(cx: &Context, pod: &Pod, reference: &Reference) -> Result<Arc<Image>, String> {
+    let keyring = keyring(cx, pod).await;
+    let options = PullOptions { credentials: keyring.lookup(reference), ..PullOptions::default() };
+    cx.images.pull(reference, options).await.map_err(|error| error_chain(&error))
+}
+
+/// The credentials of the pod's pull secrets. (Admission has added those of its service account.)
+async fn keyring(cx: &Context, pod: &Pod) -> Keyring {
+    let mut keyring = Keyring::new();
+    let namespace = pod.namespace().unwrap_or_default();
+    let secrets: Api<Secret> = Api::namespaced(cx.client.clone(), &namespace);
+    let references = pod.spec.as_ref().and_then(|s| s.image_pull_secrets.as_deref()).unwrap_or_default();
+    for name in references.iter().map(|r| &r.name) {
+        let found = match secrets.get(name).await {
+            Ok(secret) => {
+                let data = secret.data.unwrap_or_default();
+                let json = data.get(".dockerconfigjson").or_else(|| data.get(".dockercfg"));
+                json.map_or(Ok(()), |json| keyring.add(name, &json.0)).map_err(|error| error.to_string())
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(cause) = found {
+            let message = format!(
+                "Unable to retrieve some image pull secrets ({name}); attempting to pull the image may not succeed."
+            );
+            tracing::debug!(secret = %name, namespace, cause, "pull secret not usable");
+            cx.recorder.event(pod, EventType::Warning, "FailedToRetrieveImagePullSecret", message);
+        }
+    }
+    keyring
+}
+
+/// Imports the archives of the drop folder (`<agent>/images`), and wakes the pods that wait for an image, for ever.
+pub(crate) async fn follow_imports(cx: Arc<Context>, manager: Arc<Manager>) {
+    let (tx, mut events) = mpsc::channel(16);
+    let folder = cx.config.agent_dir.join("images");
+    let watch = cx.images.watch_archives(&folder, tx);
+    let tell = async {
+        while let Some(event) = events.recv().await {
+            match event {
+                ArchiveEvent::Imported { path, images } => {
+                    tracing::info!(archive = %path.display(), images = images.len(), "image archive imported");
+                    manager.image_arrived();
+                }
+                ArchiveEvent::Failed { path, error } => {
+                    let error = error_chain(&error);
+                    tracing::warn!(archive = %path.display(), error, "image archive not imported");
+                    cx.recorder.event_ref(node_reference(&cx), EventType::Warning, "ImageImportFailed", error);
+                }
+                ArchiveEvent::Ready => tracing::debug!("drop folder of images read"),
+            }
+        }
+    };
+    if let (Err(error), ()) = tokio::join!(watch, tell) {
+        tracing::error!(folder = %folder.display(), error = error_chain(&error), "drop folder of images not watched");
+    }
+}
+
+fn node_reference(cx: &Context) -> ObjectReference {
+    let name = Some(cx.config.node_name.clone());
+    ObjectReference { kind: Some("Node".to_owned()), name: name.clone(), uid: name, ..ObjectReference::default() }
+}
+
+/// Removes unused images when the disk gets full, for ever.
+pub(crate) async fn collect_garbage(cx: Arc<Context>) {
+    let mut tick = interval(LOOK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let usage = match cx.images.usage() {
+            Ok(usage) => usage,
+            Err(error) => {
+                tracing::warn!(error = error_chain(&error), "disk usage of images unknown");
+                continue;
+            }
+        };
+        let Some(free_bytes) = to_free(usage.capacity_bytes, usage.available_bytes) else { continue };
+        let policy = GarbagePolicy { keep: used_images(&cx), free_bytes, unused_for: LEAST_AGE };
+        match cx.images.collect_garbage(policy).await {
+            Ok(freed) => tracing::info!(images = freed.images.len(), bytes = freed.bytes, "unused images removed"),
+            Err(error) => tracing::warn!(error = error_chain(&error), "unused images not removed"),
+        }
+    }
+}
+
+/// How many bytes to free on a disk that is fuller than it may be.
+fn to_free(capacity: u64, available: u64) -> Option<u64> {
+    let used = capacity.saturating_sub(available);
+    let percent = |p: u64| (u128::from(capacity) * u128::from(p) / 100) as u64;
+    (capacity > 0 && used > percent(HIGH_PERCENT)).then(|| used - percent(LOW_PERCENT))
+}
+
+/// The images that pods of this node name.
+fn used_images(cx: &Context) -> HashSet<Digest> {
+    let selector = format!("spec.nodeName={}", cx.config.node_name);
+    let pods = cx.informers.select::<Pod>(&selector).list();
+    let containers = pods.iter().flat_map(|pod| crate::pods::record::spec_containers(pod).map(|(_, c)| c));
+    containers.filter_map(|c| cx.images.get(c.image.as_deref()?)).map(|image| image.id).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn policies_follow_the_tag() {
+        let of = |image: &str, policy_name: Option<&str>| {
+            let container = Container { image_pull_policy: policy_name.map(str::to_owned), ..Container::default() };
+            policy(&container, &image.parse().unwrap())
+        };
+        assert_eq!(of("busybox", None), Policy::Always);
+        assert_eq!(of("busybox:latest", None), Policy::Always);
+        assert_eq!(of("busybox:1", None), Policy::IfNotPresent);
+        assert_eq!(of("busybox", Some("IfNotPresent")), Policy::IfNotPresent);
+        assert_eq!(of("busybox:1", Some("Never")), Policy::Never);
+    }
+
+    #[test]
+    fn images_are_removed_only_from_a_full_disk() {
+        assert_eq!(to_free(1000, 151), None);
+        assert_eq!(to_free(1000, 100), Some(100));
+        assert_eq!(to_free(1000, 0), Some(200));
+        assert_eq!(to_free(0, 0), None);
+    }
+}

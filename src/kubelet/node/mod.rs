@@ -1,0 +1,359 @@
+//! The node's own object and its lease.
+//!
+//! Comes in: the configuration, the facts of the machine, pressure on its disk. Goes out: the Node (registered, its
+//! status kept true), the Lease that says the node is alive. Nothing is written while nothing changes, but the lease
+//! (volatile in the API's store) and a heartbeat every five minutes.
+
+pub(crate) mod machine;
+
+use crate::KUBELET_VERSION;
+use crate::context::Context;
+use crate::status::merge_diff;
+use edge_client::{Api, Change, Patch, PatchParams, PostParams, is_conflict, is_not_found};
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::core::v1::{
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeRuntimeHandler,
+    NodeSpec, NodeStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference, Time};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::ObjectMeta;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+
+/// How long a lease is valid, in seconds.
+const LEASE_SECONDS: i32 = 40;
+/// How often it is renewed.
+const RENEW: Duration = Duration::from_secs(10);
+/// How often the node's status is written although nothing changed.
+const HEARTBEAT: Duration = Duration::from_secs(300);
+/// First and longest time after which a failed write is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// At most that many images are listed in the node's status.
+const MAX_IMAGES: usize = 50;
+/// Namespace of the leases of nodes.
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+
+/// Registers the node, then keeps its status and its lease, for ever.
+pub(crate) async fn run(cx: Arc<Context>, ready: watch::Sender<bool>) {
+    let mut delay = RETRY.0;
+    let node = loop {
+        match register(&cx).await {
+            Ok(node) => break node,
+            Err(error) => {
+                tracing::debug!(%error, "node not registered yet");
+                sleep(delay).await;
+                delay = (delay * 2).min(RETRY.1);
+            }
+        }
+    };
+    tracing::info!(node = cx.config.node_name, "node registered");
+    tokio::join!(keep_status(&cx, ready), keep_lease(&cx, &node));
+}
+
+fn nodes(cx: &Context) -> Api<Node> {
+    Api::all(cx.client.clone())
+}
+
+/// The labels the node always has.
+fn own_labels(cx: &Context) -> BTreeMap<String, String> {
+    let architecture = machine::architecture();
+    let mut labels = BTreeMap::from(
+        [
+            ("kubernetes.io/hostname", cx.config.node_name.as_str()),
+            ("kubernetes.io/os", "linux"),
+            ("kubernetes.io/arch", architecture),
+            ("beta.kubernetes.io/os", "linux"),
+            ("beta.kubernetes.io/arch", architecture),
+            ("node.kubernetes.io/instance-type", "edge"),
+        ]
+        .map(|(k, v)| (k.to_owned(), v.to_owned())),
+    );
+    if cx.config.control_plane {
+        labels.insert("node-role.kubernetes.io/control-plane".to_owned(), "true".to_owned());
+    }
+    labels
+}
+
+/// Makes the node's object, or brings the labels of the one that is there up to date.
+async fn register(cx: &Context) -> Result<Node, edge_client::Error> {
+    let name = &cx.config.node_name;
+    let mut labels = cx.config.node_labels.clone();
+    labels.extend(own_labels(cx));
+    let node = Node {
+        metadata: ObjectMeta { name: Some(name.clone()), labels: Some(labels), ..ObjectMeta::default() },
+        spec: Some(NodeSpec {
+            taints: Some(cx.config.node_taints.clone()).filter(|t| !t.is_empty()),
+            ..NodeSpec::default()
+        }),
+        status: Some(status(cx, &NodeStatus::default(), Pressure::read(cx))),
+    };
+    match nodes(cx).create(&PostParams::default(), &node).await {
+        Ok(node) => Ok(node),
+        Err(error) if is_conflict(&error) => {
+            let known = nodes(cx).get(name).await?;
+            let has = known.metadata.labels.clone().unwrap_or_default();
+            if own_labels(cx).iter().all(|(k, v)| has.get(k) == Some(v)) {
+                return Ok(known);
+            }
+            let patch = json!({"metadata": {"labels": own_labels(cx)}});
+            nodes(cx).patch(name, &PatchParams::default(), &Patch::Merge(patch)).await
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// What the node is short of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Pressure {
+    memory: bool,
+    disk: bool,
+    pids: bool,
+}
+
+/// The kubelet's hard eviction thresholds.
+const LEAST_MEMORY: u64 = 100 << 20;
+const LEAST_DISK_PERCENT: u64 = 10;
+const LEAST_INODES_PERCENT: u64 = 5;
+
+impl Pressure {
+    fn read(cx: &Context) -> Self {
+        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let available = meminfo.lines().find_map(|l| l.strip_prefix("MemAvailable:"));
+        let available = available.and_then(|l| l.split_whitespace().next()).and_then(|n| n.parse::<u64>().ok());
+        let disk = nix::sys::statvfs::statvfs(&cx.config.agent_dir).is_ok_and(|s| {
+            let short =
+                |free: u64, all: u64, percent: u64| all > 0 && free.saturating_mul(100) < all.saturating_mul(percent);
+            short(s.blocks_available(), s.blocks(), LEAST_DISK_PERCENT)
+                || short(s.files_available(), s.files(), LEAST_INODES_PERCENT)
+        });
+        let number = |path: &str| std::fs::read_to_string(path).ok().and_then(|t| t.trim().parse::<u64>().ok());
+        let threads = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        let threads = threads.split(['/', ' ']).nth(4).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+        let most = number("/proc/sys/kernel/pid_max").unwrap_or(u64::MAX);
+        Self { memory: available.is_some_and(|kib| kib * 1024 < LEAST_MEMORY), disk, pids: threads > most / 10 * 9 }
+    }
+}
+
+fn conditions(before: &NodeStatus, pressure: Pressure, now: Timestamp) -> Vec<NodeCondition> {
+    let word = |yes: bool| if yes { "True" } else { "False" };
+    let pick =
+        |short: bool, no: (&'static str, &'static str), yes: (&'static str, &'static str)| if short { yes } else { no };
+    let memory = pick(
+        pressure.memory,
+        ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+        ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
+    );
+    let disk = pick(
+        pressure.disk,
+        ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        ("KubeletHasDiskPressure", "kubelet has disk pressure"),
+    );
+    let pids = pick(
+        pressure.pids,
+        ("KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
+    );
+    [
+        ("MemoryPressure", word(pressure.memory), memory),
+        ("DiskPressure", word(pressure.disk), disk),
+        ("PIDPressure", word(pressure.pids), pids),
+        ("Ready", "True", ("KubeletReady", "kubelet is posting ready status")),
+    ]
+    .into_iter()
+    .map(|(type_, status, (reason, message))| {
+        let known = before.conditions.iter().flatten().find(|c| c.type_ == type_ && c.status == status);
+        NodeCondition {
+            type_: type_.to_owned(),
+            status: status.to_owned(),
+            reason: Some(reason.to_owned()),
+            message: Some(message.to_owned()),
+            last_heartbeat_time: Some(Time(now)),
+            last_transition_time: known.and_then(|c| c.last_transition_time.clone()).or(Some(Time(now))),
+        }
+    })
+    .collect()
+}
+
+fn status(cx: &Context, before: &NodeStatus, pressure: Pressure) -> NodeStatus {
+    let config = &cx.config;
+    let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
+    let mut addresses: Vec<NodeAddress> =
+        config.node_ips.iter().map(|ip| address("InternalIP", ip.to_string())).collect();
+    addresses.push(address("Hostname", config.node_name.clone()));
+    let capacity = cx.machine.capacity(config.max_pods);
+    let now = crate::status::compute::whole_seconds(Timestamp::now());
+    NodeStatus {
+        addresses: Some(addresses),
+        allocatable: Some(capacity.clone()),
+        capacity: Some(capacity),
+        conditions: Some(conditions(before, pressure, now)),
+        daemon_endpoints: Some(NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(config.kubelet_port) }),
+        }),
+        images: Some(images(cx)),
+        node_info: Some(cx.machine.info(&config.edge_version, KUBELET_VERSION)),
+        runtime_handlers: Some(vec![NodeRuntimeHandler { name: Some(String::new()), ..NodeRuntimeHandler::default() }]),
+        ..NodeStatus::default()
+    }
+}
+
+/// The largest images of the node.
+fn images(cx: &Context) -> Vec<ContainerImage> {
+    let mut images = cx.images.list();
+    images.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.id.cmp(&b.id)));
+    images.truncate(MAX_IMAGES);
+    let entry = |image: Arc<edge_image::Image>| ContainerImage {
+        names: Some(image.repo_digests.iter().chain(&image.repo_tags).cloned().collect()),
+        size_bytes: i64::try_from(image.size).ok(),
+    };
+    images.into_iter().map(entry).collect()
+}
+
+/// The change to be written; `None` when nothing but the time of the heartbeat would change.
+fn status_change(before: &NodeStatus, after: &NodeStatus) -> Option<Value> {
+    let plain = |status: &NodeStatus| {
+        let mut status = status.clone();
+        status.conditions.iter_mut().flatten().for_each(|c| c.last_heartbeat_time = None);
+        // plain data always serializes
+        serde_json::to_value(status).unwrap_or_default()
+    };
+    // what others have put into the status is left alone
+    let mut change = merge_diff(&plain(before), &plain(after))?;
+    if let Value::Object(change) = &mut change {
+        change.retain(|_, value| !value.is_null());
+        if change.is_empty() {
+            return None;
+        }
+        change.insert("conditions".to_owned(), serde_json::to_value(&after.conditions).unwrap_or_default());
+    }
+    Some(change)
+}
+
+/// Writes the node's status when it changes: when its object was changed by others, an image came or went, the disk or
+/// the memory ran short (looked at with every heartbeat and every renewal of the lease).
+async fn keep_status(cx: &Context, ready: watch::Sender<bool>) {
+    let mut changes = cx.node.subscribe();
+    let mut written: Option<NodeStatus> = None;
+    let mut heartbeat = Instant::now() + HEARTBEAT;
+    let mut look = interval(RENEW);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = look.tick() => {}
+            change = changes.recv() => match change {
+                Some(Change::Applied { new, .. }) => written = new.status.clone(),
+                Some(Change::Deleted(_)) => {
+                    tracing::warn!("the node's object was deleted, registering again");
+                    written = register(cx).await.ok().and_then(|node| node.status);
+                }
+                None => return,
+            },
+            () = sleep_until(heartbeat) => {}
+        }
+        let Some(before) = &written else { continue };
+        let after = status(cx, before, Pressure::read(cx));
+        let beat = Instant::now() >= heartbeat;
+        let change = match status_change(before, &after) {
+            Some(change) => change,
+            None if beat => json!({"conditions": after.conditions}),
+            None => {
+                mark_ready(&ready, before);
+                continue;
+            }
+        };
+        let patch = Patch::Merge(json!({"status": change}));
+        match nodes(cx).patch_status(&cx.config.node_name, &PatchParams::default(), &patch).await {
+            Ok(node) => {
+                heartbeat = Instant::now() + HEARTBEAT;
+                written = node.status;
+                if let Some(written) = &written {
+                    mark_ready(&ready, written);
+                }
+            }
+            // tried again with the next look
+            Err(error) => tracing::debug!(%error, "node status not written"),
+        }
+    }
+}
+
+fn mark_ready(ready: &watch::Sender<bool>, status: &NodeStatus) {
+    let is_ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+    ready.send_if_modified(|known| std::mem::replace(known, is_ready) != is_ready);
+}
+
+/// Renews the node's lease.
+async fn keep_lease(cx: &Context, node: &Node) {
+    let api: Api<Lease> = Api::namespaced(cx.client.clone(), LEASE_NAMESPACE);
+    let name = &cx.config.node_name;
+    let mut tick = interval(RENEW);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let mut delay = RETRY.0;
+        while let Err(error) = renew(&api, name, node).await {
+            tracing::debug!(%error, "lease not renewed");
+            sleep(delay).await;
+            delay = (delay * 2).min(RETRY.1);
+        }
+    }
+}
+
+async fn renew(api: &Api<Lease>, name: &str, node: &Node) -> Result<(), edge_client::Error> {
+    let now = MicroTime(Timestamp::now());
+    let patch = Patch::Merge(json!({"spec": {"renewTime": now}}));
+    match api.patch(name, &PatchParams::default(), &patch).await {
+        Err(error) if is_not_found(&error) => {}
+        other => return other.map(drop),
+    }
+    let lease = Lease {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            owner_references: Some(vec![OwnerReference {
+                api_version: "v1".to_owned(),
+                kind: "Node".to_owned(),
+                name: name.to_owned(),
+                uid: node.metadata.uid.clone().unwrap_or_default(),
+                ..OwnerReference::default()
+            }]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(LeaseSpec {
+            holder_identity: Some(name.to_owned()),
+            lease_duration_seconds: Some(LEASE_SECONDS),
+            renew_time: Some(now),
+            ..LeaseSpec::default()
+        }),
+    };
+    api.create(&PostParams::default(), &lease).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn status_at(second: i64, before: &NodeStatus, pressure: Pressure) -> NodeStatus {
+        let conditions = conditions(before, pressure, Timestamp::from_second(second).unwrap());
+        NodeStatus { conditions: Some(conditions), ..NodeStatus::default() }
+    }
+
+    #[test]
+    fn only_changes_are_written_and_transitions_keep_their_time() {
+        let first = status_at(100, &NodeStatus::default(), Pressure::default());
+        let second = status_at(200, &first, Pressure::default());
+        assert_eq!(status_change(&first, &second), None, "a heartbeat alone is no change");
+        let pressed = status_at(300, &second, Pressure { disk: true, ..Pressure::default() });
+        let change = status_change(&second, &pressed).unwrap();
+        assert_eq!(change["conditions"][1]["status"], "True");
+        assert_eq!(change["conditions"][1]["lastTransitionTime"], "1970-01-01T00:05:00Z");
+        assert_eq!(change["conditions"][3]["lastTransitionTime"], "1970-01-01T00:01:40Z");
+        let mut foreign = second.clone();
+        foreign.phase = Some("theirs".into());
+        assert_eq!(status_change(&foreign, &second), None, "what others wrote is left alone");
+    }
+}

@@ -1,0 +1,104 @@
+//! What the agent keeps on disk of each pod, to go on with it when the API is away: `<agent>/pods/<uid>/pod.json`, and
+//! `status.json` once the pod has ended.
+
+use crate::config::KubeletConfig;
+use edge_sys::fsutil::{create_dir_all_mode, remove_dir_all_if_exists, write_atomic};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use std::fs;
+use std::io;
+use std::path::Path;
+
+const POD: &str = "pod.json";
+const STATUS: &str = "status.json";
+
+/// A pod as it was kept.
+#[derive(Debug)]
+pub(crate) struct Saved {
+    pub(crate) pod: Pod,
+    /// Its last status, if it had ended.
+    pub(crate) finished: Option<PodStatus>,
+}
+
+/// Keeps a pod. Blocking.
+pub(crate) fn save(dir: &Path, pod: &Pod, finished: Option<&PodStatus>) -> io::Result<()> {
+    create_dir_all_mode(dir, 0o700)?;
+    write_atomic(&dir.join(POD), &serde_json::to_vec(pod)?, 0o600)?;
+    match finished {
+        Some(status) => write_atomic(&dir.join(STATUS), &serde_json::to_vec(status)?, 0o600),
+        None => Ok(()),
+    }
+}
+
+/// The pods that were kept, by their UIDs; directories without a readable pod come without one. Blocking.
+pub(crate) fn load_all(pods_dir: &Path) -> io::Result<Vec<(String, Option<Saved>)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(pods_dir)? {
+        let entry = entry?;
+        let uid = entry.file_name().to_string_lossy().into_owned();
+        let saved = load(&entry.path(), &uid);
+        if let Err(error) = &saved {
+            tracing::warn!(pod = uid, %error, "pod on disk not readable");
+        }
+        found.push((uid, saved.ok()));
+    }
+    Ok(found)
+}
+
+fn load(dir: &Path, uid: &str) -> io::Result<Saved> {
+    let pod: Pod = serde_json::from_slice(&fs::read(dir.join(POD))?)?;
+    if pod.metadata.uid.as_deref() != Some(uid) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is another pod's"));
+    }
+    let finished = match fs::read(dir.join(STATUS)) {
+        Ok(bytes) => Some(serde_json::from_slice(&bytes)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    Ok(Saved { pod, finished })
+}
+
+/// Removes what is left of a pod on disk: its state and its logs.
+pub(crate) async fn remove(config: &KubeletConfig, namespace: &str, name: &str, uid: &str) {
+    let (state, logs) = (config.pod_dir(uid), config.pod_log_dir(namespace, name, uid));
+    let links = config.container_logs_dir.clone();
+    let work = move || -> io::Result<()> {
+        crate::volumes::tear_down(&state)?;
+        remove_dir_all_if_exists(&state)?;
+        if let Some(links) = links {
+            crate::logs::unlink_all(&links, &logs);
+        }
+        remove_dir_all_if_exists(&logs)
+    };
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(pod = name, %error, "remains of the pod not removed"),
+        Err(error) => tracing::error!(pod = name, %error, "remains of the pod not removed"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn pods_are_kept_and_garbage_is_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"uid": "u"}, "spec": {"containers": []}})).unwrap();
+        let status = PodStatus { phase: Some("Failed".into()), ..PodStatus::default() };
+        save(&dir.path().join("u"), &pod, None).unwrap();
+        save(&dir.path().join("u"), &pod, Some(&status)).unwrap();
+        save(&dir.path().join("other"), &pod, None).unwrap();
+        fs::create_dir(dir.path().join("empty")).unwrap();
+        fs::create_dir(dir.path().join("torn")).unwrap();
+        fs::write(dir.path().join("torn").join(POD), "{\"metadata\": ").unwrap();
+        let mut all = load_all(dir.path()).unwrap();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        let names: Vec<(&str, bool)> = all.iter().map(|(uid, saved)| (uid.as_str(), saved.is_some())).collect();
+        assert_eq!(names, [("empty", false), ("other", false), ("torn", false), ("u", true)]);
+        let saved = all.pop().unwrap().1.unwrap();
+        assert_eq!(saved.finished, Some(status));
+        assert_eq!(saved.pod, pod);
+    }
+}

@@ -1,0 +1,149 @@
+//! The kubelet's HTTP API, as the API server and metrics collectors use it.
+//!
+//! Comes in: connections of peers that have been authorized. Goes out: logs, streams of commands and ports, the pods of
+//! this node, metrics.
+
+mod logs;
+mod metrics;
+mod streams;
+
+use crate::context::Context;
+use crate::pods::Manager;
+use crate::pods::shared::PodShared;
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// The body of every answer.
+type Body = UnsyncBoxBody<Bytes, io::Error>;
+/// An answer, or the one that tells why there is none.
+type Answer = Result<Response<Body>, Refusal>;
+
+/// Why a request is refused: status and text.
+#[derive(Debug, PartialEq, Eq)]
+struct Refusal(StatusCode, String);
+
+impl Refusal {
+    fn not_found(text: impl Into<String>) -> Self {
+        Self(StatusCode::NOT_FOUND, text.into())
+    }
+
+    fn bad_request(text: impl Into<String>) -> Self {
+        Self(StatusCode::BAD_REQUEST, text.into())
+    }
+}
+
+/// Serves connections.
+#[derive(Clone)]
+pub(crate) struct Server {
+    cx: Arc<Context>,
+    manager: Arc<Manager>,
+}
+
+impl Server {
+    pub(crate) fn new(cx: Arc<Context>, manager: Arc<Manager>) -> Self {
+        Self { cx, manager }
+    }
+
+    /// Serves one connection until it ends.
+    pub(crate) async fn serve<S>(self, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let service = service_fn(move |request| {
+            let server = self.clone();
+            async move { Ok::<_, Infallible>(server.answer(request).await) }
+        });
+        let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "connection to the kubelet broke");
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let path = request.uri().path().to_owned();
+        self.route(request).await.unwrap_or_else(|Refusal(status, text)| {
+            tracing::debug!(path, %status, text, "request refused");
+            let mut answer = text_answer(text);
+            *answer.status_mut() = status;
+            answer
+        })
+    }
+
+    async fn route(&self, request: Request<Incoming>) -> Answer {
+        let path = request.uri().path().to_owned();
+        let parts: Vec<&str> = path.split('/').filter(|p| !p.is_empty()).collect();
+        let is_get = request.method() == Method::GET;
+        match parts.as_slice() {
+            ["healthz", ..] if is_get => Ok(text_answer("ok".to_owned())),
+            ["pods" | "runningpods"] if is_get => Ok(json_answer(self.pods())),
+            ["containerLogs", namespace, pod, container] if is_get => {
+                logs::answer(&*self.pod(namespace, pod, None)?, container, &request)
+            }
+            ["exec", namespace, pod, container] => streams::exec(self.pod(namespace, pod, None)?, container, request),
+            ["exec", namespace, pod, uid, container] => {
+                streams::exec(self.pod(namespace, pod, Some(uid))?, container, request)
+            }
+            ["attach", namespace, pod, container] => {
+                streams::attach(self.pod(namespace, pod, None)?, container, request)
+            }
+            ["attach", namespace, pod, uid, container] => {
+                streams::attach(self.pod(namespace, pod, Some(uid))?, container, request)
+            }
+            ["portForward", namespace, pod] => streams::port_forward(self.pod(namespace, pod, None)?, request),
+            ["portForward", namespace, pod, uid] => {
+                streams::port_forward(self.pod(namespace, pod, Some(uid))?, request)
+            }
+            ["stats", "summary"] if is_get => Ok(json_answer(metrics::summary(&self.cx, &self.manager).await)),
+            ["metrics"] if is_get => Ok(text_answer(metrics::own(&self.cx, &self.manager))),
+            ["metrics", "resource"] if is_get => Ok(text_answer(metrics::resource(&self.cx, &self.manager).await)),
+            _ => Err(Refusal::not_found("404 page not found")),
+        }
+    }
+
+    fn pod(&self, namespace: &str, name: &str, uid: Option<&str>) -> Result<Arc<PodShared>, Refusal> {
+        let found = self.manager.find(namespace, name).filter(|pod| uid.is_none_or(|uid| pod.uid == uid));
+        found.ok_or_else(|| Refusal::not_found(format!("pod \"{name}_{namespace}\" does not exist")))
+    }
+
+    fn pods(&self) -> serde_json::Value {
+        let pods: Vec<_> = self.manager.list().iter().map(|pod| pod.pod()).collect();
+        serde_json::json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods})
+    }
+}
+
+fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+fn typed(content_type: &'static str, body: Body) -> Response<Body> {
+    let mut answer = Response::new(body);
+    answer.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    answer
+}
+
+fn text_answer(text: String) -> Response<Body> {
+    typed("text/plain; charset=utf-8", full(text))
+}
+
+fn json_answer(value: serde_json::Value) -> Response<Body> {
+    typed("application/json", full(value.to_string()))
+}
+
+/// The parameters of a request, in order.
+fn query(request: &Request<Incoming>) -> Vec<(String, String)> {
+    form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes()).into_owned().collect()
+}
+
+/// A parameter that says yes.
+fn flag(query: &[(String, String)], name: &str) -> bool {
+    query.iter().any(|(n, v)| n == name && matches!(v.as_str(), "1" | "true"))
+}

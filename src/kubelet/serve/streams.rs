@@ -1,0 +1,278 @@
+//! `/exec`, `/attach`, `/portForward`: streams of running containers.
+
+use super::{Answer, Refusal, full, query};
+use crate::pods::record::State;
+use crate::pods::shared::PodShared;
+use edge_runtime::error::chain;
+use edge_runtime::{AttachStreams, ExecSpec, WindowSize};
+use edge_streaming::{
+    ExitStatus, PortConnection, RemoteCommandOptions, Session, TerminalSize, UpgradeError, port_forward as forward,
+    remote_command,
+};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy, copy_bidirectional};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+
+/// How long a connection to a port of a pod may take.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+fn upgraded(answer: Response<()>) -> Response<super::Body> {
+    answer.map(|()| full(""))
+}
+
+fn refused(error: UpgradeError) -> Refusal {
+    Refusal(error.status_code(), error.to_string())
+}
+
+/// The id of a running container.
+fn running(shared: &PodShared, container: &str) -> Result<String, Refusal> {
+    let record = shared.record();
+    let state = record.containers.iter().find(|c| c.name == container).map(|c| &c.state);
+    match state {
+        Some(State::Running(running)) => Ok(running.id.clone()),
+        _ => Err(Refusal::not_found(format!("container not found (\"{container}\")"))),
+    }
+}
+
+fn options(query: &[(String, String)]) -> RemoteCommandOptions {
+    let tty = super::flag(query, "tty");
+    RemoteCommandOptions {
+        stdin: super::flag(query, "input"),
+        stdout: super::flag(query, "output"),
+        stderr: super::flag(query, "error") && !tty,
+        tty,
+    }
+}
+
+fn window(size: TerminalSize) -> WindowSize {
+    WindowSize { columns: size.columns, rows: size.rows }
+}
+
+/// Runs a command in a container.
+pub(super) fn exec(shared: Arc<PodShared>, container: &str, mut request: Request<Incoming>) -> Answer {
+    let query = query(&request);
+    let args: Vec<String> = query.iter().filter(|(n, _)| n == "command").map(|(_, v)| v.clone()).collect();
+    if args.is_empty() {
+        return Err(Refusal::bad_request("you must specify at least 1 command"));
+    }
+    let id = running(&shared, container)?;
+    let options = options(&query);
+    let (answer, session) = remote_command(&mut request, options).map_err(refused)?;
+    tokio::spawn(async move {
+        match session.await {
+            Ok(session) => run_command(&shared, &id, args, options, session).await,
+            Err(error) => tracing::debug!(%error, "exec did not come up"),
+        }
+    });
+    Ok(upgraded(answer))
+}
+
+async fn run_command(
+    shared: &PodShared,
+    id: &str,
+    args: Vec<String>,
+    options: RemoteCommandOptions,
+    mut session: Session,
+) {
+    let first_size = session.resize.as_mut().and_then(|sizes| sizes.try_recv().ok());
+    let spec = ExecSpec {
+        args,
+        tty: options.tty.then(|| first_size.map(window).unwrap_or_default()),
+        stdin: options.stdin,
+        stdout: options.stdout,
+        stderr: options.stderr,
+    };
+    let mut process = match shared.cx.runtime.exec(id, spec).await {
+        Ok(process) => process,
+        Err(error) => return refuse(session, chain(&error)).await,
+    };
+    let terminal = process.terminal();
+    let resize = move |size: TerminalSize| {
+        if let Some(terminal) = &terminal
+            && let Err(error) = terminal.resize(window(size))
+        {
+            tracing::debug!(%error, "terminal not resized");
+        }
+    };
+    let streams = Streams { stdin: process.stdin.take(), stdout: process.stdout.take(), stderr: process.stderr.take() };
+    let wait = async {
+        match process.wait().await {
+            Ok(exit) if exit.code == 0 => ExitStatus::Success,
+            Ok(exit) => ExitStatus::Exited(exit.code),
+            Err(error) => ExitStatus::Failed(chain(&error)),
+        }
+    };
+    pump(session, streams, resize, wait).await;
+}
+
+/// Connects to the streams of a container.
+pub(super) fn attach(shared: Arc<PodShared>, container: &str, mut request: Request<Incoming>) -> Answer {
+    let query = query(&request);
+    let id = running(&shared, container)?;
+    let options = options(&query);
+    let (answer, session) = remote_command(&mut request, options).map_err(refused)?;
+    tokio::spawn(async move {
+        match session.await {
+            Ok(session) => run_attach(&shared, &id, options, session).await,
+            Err(error) => tracing::debug!(%error, "attach did not come up"),
+        }
+    });
+    Ok(upgraded(answer))
+}
+
+async fn run_attach(shared: &Arc<PodShared>, id: &str, options: RemoteCommandOptions, session: Session) {
+    let wanted = AttachStreams { stdin: options.stdin, stdout: options.stdout, stderr: options.stderr };
+    let attached = match shared.cx.runtime.attach(id, wanted).await {
+        Ok(attached) => attached,
+        Err(error) => return refuse(session, chain(&error)).await,
+    };
+    let streams = Streams { stdin: attached.stdin, stdout: attached.stdout, stderr: attached.stderr };
+    let (sizes, mut to_set) = mpsc::unbounded_channel();
+    let resize = move |size: TerminalSize| {
+        // the receiver lives as long as the session
+        let _ = sizes.send(size);
+    };
+    let set_sizes = async {
+        while let Some(size) = to_set.recv().await {
+            if let Err(error) = shared.cx.runtime.resize_container(id, window(size)).await {
+                tracing::debug!(error = chain(&error), "terminal not resized");
+            }
+        }
+        std::future::pending::<()>().await;
+    };
+    // it ends with the container, which is noticed by the end of its output, or of its running
+    let mut record = shared.follow_record();
+    let ended = async {
+        let over = |record: &Arc<crate::pods::record::Record>| {
+            !record.containers.iter().any(|c| matches!(&c.state, State::Running(r) if r.id == id))
+        };
+        // an error means that the pod is gone altogether
+        let _ = record.wait_for(over).await;
+        ExitStatus::Success
+    };
+    tokio::select! {
+        () = pump(session, streams, resize, ended) => {}
+        () = set_sizes => {}
+    }
+}
+
+async fn refuse(mut session: Session, cause: String) {
+    session.stdout = None;
+    session.stderr = None;
+    // a client that is gone need not be told
+    let _ = session.completion.finish(ExitStatus::Failed(cause)).await;
+}
+
+/// The streams of a process.
+struct Streams {
+    stdin: Option<edge_runtime::session::Input>,
+    stdout: Option<edge_runtime::session::Output>,
+    stderr: Option<edge_runtime::session::Output>,
+}
+
+/// Moves bytes between a client and a process until the process has ended and all its output was sent, or the client is
+/// gone.
+async fn pump(
+    session: Session,
+    streams: Streams,
+    resize: impl Fn(TerminalSize),
+    wait: impl Future<Output = ExitStatus>,
+) {
+    let Session { stdin, stdout, stderr, resize: sizes, closed, completion } = session;
+    let input = async {
+        if let (Some(mut from), Some(mut to)) = (stdin, streams.stdin) {
+            // a process that reads no more, or a client that sends no more: both end the input
+            let _ = copy(&mut from, &mut to).await;
+            let _ = to.shutdown().await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let sizes = async {
+        if let Some(mut sizes) = sizes {
+            while let Some(size) = sizes.recv().await {
+                resize(size);
+            }
+        }
+        std::future::pending::<()>().await;
+    };
+    let output = async { tokio::join!(move_output(streams.stdout, stdout), move_output(streams.stderr, stderr)) };
+    let process = async {
+        let (status, _) = tokio::join!(wait, output);
+        status
+    };
+    let status = tokio::select! {
+        status = process => status,
+        () = closed.cancelled() => return,
+        () = input => return,
+        () = sizes => return,
+    };
+    if let Err(error) = completion.finish(status).await {
+        tracing::debug!(%error, "client did not hear the end of its command");
+    }
+}
+
+async fn move_output<R, W>(from: Option<R>, to: Option<W>)
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let (Some(mut from), Some(mut to)) = (from, to) else { return };
+    // a client that is gone ends the copy, and with it the session
+    let _ = copy(&mut from, &mut to).await;
+    let _ = to.shutdown().await;
+}
+
+/// Forwards connections to ports of a pod.
+pub(super) fn port_forward(shared: Arc<PodShared>, mut request: Request<Incoming>) -> Answer {
+    let netns = shared.netns();
+    let (answer, session) = forward(&mut request).map_err(refused)?;
+    tokio::spawn(async move {
+        let mut session = match session.await {
+            Ok(session) => session,
+            Err(error) => return tracing::debug!(%error, "port-forward did not come up"),
+        };
+        let mut connections = tokio::task::JoinSet::new();
+        loop {
+            tokio::select! {
+                connection = session.next() => match connection {
+                    Some(connection) => { connections.spawn(serve_port(netns.clone(), connection)); }
+                    None => return,
+                },
+                Some(_) = connections.join_next() => {}
+            }
+        }
+    });
+    Ok(upgraded(answer))
+}
+
+async fn serve_port(netns: Option<PathBuf>, mut connection: PortConnection) {
+    let port = connection.port;
+    match dial(netns, port).await {
+        // how the connection ended is the peers' affair
+        Ok(mut stream) => drop(copy_bidirectional(&mut connection.stream, &mut stream).await),
+        Err(error) => connection.error.send(format!("failed to connect to localhost:{port} inside namespace: {error}")),
+    }
+}
+
+/// Connects to a port of the loopback interface, in a network namespace if given.
+async fn dial(netns: Option<PathBuf>, port: u16) -> io::Result<TcpStream> {
+    let connect = move || {
+        let loopback = [SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))];
+        let v4 = std::net::TcpStream::connect_timeout(&loopback[0], DIAL_TIMEOUT);
+        v4.or_else(|first| std::net::TcpStream::connect_timeout(&loopback[1], DIAL_TIMEOUT).map_err(|_| first))
+    };
+    let dialed = tokio::task::spawn_blocking(move || match netns {
+        Some(netns) => edge_sys::netns::run_in(&netns, connect)?,
+        None => connect(),
+    });
+    let stream = dialed.await.map_err(io::Error::other)??;
+    stream.set_nonblocking(true)?;
+    TcpStream::from_std(stream)
+}

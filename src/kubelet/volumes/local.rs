@@ -1,0 +1,207 @@
+//! Volumes that are directories of this machine: emptyDir, hostPath, and ownership of volumes. Blocking.
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::{Mode, SFlag, mknod};
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown};
+use std::path::Path;
+
+/// Why a hostPath volume is not what it should be; the texts are the kubelet's.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HostPathError {
+    #[error("hostPath type check failed: {0} is not a directory")]
+    NotDirectory(String),
+    #[error("hostPath type check failed: {0} is not a file")]
+    NotFile(String),
+    #[error("hostPath type check failed: {0} is not a socket file")]
+    NotSocket(String),
+    #[error("hostPath type check failed: {0} is not a character device")]
+    NotCharDevice(String),
+    #[error("hostPath type check failed: {0} is not a block device")]
+    NotBlockDevice(String),
+    #[error("{1} is an invalid volume type of hostPath {0}")]
+    UnknownType(String, String),
+    #[error("cannot create hostPath {path}")]
+    Create {
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Checks a hostPath, makes it when its type says so.
+pub(crate) fn host_path(path: &str, kind: &str) -> Result<(), HostPathError> {
+    let meta = fs::metadata(path).ok();
+    let is = |check: fn(&fs::FileType) -> bool| meta.as_ref().is_some_and(|m| check(&m.file_type()));
+    let name = || path.to_owned();
+    let created = |result: io::Result<()>| result.map_err(|source| HostPathError::Create { path: name(), source });
+    match kind {
+        // as container runtimes do, a missing directory is made
+        "" if meta.is_none() => created(fs::create_dir_all(path)),
+        "" => Ok(()),
+        "DirectoryOrCreate" if meta.is_none() => created(fs::create_dir_all(path)),
+        "DirectoryOrCreate" | "Directory" if is(fs::FileType::is_dir) => Ok(()),
+        "DirectoryOrCreate" | "Directory" => Err(HostPathError::NotDirectory(name())),
+        "FileOrCreate" if meta.is_none() => {
+            let mode = Mode::from_bits_truncate(0o644);
+            created(mknod(path, SFlag::S_IFREG, mode, 0).map_err(io::Error::from))
+        }
+        "FileOrCreate" | "File" if is(fs::FileType::is_file) => Ok(()),
+        "FileOrCreate" | "File" => Err(HostPathError::NotFile(name())),
+        "Socket" if is(FileTypeExt::is_socket) => Ok(()),
+        "Socket" => Err(HostPathError::NotSocket(name())),
+        "CharDevice" if is(FileTypeExt::is_char_device) => Ok(()),
+        "CharDevice" => Err(HostPathError::NotCharDevice(name())),
+        "BlockDevice" if is(FileTypeExt::is_block_device) => Ok(()),
+        "BlockDevice" => Err(HostPathError::NotBlockDevice(name())),
+        other => Err(HostPathError::UnknownType(name(), other.to_owned())),
+    }
+}
+
+/// Whether something is mounted at a directory.
+pub(crate) fn is_mounted(path: &Path) -> bool {
+    let device = |p: &Path| fs::symlink_metadata(p).map(|m| m.dev());
+    match (device(path), path.parent().map(device)) {
+        (Ok(own), Some(Ok(parent))) => own != parent,
+        _ => false,
+    }
+}
+
+/// Makes a directory in memory; one that is mounted already stays as it is.
+pub(crate) fn tmpfs(path: &Path, size: Option<u64>, mode: u32) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+    if is_mounted(path) {
+        return Ok(());
+    }
+    let mut options = format!("mode={mode:o}");
+    if let Some(size) = size {
+        options += &format!(",size={size}");
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    Ok(mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(options.as_str()))?)
+}
+
+/// Makes an emptyDir on disk.
+pub(crate) fn empty_dir(path: &Path) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+    fs::set_permissions(path, Permissions::from_mode(0o777))
+}
+
+/// Gives a volume to a group: its files become readable and writable for it, new ones inherit it. With `only_if_needed`
+/// a volume whose root already is the group's is left alone (`fsGroupChangePolicy: OnRootMismatch`).
+pub(crate) fn set_group(path: &Path, group: u32, only_if_needed: bool) -> io::Result<()> {
+    let meta = fs::symlink_metadata(path)?;
+    if only_if_needed && meta.gid() == group && meta.mode() & 0o2070 == 0o2070 {
+        return Ok(());
+    }
+    set_group_of(path, &meta, group)
+}
+
+fn set_group_of(path: &Path, meta: &fs::Metadata, group: u32) -> io::Result<()> {
+    lchown(path, None, Some(group))?;
+    if meta.file_type().is_symlink() {
+        return Ok(());
+    }
+    let extra = if meta.is_dir() { 0o2770 } else { 0o660 };
+    fs::set_permissions(path, Permissions::from_mode(meta.mode() & 0o7777 | extra))?;
+    if meta.is_dir() {
+        for entry in fs::read_dir(path)? {
+            let path = entry?.path();
+            set_group_of(&path, &fs::symlink_metadata(&path)?, group)?;
+        }
+    }
+    Ok(())
+}
+
+/// Unmounts everything that is mounted below a directory, the innermost first. Never follows a symbolic link.
+pub(crate) fn unmount_below(dir: &Path) -> io::Result<()> {
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    for target in mounts_below(&table, dir).iter().rev() {
+        match umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// The mount points below a directory out of a mountinfo table, in the order they were made.
+fn mounts_below(table: &str, dir: &Path) -> Vec<std::path::PathBuf> {
+    let target = |line: &str| line.split(' ').nth(4).map(unescape);
+    table.lines().filter_map(target).map(std::path::PathBuf::from).filter(|p| p.starts_with(dir)).collect()
+}
+
+/// The kernel writes blanks and backslashes in octal.
+fn unescape(text: &str) -> String {
+    ["\\040", "\\011", "\\012", "\\134"]
+        .iter()
+        .zip([" ", "\t", "\n", "\\"])
+        .fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn host_path_types_are_checked() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        host_path(&at("made/deep"), "DirectoryOrCreate").unwrap();
+        assert!(dir.path().join("made/deep").is_dir());
+        host_path(&at("file"), "FileOrCreate").unwrap();
+        host_path(&at("file"), "File").unwrap();
+        host_path("/dev/null", "CharDevice").unwrap();
+        for (path, kind, error) in [
+            (at("file"), "Directory", "is not a directory"),
+            (at("file"), "DirectoryOrCreate", "is not a directory"),
+            (at("none"), "File", "is not a file"),
+            (at("made"), "FileOrCreate", "is not a file"),
+            (at("file"), "Socket", "is not a socket file"),
+            (at("file"), "CharDevice", "is not a character device"),
+            (at("file"), "BlockDevice", "is not a block device"),
+            (at("file"), "Odd", "invalid volume type"),
+            (at("file/below"), "DirectoryOrCreate", "cannot create hostPath"),
+        ] {
+            let text = host_path(&path, kind).unwrap_err().to_string();
+            assert!(text.contains(error), "{kind} {text}");
+        }
+    }
+
+    #[test]
+    fn memory_volumes_come_and_go() {
+        assert!(nix::unistd::geteuid().is_root(), "this test needs root");
+        let dir = tempfile::tempdir().unwrap();
+        let volume = dir.path().join("with blank/v");
+        tmpfs(&volume, Some(65536), 0o777).unwrap();
+        tmpfs(&volume, Some(65536), 0o777).unwrap();
+        let full = fs::write(volume.join("big"), vec![0; 100_000]);
+        let mounted = is_mounted(&volume);
+        unmount_below(dir.path()).unwrap();
+        assert!(mounted && full.is_err(), "the size is limited");
+        assert!(!is_mounted(&volume));
+        unmount_below(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_group_gets_the_whole_volume_but_nothing_behind_links() {
+        assert!(nix::unistd::geteuid().is_root(), "this test needs root");
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, outside) = (dir.path().join("v"), dir.path().join("outside"));
+        fs::create_dir_all(volume.join("sub")).unwrap();
+        fs::write(volume.join("sub/file"), "x").unwrap();
+        fs::write(&outside, "x").unwrap();
+        std::os::unix::fs::symlink(&outside, volume.join("link")).unwrap();
+        set_group(&volume, 4711, false).unwrap();
+        let meta = fs::metadata(volume.join("sub/file")).unwrap();
+        assert_eq!((meta.gid(), meta.mode() & 0o660), (4711, 0o660));
+        assert_eq!(fs::metadata(volume.join("sub")).unwrap().mode() & 0o2770, 0o2770);
+        assert_eq!(fs::metadata(&outside).unwrap().gid(), 0);
+        fs::write(volume.join("new"), "x").unwrap();
+        lchown(volume.join("new"), None, Some(0)).unwrap();
+        set_group(&volume, 4711, true).unwrap();
+        assert_eq!(fs::metadata(volume.join("new")).unwrap().gid(), 0, "the root matches, so nothing is done");
+    }
+}
