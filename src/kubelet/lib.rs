@@ -34,7 +34,7 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Why the node agent cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +77,7 @@ pub struct Dependencies {
 pub struct Kubelet {
     context: Arc<Context>,
     manager: Arc<pods::Manager>,
-    stop: CancellationToken,
+    stop: DropGuard,
     tasks: JoinSet<()>,
     ready: watch::Receiver<bool>,
 }
@@ -100,7 +100,7 @@ impl Kubelet {
         tasks.spawn(node::run(context.clone(), ready_tx));
         tasks.spawn(images::follow_imports(context.clone(), manager.clone()));
         tasks.spawn(images::collect_garbage(context.clone()));
-        Ok(Self { context, manager, stop, tasks, ready })
+        Ok(Self { context, manager, stop: stop.drop_guard(), tasks, ready })
     }
 
     /// Becomes true once the API has acknowledged the node's condition `Ready`.
@@ -127,7 +127,7 @@ impl Kubelet {
     /// Stops following the API and ends all tasks of the agent. Containers, networks and volumes stay as they are, to be
     /// adopted by the next start.
     pub async fn stop(mut self) {
-        self.stop.cancel();
+        drop(self.stop);
         self.manager.stopped().await;
         self.tasks.shutdown().await;
     }

@@ -177,7 +177,7 @@ impl Log {
 
     /// Appends the content of a line if it is wanted. Lines that are not CRI's are left out.
     fn add(&mut self, line: &[u8], out: &mut Vec<u8>) {
-        let Some((time, stream, full, content)) = parse(line) else { return };
+        let Some(Line { time, stream, full, content }) = parse(line) else { return };
         if self.stream.is_some_and(|wanted| stream != wanted.as_bytes()) {
             return;
         }
@@ -205,8 +205,16 @@ impl Log {
     }
 }
 
-/// The parts of a line: time, stream, whether it is complete, content.
-fn parse(line: &[u8]) -> Option<(&[u8], &[u8], bool, &[u8])> {
+/// The parts of a line in CRI format.
+struct Line<'a> {
+    time: &'a [u8],
+    stream: &'a [u8],
+    /// The line ends here; otherwise the next one goes on with it.
+    full: bool,
+    content: &'a [u8],
+}
+
+fn parse(line: &[u8]) -> Option<Line<'_>> {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     let mut parts = line.splitn(4, |b| *b == b' ');
     let (time, stream, tags) = (parts.next()?, parts.next()?, parts.next()?);
@@ -214,7 +222,7 @@ fn parse(line: &[u8]) -> Option<(&[u8], &[u8], bool, &[u8])> {
         return None;
     }
     let full = tags.split(|b| *b == b':').next() != Some(b"P");
-    Some((time, stream, full, parts.next().unwrap_or_default()))
+    Some(Line { time, stream, full, content: parts.next().unwrap_or_default() })
 }
 
 /// Where the last `lines` lines of a file begin.

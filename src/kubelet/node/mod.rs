@@ -52,7 +52,7 @@ pub(crate) async fn run(cx: Arc<Context>, ready: watch::Sender<bool>) {
         }
     };
     tracing::info!(node = cx.config.node_name, "node registered");
-    tokio::join!(keep_status(&cx, ready), keep_lease(&cx, &node));
+    tokio::join!(keep_status(&cx, ready, node.status.clone()), keep_lease(&cx, &node));
 }
 
 fn nodes(cx: &Context) -> Api<Node> {
@@ -236,9 +236,8 @@ fn status_change(before: &NodeStatus, after: &NodeStatus) -> Option<Value> {
 
 /// Writes the node's status when it changes: when its object was changed by others, an image came or went, the disk or
 /// the memory ran short (looked at with every heartbeat and every renewal of the lease).
-async fn keep_status(cx: &Context, ready: watch::Sender<bool>) {
+async fn keep_status(cx: &Context, ready: watch::Sender<bool>, mut written: Option<NodeStatus>) {
     let mut changes = cx.node.subscribe();
-    let mut written: Option<NodeStatus> = None;
     let mut heartbeat = Instant::now() + HEARTBEAT;
     let mut look = interval(RENEW);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -275,6 +275,8 @@ pub(crate) struct Record {
     pub(crate) gone: bool,
     /// The object's removal from the API was asked for.
     pub(crate) finalized: bool,
+    /// Exits that were told before the start of their container was.
+    pub(crate) early_exits: Vec<Terminated>,
     /// The last status of a pod that ended before this agent started.
     pub(crate) finished_before: Option<Box<PodStatus>>,
 }
@@ -302,6 +304,8 @@ pub(crate) enum Event {
     PostStart { id: String, result: Result<(), ()>, has_startup_probe: bool, has_readiness_probe: bool },
     /// The preStop hook ended.
     PreStopped { id: String },
+    /// A container could not be told to end.
+    KillFailed { id: String },
     /// A container ended.
     Exited(Terminated),
     /// A probe changed its mind.
@@ -368,6 +372,7 @@ impl Record {
             teardown: Stage::Todo,
             gone: false,
             finalized: false,
+            early_exits: Vec::new(),
             finished_before: None,
         }
     }
@@ -378,9 +383,8 @@ impl Record {
         nothing_left && self.gone
     }
 
-    fn running_by_id(&mut self, id: &str) -> Option<(&mut ContainerRecord, usize)> {
-        let index = self.containers.iter().position(|c| matches!(&c.state, State::Running(r) if r.id == id))?;
-        Some((&mut self.containers[index], index))
+    fn running_by_id(&mut self, id: &str) -> Option<&mut ContainerRecord> {
+        self.containers.iter_mut().find(|c| matches!(&c.state, State::Running(r) if r.id == id))
     }
 
     /// Takes note of something that happened.
@@ -409,7 +413,11 @@ impl Record {
                 c.started = !has_startup_probe && !running.hook_runs;
                 c.ready = c.started && !has_readiness_probe;
                 self.initialized |= c.kind == Kind::Main;
+                let early = self.early_exits.iter().position(|t| t.id == running.id);
                 c.state = State::Running(running);
+                if let Some(early) = early {
+                    c.exited(self.early_exits.swap_remove(early), now);
+                }
             }
             Event::StartFailed { container, failure } => {
                 let Some(c) = self.containers.get_mut(container) else { return };
@@ -425,7 +433,7 @@ impl Record {
                 }
             }
             Event::PostStart { id, result, has_startup_probe, has_readiness_probe } => {
-                let Some((c, _)) = self.running_by_id(&id) else { return };
+                let Some(c) = self.running_by_id(&id) else { return };
                 let State::Running(running) = &mut c.state else { return };
                 running.hook_runs = false;
                 if result.is_ok() {
@@ -437,15 +445,25 @@ impl Record {
                 }
             }
             Event::PreStopped { id } => {
-                if let Some((ContainerRecord { state: State::Running(r), .. }, _)) = self.running_by_id(&id)
+                if let Some(ContainerRecord { state: State::Running(r), .. }) = self.running_by_id(&id)
                     && let Some(Stop { stage: stage @ StopStage::PreStop, .. }) = &mut r.stop
                 {
                     *stage = StopStage::Waiting;
                 }
             }
             Event::Exited(terminated) => {
-                if let Some((c, _)) = self.running_by_id(&terminated.id) {
+                if let Some(c) = self.running_by_id(&terminated.id) {
                     c.exited(terminated, now);
+                } else if self.containers.iter().any(|c| c.state == State::Starting) {
+                    // so short-lived that its end overtook the news of its start
+                    self.early_exits.push(terminated);
+                }
+            }
+            Event::KillFailed { id } => {
+                if let Some(ContainerRecord { state: State::Running(r), .. }) = self.running_by_id(&id)
+                    && let Some(Stop { stage: stage @ StopStage::Killing, .. }) = &mut r.stop
+                {
+                    *stage = StopStage::Waiting;
                 }
             }
             Event::Probe { id, result } => self.probe(&id, result, now),
@@ -470,7 +488,7 @@ impl Record {
     }
 
     fn probe(&mut self, id: &str, result: ProbeResult, now: Instant) {
-        let Some((c, _)) = self.running_by_id(id) else { return };
+        let Some(c) = self.running_by_id(id) else { return };
         match result {
             ProbeResult::Started { has_readiness_probe } => {
                 c.started = true;
@@ -495,6 +513,7 @@ impl Record {
         }
         self.sandbox = Sandbox::Absent;
         self.ips.clear();
+        self.early_exits.clear();
         self.initialized = false;
         // a new sandbox begins with the init containers
         for c in self.containers.iter_mut().filter(|c| c.kind == Kind::Init) {

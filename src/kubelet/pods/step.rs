@@ -159,6 +159,8 @@ fn prepare(record: &mut Record, now: Instant, step: &mut Step) {
     let create = match record.sandbox {
         Sandbox::Absent => true,
         Sandbox::Failed { retry } => is_due(retry, now, step),
+        // what was in it has ended, but the news of that, or of a start in between, may still be on its way
+        Sandbox::Lost if record.containers.iter().any(ContainerRecord::is_active) => false,
         Sandbox::Lost => {
             record.sandbox = Sandbox::Removing;
             step.actions.push(Action::RemoveSandbox);

@@ -16,8 +16,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
+
+/// After how long a container that could not be told to end is told again.
+const KILL_RETRY: Duration = Duration::from_secs(1);
 
 /// What reaches a worker besides the newest state of its pod.
 #[derive(Debug)]
@@ -158,8 +161,7 @@ impl Worker {
                 }
             }),
             Action::CreateSandbox => {
-                let (start_time, record_events) = (self.record.start_time, self.events.clone());
-                let _ = record_events;
+                let start_time = self.record.start_time;
                 self.spawn(async move {
                     let made = sandbox::create(&shared, &pod, start_time).await;
                     Event::Sandbox(made.map_err(|error| {
@@ -282,12 +284,20 @@ impl Worker {
     fn kill(&mut self, pod: &Arc<Pod>, container: usize, id: String, grace: Duration) {
         self.probes.remove(&id);
         self.tell(pod, container, EventType::Normal, "Killing", |c| format!("Stopping container {}", c.name));
-        let shared = self.shared.clone();
+        let (shared, events) = (self.shared.clone(), self.events.clone());
         self.tasks.spawn(async move {
             // its end arrives as an event of the runtime
-            if let Err(error) = shared.cx.runtime.stop_container(&id, grace).await {
-                tracing::warn!(container = id, error = chain(&error), "container not stopped");
-            }
+            let Err(error) = shared.cx.runtime.stop_container(&id, grace).await else { return };
+            tracing::warn!(container = id, error = chain(&error), "container not stopped");
+            let event = match error {
+                edge_runtime::Error::ContainerNotFound { .. } => Event::Exited(unknown(&id)),
+                _ => {
+                    sleep(KILL_RETRY).await;
+                    Event::KillFailed { id }
+                }
+            };
+            // the worker reads as long as it lives
+            let _ = events.send(Input::Event(event));
         });
     }
 
@@ -298,7 +308,7 @@ impl Worker {
             if running.hook_runs || running.stop.is_some() || self.probes.contains_key(&running.id) {
                 continue;
             }
-            let Some(spec) = spec_container(pod, index) else { continue };
+            let Some(spec) = spec_container(pod, index).filter(|c| probes::has_any(c)) else { continue };
             let (events, id) = (self.events.clone(), running.id.clone());
             let report = move |result: ProbeResult| {
                 // the worker reads as long as it lives
@@ -394,7 +404,7 @@ async fn finalize(shared: &PodShared, pod: &Pod) -> Event {
             Err(error) if is_not_found(&error) || is_conflict(&error) => return Event::Finalized(Ok(())),
             Err(error) => tracing::debug!(pod = shared.name, %error, "pod not deleted, trying again"),
         }
-        tokio::time::sleep(delay).await;
+        sleep(delay).await;
         delay = (delay * 2).min(Duration::from_secs(10));
     }
 }

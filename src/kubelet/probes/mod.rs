@@ -99,6 +99,11 @@ impl Schedule {
     }
 }
 
+/// Whether a container has anything to probe.
+pub(crate) fn has_any(container: &Container) -> bool {
+    container.startup_probe.is_some() || container.liveness_probe.is_some() || container.readiness_probe.is_some()
+}
+
 /// Runs the probes of a container as long as it runs. `report` gets every change; `started` tells that its startup probe
 /// succeeded before (in an earlier life of the agent).
 pub(crate) async fn run(

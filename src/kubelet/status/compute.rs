@@ -13,8 +13,8 @@ use std::net::IpAddr;
 use tokio::time::Instant;
 
 /// The conditions that the kubelet writes; all others belong to somebody else.
-pub(crate) const OWN_CONDITIONS: [&str; 6] =
-    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled", "DisruptionTarget"];
+pub(crate) const OWN_CONDITIONS: [&str; 5] =
+    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
 
 /// How ids of containers begin in statuses.
 pub(crate) const ID_SCHEME: &str = "edge://";
@@ -80,7 +80,7 @@ pub(crate) fn compute(pod: &Pod, record: &Record, before: &PodStatus, host_ips: 
 
 /// The status with the conditions of others as they are in `api`.
 pub(crate) fn with_foreign_conditions(mut status: PodStatus, api: &PodStatus) -> PodStatus {
-    let theirs = |c: &PodCondition| !OWN_CONDITIONS.contains(&c.type_.as_str()) || c.type_ == "DisruptionTarget";
+    let theirs = |c: &PodCondition| !OWN_CONDITIONS.contains(&c.type_.as_str());
     let mut conditions = status.conditions.take().unwrap_or_default();
     conditions.retain(|c| !theirs(c));
     conditions.extend(api.conditions.iter().flatten().filter(|c| theirs(c)).cloned());
