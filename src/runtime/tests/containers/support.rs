@@ -106,8 +106,12 @@ impl Drop for Place {
         if let Err(err) = Cgroups::detect(&self.cgroup_root).and_then(|cgroups| cgroups.remove("")) {
             eprintln!("cannot remove cgroup {}: {err}", self.cgroup_root);
         }
-        for pod in fs::read_dir(self.path().join("run/pods")).into_iter().flatten().flatten() {
-            let _ = umount2(&pod.path().join("shm"), MntFlags::MNT_DETACH);
+        let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        // What was mounted last is unmounted first.
+        for mount_point in mountinfo.lines().rev().filter_map(|line| line.split(' ').nth(4)) {
+            if Path::new(mount_point).starts_with(self.path()) {
+                let _ = umount2(mount_point, MntFlags::MNT_DETACH);
+            }
         }
         for netns in fs::read_dir(self.path().join("netns")).into_iter().flatten().flatten() {
             let _ = edge_sys::netns::delete(&netns.path());
