@@ -13,7 +13,12 @@ use edge_runtime::PodRuntime;
 use k8s_openapi::api::core::v1::{Node, Service};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+
+/// How long after the agent's start containers wait for the API to tell the services.
+const API_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Shared by all tasks of the node agent.
 pub(crate) struct Context {
@@ -28,6 +33,7 @@ pub(crate) struct Context {
     pub(crate) objects: Objects,
     pub(crate) machine: Machine,
     services: Arc<Informer<Service>>,
+    started: Instant,
     /// The node's own object.
     pub(crate) node: Arc<Informer<Node>>,
 }
@@ -47,6 +53,7 @@ impl Context {
             recorder: EventRecorder::new(with.client.clone(), "kubelet", &config.node_name),
             objects: Objects::new(with.client.clone()),
             services: with.informers.of::<Service>(),
+            started: Instant::now(),
             node: with.informers.select::<Node>(&format!("metadata.name={}", config.node_name)),
             machine: Machine::read(&config.agent_dir),
             status,
@@ -60,9 +67,12 @@ impl Context {
     }
 
     /// The services whose variables a container of a namespace gets: those of the namespace if it wants `links`, and
-    /// always the API's own.
+    /// always the API's own. Where the API does not answer after a start, those known then are all there are: a node must
+    /// be able to start its pods alone.
     pub(crate) async fn services_for(&self, namespace: &str, links: bool) -> Vec<Arc<Service>> {
-        self.services.synced().await;
+        if timeout_at(self.started + API_PATIENCE, self.services.synced()).await.is_err() {
+            tracing::warn!(namespace, "services not known yet, starting a container without their variables");
+        }
         let mut services = if links { self.services.list_namespace(namespace) } else { Vec::new() };
         services.extend(self.services.get("default", "kubernetes").filter(|_| !links || namespace != "default"));
         services

@@ -9,7 +9,7 @@ use crate::pods::record::{ImageRef, Problem, Running, StartFailure, Terminated};
 use crate::pods::shared::PodShared;
 use edge_client::EventType;
 use edge_runtime::error::chain;
-use edge_runtime::{ContainerStatus, ExitStatus};
+use edge_runtime::{ContainerState, ContainerStatus, ExitStatus};
 use k8s_openapi::api::core::v1::{Container, Pod};
 use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -111,9 +111,15 @@ pub(crate) async fn start(
         }
     }
     tell(EventType::Normal, "Started", format!("Started container {}", container.name));
+    let started_at = match cx.runtime.container_status(&id).await.map(|status| status.state) {
+        Ok(ContainerState::Running { started_at, .. }) => started_at,
+        Ok(ContainerState::Exited(ExitStatus { started_at: Some(started_at), .. })) => started_at,
+        // its end is about to be told
+        _ => Timestamp::now(),
+    };
     Ok(Running {
         id,
-        started_at: Timestamp::now(),
+        started_at,
         spec_image: container.image.clone().unwrap_or_default(),
         hook_runs: container.lifecycle.as_ref().is_some_and(|l| l.post_start.is_some()),
         stop: None,
