@@ -7,12 +7,14 @@
 //! *volatile* ones live in memory, may expire, and are gone after a restart.
 
 mod error;
+mod lmdb;
 mod types;
 
 use async_trait::async_trait;
 use std::path::Path;
 
 pub use error::{Error, Result};
+pub use lmdb::Lmdb;
 pub use types::{
     Class, Compare, Event, EventBatch, KeyValue, List, ListRequest, Op, Outcome, Revision, Stats, Transaction, Watcher,
 };

@@ -207,7 +207,7 @@ impl Watcher {
         }
     }
 
-    fn selected(&self, batch: &EventBatch) -> Option<EventBatch> {
+    pub(crate) fn selected(&self, batch: &EventBatch) -> Option<EventBatch> {
         let events: Vec<Event> = batch.events.iter().filter(|e| e.key().starts_with(&self.prefix)).cloned().collect();
         (!events.is_empty()).then_some(EventBatch { revision: batch.revision, events })
     }
