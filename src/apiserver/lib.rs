@@ -3,21 +3,37 @@
 //! In: HTTP requests, from clients over TLS ([`ApiServer::serve`]) or from the components of the same process
 //! ([`ApiServer::call`]). Out: answers as Kubernetes 1.36 gives them. A request passes each part once:
 //!
-//! `server` (socket, TLS, HTTP) → `chain` (who, may he, how many) → `handler` (generic verbs over the resource table),
+//! `listener` (socket, TLS, HTTP) → `chain` (who, may he, how many) → `handler` (generic verbs over the resource table),
 //! `reviews`, `discovery`, or `proxy` (the kubelets) → `encode` (the answer's encoding and shape).
 //!
 //! No handler knows a resource: what differs between resources is in the registry's rows and in `admission`.
 
+mod access;
 mod admission;
 mod body;
+mod bootstrap;
+mod chain;
+mod decode;
+mod discovery;
+mod encode;
+mod handler;
 mod health;
+mod impersonation;
+mod in_flight;
+mod listener;
 mod metrics;
 mod negotiate;
 mod options;
 mod proxy;
 mod query;
 mod request_info;
+mod reviews;
+mod rights;
+mod server;
 
 pub use body::{Body, BodyError, BoxError};
 pub use options::Options;
 pub use proxy::{NodeDialer, Stream};
+pub use server::{ApiServer, Parts};
+
+pub(crate) use server::{Peer, Server};

@@ -158,23 +158,6 @@ fn write_labels(out: &mut String, info: &RequestInfo, known: bool) {
     );
 }
 
-/// Counts up now and down when dropped.
-#[derive(Debug)]
-pub(crate) struct Gauge<'a>(&'a AtomicI64);
-
-impl<'a> Gauge<'a> {
-    pub(crate) fn enter(counter: &'a AtomicI64) -> Self {
-        counter.fetch_add(1, Ordering::Relaxed);
-        Self(counter)
-    }
-}
-
-impl Drop for Gauge<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,6 +5,7 @@
 
 use edge_api::Status;
 use edge_api::selector::{FieldSelector, LabelSelector};
+use edge_schema::validate::FieldValidation;
 use std::borrow::Cow;
 
 /// The decoded pairs of a query.
@@ -28,11 +29,6 @@ impl<'a> Query<'a> {
     /// All values of a parameter.
     pub(crate) fn all<'q>(&'q self, name: &'q str) -> impl Iterator<Item = &'q str> {
         self.0.iter().filter(move |(k, _)| k == name).map(|(_, v)| v.as_ref())
-    }
-
-    /// All pairs.
-    pub(crate) fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(k, v)| (k.as_ref(), v.as_ref()))
     }
 
     /// A boolean: present means true, unless it says `false` or `0`.
@@ -93,24 +89,10 @@ impl<'a> Query<'a> {
     /// # Errors
     /// 422 for an unknown value.
     pub(crate) fn field_validation(&self, options_kind: &str) -> Result<FieldValidation, Status> {
-        match self.get("fieldValidation") {
-            None | Some("" | "Warn") => Ok(FieldValidation::Warn),
-            Some("Ignore") => Ok(FieldValidation::Ignore),
-            Some("Strict") => Ok(FieldValidation::Strict),
-            Some(other) => Err(not_supported(options_kind, "fieldValidation", other, &["Ignore", "Warn", "Strict"])),
-        }
+        let text = self.get("fieldValidation").unwrap_or_default();
+        FieldValidation::parse(text)
+            .ok_or_else(|| not_supported(options_kind, "fieldValidation", text, &["Ignore", "Warn", "Strict"]))
     }
-}
-
-/// What happens to fields that the schema does not know or that stand twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum FieldValidation {
-    /// They are dropped in silence.
-    Ignore,
-    /// They are dropped, and a warning says so.
-    Warn,
-    /// The request is refused.
-    Strict,
 }
 
 /// Whether the values of `dryRun` ask for a dry run.

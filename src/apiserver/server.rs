@@ -1,110 +1,209 @@
-//! The TLS listener: sockets in, requests out to [`ApiServer::handle`].
-//!
-//! HTTP/1.1 and HTTP/2 on the same port. A client that breaks the protocol, never finishes its handshake or goes away
-//! costs its own connection and nothing else.
+//! The server itself: what a request can reach, and the two ways in.
 
+use crate::access::Access;
+use crate::admission::AdmissionControl;
 use crate::body::Body;
-use crate::{ApiServer, Peer};
-use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
-use std::convert::Infallible;
+use crate::chain::{self, Origin};
+use crate::discovery::{Row, Rows};
+use crate::in_flight::Limits;
+use crate::metrics::{Metrics, ObjectCount};
+use crate::proxy::NodeDialer;
+use crate::request_info::RequestInfo;
+use crate::rights::Rights;
+use crate::{Options, bootstrap, listener};
+use edge_api::{Object, Status, UserInfo};
+use edge_auth::{Authenticator, Lookup, Rbac};
+use edge_registry::{EventKind, ListOptions, Registry, ResourceInfo, Target, WatchOptions};
+use futures::StreamExt;
+use http::{Request, Response};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use tokio_util::sync::CancellationToken;
 
-/// A handshake that takes longer is given up.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// HTTP/1.1 headers that take longer end the connection (kube-apiserver's value).
-const HEADER_TIMEOUT: Duration = Duration::from_secs(32);
-/// HTTP/2 streams one connection may have open; informers of one process share a connection.
-const MAX_STREAMS: u32 = 1000;
-/// How long requests may take to finish once the server stops; watches end at once.
-const DRAIN: Duration = Duration::from_secs(5);
-/// After how long of silence the kernel asks whether the peer is still there.
-const KEEPALIVE_IDLE_SECONDS: u32 = 60;
+/// What a server is made of.
+pub struct Parts {
+    /// The cluster's objects.
+    pub registry: Arc<Registry>,
+    /// Tells whose bearer tokens are, and mints those of service accounts.
+    pub authenticator: Arc<Authenticator>,
+    /// The way to the kubelets.
+    pub dialer: Arc<dyn NodeDialer>,
+    /// Ends listeners, watches and proxied connections when it is cancelled.
+    pub shutdown: CancellationToken,
+    /// Facts and limits.
+    pub options: Options,
+}
 
-/// Serves one listening socket until the server's shutdown token is cancelled, then lets open requests finish.
-///
-/// # Errors
-/// Only when the listener cannot be registered with the runtime; whatever clients do is logged.
-pub(crate) async fn serve(
-    server: ApiServer,
-    listener: std::net::TcpListener,
-    tls: Arc<rustls::ServerConfig>,
-) -> io::Result<()> {
-    listener.set_nonblocking(true)?;
-    let listener = TcpListener::from_std(listener)?;
-    let acceptor = TlsAcceptor::from(tls);
-    let graceful = Arc::new(GracefulShutdown::new());
-    let stop = server.shutdown_token().clone();
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((socket, peer)) => {
-                let (server, acceptor, graceful) = (server.clone(), acceptor.clone(), graceful.clone());
-                tokio::spawn(async move {
-                    if let Err(error) = connection(server, acceptor, &graceful, socket, peer).await {
-                        tracing::debug!(%peer, error = error.as_ref(), "connection ended");
-                    }
-                });
-            }
-            // out of descriptors or memory: the sockets that wait are accepted once others have closed
-            Err(error) if !is_per_connection(&error) => {
-                tracing::warn!(%error, "cannot accept connections");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-            Err(_) => {}
+/// The API server. Clones are handles of the same one.
+#[derive(Clone)]
+pub struct ApiServer(Arc<Server>);
+
+/// What handlers see of the server.
+pub(crate) struct Server {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) access: Access,
+    pub(crate) dialer: Arc<dyn NodeDialer>,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) options: Options,
+    pub(crate) metrics: Arc<Metrics>,
+    rows: Rows,
+    rights: OnceLock<Rights>,
+    ready: AtomicBool,
+}
+
+/// The other end of a connection.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) address: SocketAddr,
+    /// Whom the client certificate names, if one was shown (and verified).
+    pub(crate) certificate_user: Option<UserInfo>,
+}
+
+impl ApiServer {
+    /// Puts a server together and becomes the registry's admission control. Only `system:masters` may do anything until
+    /// [`ApiServer::bootstrap`] has run.
+    pub fn new(parts: Parts) -> Self {
+        let rows = parts.registry.catalog().rows().iter().map(|info| Row::from(info.as_ref())).collect();
+        let server = Arc::new(Server {
+            access: Access { authenticator: parts.authenticator, rbac: Rbac::new() },
+            registry: parts.registry,
+            dialer: parts.dialer,
+            shutdown: parts.shutdown,
+            options: parts.options,
+            metrics: Arc::new(Metrics::new()),
+            rows,
+            rights: OnceLock::new(),
+            ready: AtomicBool::new(false),
+        });
+        server.registry.set_admission(Arc::new(AdmissionControl::new(&server)));
+        Self(server)
+    }
+
+    /// Makes the objects that every cluster has (namespaces, the Services `kubernetes` and `kube-dns`, RBAC policy,
+    /// priority classes), or brings them up to date, and starts following the RBAC objects. To be called once at each
+    /// start, before anything else writes.
+    ///
+    /// # Errors
+    /// The first object that could not be read or written.
+    pub async fn bootstrap(&self) -> Result<(), Status> {
+        bootstrap::run(&self.0).await?;
+        let rights = Rights::start(&self.0).await?;
+        // a second call finds the first one's task at work
+        let _ = self.0.rights.set(rights);
+        self.0.ready.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Answers a request of a component of this process, acting as `user` (`None`: whom the request's own credentials
+    /// name). It passes the same chain as any other, authorization included.
+    pub async fn call(&self, user: Option<UserInfo>, request: Request<Body>) -> Response<Body> {
+        chain::handle(&self.0, Origin::Component(user), request).await
+    }
+
+    /// Serves TLS clients on a listening socket until the shutdown token is cancelled, then lets open requests finish
+    /// (for a few seconds at most). `tls` must ask for client certificates without demanding them, and offer `h2` and
+    /// `http/1.1`; see `edge_pki::server_config`.
+    ///
+    /// # Errors
+    /// Only when the listener cannot be used at all; what clients do is logged.
+    pub async fn serve(&self, socket: std::net::TcpListener, tls: Arc<rustls::ServerConfig>) -> io::Result<()> {
+        listener::serve(self.0.clone(), socket, tls).await
+    }
+}
+
+impl Server {
+    /// The row of the resource that a request names.
+    pub(crate) fn row(&self, info: &RequestInfo) -> Option<Arc<ResourceInfo>> {
+        self.registry.catalog().resource(&info.group, &info.version, &info.resource)
+    }
+
+    /// Whether a request's resource exists.
+    pub(crate) fn serves(&self, info: &RequestInfo) -> bool {
+        info.is_resource && self.row(info).is_some()
+    }
+
+    /// The rows as discovery shows them.
+    pub(crate) fn rows(&self) -> Rows {
+        self.rows.clone()
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        Limits { read_only: self.options.max_read_only_in_flight, mutating: self.options.max_mutating_in_flight }
+    }
+
+    /// Where clients reach the server, `host:port`.
+    pub(crate) fn address(&self) -> String {
+        SocketAddr::new(self.options.advertise_address, self.options.advertise_port).to_string()
+    }
+
+    /// Whether the bootstrap is done.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+
+    /// Returns when all visible changes of RBAC objects hold.
+    pub(crate) async fn settle_rights(&self) {
+        if let Some(rights) = self.rights.get() {
+            rights.settle().await;
         }
     }
-    drop(listener);
-    // connections hold clones of the Arc while they shake hands; those are not waited for
-    if let Some(graceful) = Arc::into_inner(graceful) {
-        let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
+
+    /// A stored object; `None` when there is none.
+    pub(crate) fn stored_object(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Object> {
+        let row = self.registry.catalog().preferred(group, resource)?;
+        let target = Target { info: &row, namespace, name, subresource: "" };
+        self.registry.get(&target).ok()?.object().ok()
     }
-    Ok(())
+
+    /// The stored objects of a namespace, or (with the empty one) of the cluster.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub(crate) async fn stored_objects(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+    ) -> Result<Vec<Object>, Status> {
+        let Some(row) = self.registry.catalog().preferred(group, resource) else { return Ok(Vec::new()) };
+        let target = Target { info: &row, namespace, name: "", subresource: "" };
+        let list = self.registry.list(&target, &ListOptions::default()).await?;
+        list.items.iter().map(edge_registry::Stored::object).collect()
+    }
+
+    /// Returns when a core object exists.
+    ///
+    /// # Errors
+    /// When it cannot be watched.
+    pub(crate) async fn appears(&self, resource: &str, namespace: &str, name: &str) -> Result<(), Status> {
+        let Some(row) = self.registry.catalog().preferred("", resource) else { return Ok(()) };
+        let target = Target { info: &row, namespace, name, subresource: "" };
+        let mut events = self.registry.watch(&target, &WatchOptions::default()).await?;
+        while let Some(event) = events.next().await {
+            if event.kind == EventKind::Added {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// How many objects of each resource there are.
+    pub(crate) async fn object_counts(&self) -> Vec<ObjectCount> {
+        let mut counts = Vec::new();
+        for row in self.registry.catalog().rows().iter().filter(|r| r.is_stored() && r.conversion.is_none()) {
+            let target = Target { info: row, namespace: "", name: "", subresource: "" };
+            if let Ok(list) = self.registry.list(&target, &ListOptions::default()).await {
+                counts.push(ObjectCount { resource: row.group_resource().to_string(), count: list.items.len() });
+            }
+        }
+        counts
+    }
 }
 
-fn is_per_connection(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
-    )
-}
-
-async fn connection(
-    server: ApiServer,
-    acceptor: TlsAcceptor,
-    graceful: &GracefulShutdown,
-    socket: TcpStream,
-    address: SocketAddr,
-) -> Result<(), crate::body::BoxError> {
-    socket.set_nodelay(true)?;
-    keep_alive(&socket)?;
-    let tls = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(socket)).await??;
-    let certificate = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
-    let peer = Arc::new(Peer { address, certificate_user: certificate.and_then(|c| server.certificate_user(c)) });
-    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-        let (server, peer) = (server.clone(), peer.clone());
-        async move { Ok::<_, Infallible>(server.handle(&peer, request.map(Body::stream)).await) }
-    });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS);
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(tls), service);
-    graceful.watch(connection.into_owned()).await
-}
-
-/// Peers that vanished without a word (power cut, changed address) are found by the kernel, not by a timer of ours.
-fn keep_alive(socket: &TcpStream) -> nix::Result<()> {
-    use nix::sys::socket::{setsockopt, sockopt};
-    setsockopt(socket, sockopt::KeepAlive, &true)?;
-    setsockopt(socket, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE_SECONDS)
+impl Lookup for Server {
+    fn uid(&self, resource: &str, namespace: &str, name: &str) -> Option<String> {
+        self.stored_object("", resource, namespace, name).map(|o| o.uid().to_owned())
+    }
 }

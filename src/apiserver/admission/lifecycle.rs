@@ -1,8 +1,9 @@
 //! `NamespaceLifecycle`: nothing new in a namespace that is absent or going, and some namespaces that never go.
 
-use super::{Attributes, Cluster, Operation};
+use super::{AttributesExt, Cluster};
 use edge_api::status::StatusCause;
 use edge_api::{GroupResource, Object, Status};
+use edge_registry::{Attributes, Operation};
 
 const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
 
@@ -11,7 +12,7 @@ pub(super) fn admit(cluster: &dyn Cluster, a: &Attributes<'_>, object: &Object) 
         return Ok(());
     }
     // anybody may ask whether he could do something in a namespace that is not there
-    if a.resource.group == "authorization.k8s.io" {
+    if a.info.group == "authorization.k8s.io" {
         return Ok(());
     }
     let Some(namespace) = cluster.get("", "namespaces", "", a.namespace) else {

@@ -1,7 +1,8 @@
 //! `LimitRanger`: what a container asks for when it does not say, and the least and most it may ask for.
 
-use super::{Attributes, Cluster, Operation};
+use super::{AttributesExt, Cluster};
 use edge_api::{Object, Quantity, Status};
+use edge_registry::{Attributes, Operation};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
@@ -25,10 +26,10 @@ fn containers<'p>(pod: &'p Object, list: &str) -> impl Iterator<Item = &'p Value
 }
 
 /// Fills in requests and limits that a new pod leaves out.
-pub(super) fn apply_defaults(cluster: &dyn Cluster, a: &Attributes<'_>, pod: &mut Object) {
-    let items = items(&cluster.list("", "limitranges", a.namespace), "Container");
+pub(super) async fn apply_defaults(cluster: &dyn Cluster, a: &Attributes<'_>, pod: &mut Object) -> Result<(), Status> {
+    let items = items(&cluster.list("", "limitranges", a.namespace).await?, "Container");
     if items.is_empty() {
-        return;
+        return Ok(());
     }
     let mut notes = Vec::new();
     let spec = pod.section_mut("spec");
@@ -45,7 +46,7 @@ pub(super) fn apply_defaults(cluster: &dyn Cluster, a: &Attributes<'_>, pod: &mu
         }
     }
     if notes.is_empty() {
-        return;
+        return Ok(());
     }
     let text = format!("LimitRanger plugin set: {}", notes.join("; "));
     let slot = pod.metadata_mut().entry("annotations").or_insert_with(|| Value::Object(Map::new()));
@@ -55,6 +56,7 @@ pub(super) fn apply_defaults(cluster: &dyn Cluster, a: &Attributes<'_>, pod: &mu
     if let Some(annotations) = slot.as_object_mut() {
         annotations.insert(ANNOTATION.into(), text.into());
     }
+    Ok(())
 }
 
 /// Sets what `resources.<field>` lacks from the items' `default`; the names that were set.
@@ -77,13 +79,13 @@ fn fill(container: &mut Map<String, Value>, field: &str, items: &[Value], defaul
 }
 
 /// Refuses what is beyond the bounds.
-pub(super) fn enforce(cluster: &dyn Cluster, a: &Attributes<'_>, object: &Object) -> Result<(), Status> {
+pub(super) async fn enforce(cluster: &dyn Cluster, a: &Attributes<'_>, object: &Object) -> Result<(), Status> {
     let is_pod = a.is("", "pods") && a.operation == Operation::Create;
     let is_claim = a.is("", "persistentvolumeclaims");
     if !is_pod && !is_claim {
         return Ok(());
     }
-    let ranges = cluster.list("", "limitranges", a.namespace);
+    let ranges = cluster.list("", "limitranges", a.namespace).await?;
     if ranges.is_empty() {
         return Ok(());
     }
@@ -202,14 +204,15 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::super::testing::{Fake, POD, attributes};
     use super::*;
+    use futures::executor::block_on;
     use serde_json::json;
 
     fn run(items: Value, spec: Value) -> Result<Value, String> {
         let cluster = Fake::default().with("/limitranges/ns/r", json!({"spec": {"limits": items}}));
         let mut pod = Object::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap();
         attributes(Operation::Create, POD, "ns", "p", |a| {
-            apply_defaults(&cluster, a, &mut pod);
-            enforce(&cluster, a, &pod)
+            block_on(apply_defaults(&cluster, a, &mut pod))?;
+            block_on(enforce(&cluster, a, &pod))
         })
         .map_err(|s| s.message)?;
         Ok(pod.into_value())

@@ -4,60 +4,53 @@
 //! plugins are plain functions over JSON trees; what they know of the cluster they ask through [`Cluster`]. They run in
 //! Kubernetes' order: first those that change ([`mutate`]), then, after defaulting, those that only judge ([`validate`]).
 
+mod control;
 mod lifecycle;
 mod limits;
+mod pod_security;
 mod pods;
 mod priority;
 mod rbac;
 mod service_account;
 mod storage;
 
-use edge_api::{GroupKind, GroupResource, Object, Status, UserInfo};
+pub(crate) use control::AdmissionControl;
+
+use async_trait::async_trait;
+use edge_api::{GroupResource, Object, Status, UserInfo};
+use edge_registry::{Attributes, Operation};
 use serde_json::Value;
 
-/// What is being done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Operation {
-    Create,
-    Update,
-    Delete,
+/// What the plugins ask of the facts of a write.
+trait AttributesExt {
+    /// Whether it is about this resource itself (and no subresource).
+    fn is(&self, group: &str, resource: &str) -> bool;
+    /// 403 about the object, and why it is refused.
+    fn forbidden(&self, object: Option<&Object>, why: &str) -> Status;
 }
 
-/// The facts of a write.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Attributes<'a> {
-    pub(crate) operation: Operation,
-    pub(crate) resource: &'a GroupResource,
-    pub(crate) kind: &'a GroupKind,
-    pub(crate) subresource: &'a str,
-    /// Empty for cluster-scoped resources.
-    pub(crate) namespace: &'a str,
-    /// Empty while `generateName` has not made one.
-    pub(crate) name: &'a str,
-    pub(crate) user: &'a UserInfo,
-    /// The object as stored, for updates and deletions.
-    pub(crate) old: Option<&'a Object>,
-}
-
-impl Attributes<'_> {
+impl AttributesExt for Attributes<'_> {
     fn is(&self, group: &str, resource: &str) -> bool {
-        self.resource.group == group && self.resource.resource == resource && self.subresource.is_empty()
+        self.info.group == group && self.info.plural == resource && self.subresource.is_empty()
     }
 
-    /// 403 about the object, `why` it is refused.
     fn forbidden(&self, object: Option<&Object>, why: &str) -> Status {
         let generated = object.map_or("", Object::generate_name);
         let name = if self.name.is_empty() { object.map_or("", Object::name) } else { self.name };
-        Status::forbidden(self.resource, if name.is_empty() { generated } else { name }, why)
+        Status::forbidden(&self.info.group_resource(), if name.is_empty() { generated } else { name }, why)
     }
 }
 
 /// What plugins may ask of the cluster's state.
+#[async_trait]
 pub(crate) trait Cluster: Send + Sync {
     /// One stored object.
     fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Object>;
     /// The stored objects of a namespace (or, with the empty namespace, of the cluster).
-    fn list(&self, group: &str, resource: &str, namespace: &str) -> Vec<Object>;
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    async fn list(&self, group: &str, resource: &str, namespace: &str) -> Result<Vec<Object>, Status>;
     /// Whether the user already holds every one of these RBAC rules in the namespace (empty: cluster-wide).
     ///
     /// # Errors
@@ -71,17 +64,17 @@ pub(crate) trait Cluster: Send + Sync {
 ///
 /// # Errors
 /// The `Status` of the first that refuses.
-pub(crate) fn mutate(cluster: &dyn Cluster, a: &Attributes<'_>, object: &mut Object) -> Result<(), Status> {
+pub(crate) async fn mutate(cluster: &dyn Cluster, a: &Attributes<'_>, object: &mut Object) -> Result<(), Status> {
     lifecycle::admit(cluster, a, object)?;
     if a.is("", "pods") && a.operation == Operation::Create {
         service_account::admit(cluster, a, object)?;
         pods::default_toleration_seconds(object);
-        priority::admit_pod(cluster, a, object)?;
+        priority::admit_pod(cluster, a, object).await?;
         pods::runtime_class(cluster, a, object)?;
-        limits::apply_defaults(cluster, a, object);
+        limits::apply_defaults(cluster, a, object).await?;
     }
     if a.operation == Operation::Create {
-        storage::default_class(cluster, a, object);
+        storage::default_class(cluster, a, object).await?;
         storage::protect(a, object);
     }
     Ok(())
@@ -91,14 +84,15 @@ pub(crate) fn mutate(cluster: &dyn Cluster, a: &Attributes<'_>, object: &mut Obj
 ///
 /// # Errors
 /// The `Status` of the first that refuses.
-pub(crate) fn validate(cluster: &dyn Cluster, a: &Attributes<'_>, object: Option<&Object>) -> Result<(), Status> {
+pub(crate) async fn validate(cluster: &dyn Cluster, a: &Attributes<'_>, object: Option<&Object>) -> Result<(), Status> {
     if a.operation == Operation::Delete {
         return lifecycle::admit_deletion(a);
     }
     let Some(object) = object else { return Ok(()) };
-    priority::validate_class(cluster, a, object)?;
+    priority::validate_class(cluster, a, object).await?;
     rbac::no_escalation(cluster, a, object)?;
-    limits::enforce(cluster, a, object)
+    pod_security::validate(cluster, a, object)?;
+    limits::enforce(cluster, a, object).await
 }
 
 /// An array below a section, made where it is absent; `None` when something else is in its place (validation will say
@@ -114,6 +108,7 @@ fn array_mut<'o>(section: &'o mut serde_json::Map<String, Value>, field: &str) -
 #[cfg(test)]
 mod testing {
     use super::*;
+    use edge_registry::{ResourceInfo, StorageClass, Verbs, strategy};
     use std::collections::BTreeMap;
 
     /// A cluster made of a few objects, keyed by `group/resource/namespace/name`.
@@ -131,13 +126,14 @@ mod testing {
         }
     }
 
+    #[async_trait]
     impl Cluster for Fake {
         fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Object> {
             self.objects.get(&format!("{group}/{resource}/{namespace}/{name}")).cloned()
         }
-        fn list(&self, group: &str, resource: &str, namespace: &str) -> Vec<Object> {
+        async fn list(&self, group: &str, resource: &str, namespace: &str) -> Result<Vec<Object>, Status> {
             let prefix = format!("{group}/{resource}/{namespace}/");
-            self.objects.iter().filter(|(k, _)| k.starts_with(&prefix)).map(|(_, v)| v.clone()).collect()
+            Ok(self.objects.iter().filter(|(k, _)| k.starts_with(&prefix)).map(|(_, v)| v.clone()).collect())
         }
         fn covers(&self, _: &UserInfo, _: &str, _: &[Value]) -> Result<(), String> {
             self.rules_missing.clone().map_or(Ok(()), Err)
@@ -155,20 +151,32 @@ mod testing {
         name: &str,
         f: impl FnOnce(&Attributes<'_>) -> R,
     ) -> R {
-        let (group, plural, kind) = resource;
-        let resource = GroupResource::new(group, plural);
-        let kind = GroupKind { group: group.into(), kind: kind.into() };
         let user = UserInfo::new("jane", ["dev"]);
-        f(&Attributes {
-            operation,
-            resource: &resource,
-            kind: &kind,
-            subresource: "",
-            namespace,
-            name,
-            user: &user,
-            old: None,
-        })
+        let info = row(resource);
+        let subresource = "";
+        f(&Attributes { operation, info: &info, subresource, namespace, name, user: &user, dry_run: false, old: None })
+    }
+
+    fn row((group, plural, kind): (&str, &str, &str)) -> ResourceInfo {
+        ResourceInfo {
+            group: group.to_owned().into(),
+            version: "v1".into(),
+            plural: plural.to_owned().into(),
+            singular: kind.to_lowercase().into(),
+            kind: kind.to_owned().into(),
+            list_kind: format!("{kind}List").into(),
+            short_names: Vec::new(),
+            categories: Vec::new(),
+            namespaced: true,
+            verbs: Verbs::ALL,
+            subresources: Vec::new(),
+            selectable_fields: Vec::new(),
+            columns: Vec::new(),
+            storage: StorageClass::Durable,
+            prefix: plural.to_owned().into(),
+            strategy: &strategy::DEFAULT,
+            conversion: None,
+        }
     }
 
     pub(super) const POD: (&str, &str, &str) = ("", "pods", "Pod");

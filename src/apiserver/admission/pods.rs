@@ -1,7 +1,8 @@
 //! Small pod plugins: `DefaultTolerationSeconds` and `RuntimeClass`.
 
-use super::{Attributes, Cluster, array_mut};
+use super::{AttributesExt, Cluster, array_mut};
 use edge_api::{Object, Status};
+use edge_registry::Attributes;
 use serde_json::{Value, json};
 
 /// How long a pod stays bound to a node that is not ready or not reachable.
@@ -78,9 +79,9 @@ pub(super) fn runtime_class(cluster: &dyn Cluster, a: &Attributes<'_>, pod: &mut
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
-    use super::super::Operation;
     use super::super::testing::{Fake, POD, attributes};
     use super::*;
+    use edge_registry::Operation;
 
     fn pod(spec: Value) -> Object {
         Object::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap()

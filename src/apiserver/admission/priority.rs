@@ -1,16 +1,17 @@
 //! `Priority`: priority class names become numbers, and at most one class is everybody's.
 
-use super::{Attributes, Cluster, Operation};
+use super::{AttributesExt, Cluster};
 use edge_api::{Object, Status};
+use edge_registry::{Attributes, Operation};
 use serde_json::Value;
 
 const GROUP: &str = "scheduling.k8s.io";
 const CLASSES: &str = "priorityclasses";
 
-pub(super) fn admit_pod(cluster: &dyn Cluster, a: &Attributes<'_>, pod: &mut Object) -> Result<(), Status> {
+pub(super) async fn admit_pod(cluster: &dyn Cluster, a: &Attributes<'_>, pod: &mut Object) -> Result<(), Status> {
     let name = pod.str_at("/spec/priorityClassName").to_owned();
     let class = if name.is_empty() {
-        default_class(cluster)
+        default_class(cluster).await?
     } else {
         let class = cluster.get(GROUP, CLASSES, "", &name);
         let missing = || a.forbidden(Some(pod), &format!("no PriorityClass with name {name} was found"));
@@ -46,19 +47,19 @@ pub(super) fn admit_pod(cluster: &dyn Cluster, a: &Attributes<'_>, pod: &mut Obj
 }
 
 /// The class of pods that name none: of several (a race can make them), the least.
-fn default_class(cluster: &dyn Cluster) -> Option<Object> {
-    cluster
-        .list(GROUP, CLASSES, "")
+async fn default_class(cluster: &dyn Cluster) -> Result<Option<Object>, Status> {
+    let classes = cluster.list(GROUP, CLASSES, "").await?;
+    Ok(classes
         .into_iter()
         .filter(|c| c.get("globalDefault").as_bool() == Some(true))
-        .min_by_key(|c| c.get("value").as_i64())
+        .min_by_key(|c| c.get("value").as_i64()))
 }
 
-pub(super) fn validate_class(cluster: &dyn Cluster, a: &Attributes<'_>, class: &Object) -> Result<(), Status> {
+pub(super) async fn validate_class(cluster: &dyn Cluster, a: &Attributes<'_>, class: &Object) -> Result<(), Status> {
     if !a.is(GROUP, CLASSES) || class.get("globalDefault").as_bool() != Some(true) {
         return Ok(());
     }
-    match default_class(cluster) {
+    match default_class(cluster).await? {
         Some(other) if a.operation == Operation::Create || other.name() != class.name() => {
             let why =
                 format!("PriorityClass {} is already marked as default. Only one default can exist", other.name());
@@ -73,11 +74,13 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::super::testing::{Fake, POD, attributes};
     use super::*;
+    use futures::executor::block_on;
     use serde_json::json;
 
     fn run(cluster: &Fake, spec: Value) -> Result<Value, String> {
         let mut pod = Object::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap();
-        attributes(Operation::Create, POD, "ns", "p", |a| admit_pod(cluster, a, &mut pod)).map_err(|s| s.message)?;
+        attributes(Operation::Create, POD, "ns", "p", |a| block_on(admit_pod(cluster, a, &mut pod)))
+            .map_err(|s| s.message)?;
         Ok(pod.into_value()["spec"].take())
     }
 
@@ -109,7 +112,7 @@ mod tests {
         assert_eq!((&spec["priorityClassName"], &spec["priority"]), (&json!("usual"), &json!(7)));
         let row = (GROUP, CLASSES, "PriorityClass");
         let other = Object::from_value(json!({"metadata": {"name": "other"}, "globalDefault": true})).unwrap();
-        let check = |op, name: &str| attributes(op, row, "", name, |a| validate_class(&cluster, a, &other));
+        let check = |op, name: &str| attributes(op, row, "", name, |a| block_on(validate_class(&cluster, a, &other)));
         assert_eq!(
             check(Operation::Create, "other").unwrap_err().message,
             "priorityclasses.scheduling.k8s.io \"other\" is forbidden: PriorityClass usual is already marked as default. Only one default can exist"

@@ -1,16 +1,17 @@
 //! Nobody hands out rights that he does not hold: the check on roles and bindings.
 
-use super::{Attributes, Cluster};
+use super::{AttributesExt, Cluster};
 use edge_api::{GroupResource, Object, Status, UserInfo};
+use edge_registry::Attributes;
 use serde_json::Value;
 
 const GROUP: &str = "rbac.authorization.k8s.io";
 
 pub(super) fn no_escalation(cluster: &dyn Cluster, a: &Attributes<'_>, object: &Object) -> Result<(), Status> {
-    if a.resource.group != GROUP || !a.subresource.is_empty() || a.user.in_group(UserInfo::MASTERS) {
+    if a.info.group != GROUP || !a.subresource.is_empty() || a.user.in_group(UserInfo::MASTERS) {
         return Ok(());
     }
-    match a.resource.resource.as_str() {
+    match a.info.plural.as_ref() {
         "roles" | "clusterroles" => role(cluster, a, object),
         "rolebindings" | "clusterrolebindings" => binding(cluster, a, object),
         _ => Ok(()),
@@ -22,7 +23,7 @@ fn role(cluster: &dyn Cluster, a: &Attributes<'_>, object: &Object) -> Result<()
     if unchanged("rules") && unchanged("aggregationRule") {
         return Ok(());
     }
-    if cluster.may(a.user, "escalate", a.resource, a.namespace, object.name()) {
+    if cluster.may(a.user, "escalate", &a.info.group_resource(), a.namespace, object.name()) {
         return Ok(());
     }
     // an aggregated role will hold whatever other roles are labelled into it
@@ -74,9 +75,9 @@ fn refuse_beyond(cluster: &dyn Cluster, a: &Attributes<'_>, object: &Object, rul
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
-    use super::super::Operation;
     use super::super::testing::{Fake, attributes};
     use super::*;
+    use edge_registry::Operation;
     use serde_json::json;
 
     #[test]

@@ -1,7 +1,8 @@
 //! `ServiceAccount`: every pod runs as an existing service account and, unless told otherwise, holds a token of it.
 
-use super::{Attributes, Cluster, array_mut};
+use super::{AttributesExt, Cluster, array_mut};
 use edge_api::{Object, Status};
+use edge_registry::Attributes;
 use serde_json::{Map, Value, json};
 use std::hash::{BuildHasher, RandomState};
 
@@ -124,9 +125,9 @@ fn suffix() -> String {
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
-    use super::super::Operation;
     use super::super::testing::{Fake, POD, attributes};
     use super::*;
+    use edge_registry::Operation;
 
     fn admit(account: Value, spec: Value) -> Result<Value, Status> {
         let cluster = Fake::default().with("/serviceaccounts/ns/default", account);

@@ -1,22 +1,23 @@
 //! `DefaultStorageClass` and `StorageObjectInUseProtection`.
 
-use super::{Attributes, Cluster, array_mut};
-use edge_api::Object;
+use super::{AttributesExt, Cluster, array_mut};
+use edge_api::{Object, Status};
+use edge_registry::Attributes;
 use serde_json::Value;
 
 const DEFAULT: &str = "storageclass.kubernetes.io/is-default-class";
 const BETA_CLASS: &str = "volume.beta.kubernetes.io/storage-class";
 
 /// A claim that names no class gets the newest of the default ones.
-pub(super) fn default_class(cluster: &dyn Cluster, a: &Attributes<'_>, claim: &mut Object) {
+pub(super) async fn default_class(cluster: &dyn Cluster, a: &Attributes<'_>, claim: &mut Object) -> Result<(), Status> {
     if !a.is("", "persistentvolumeclaims")
         || claim.annotation(BETA_CLASS).is_some()
         || claim.pointer("/spec/storageClassName").is_some_and(|c| !c.is_null())
     {
-        return;
+        return Ok(());
     }
-    let class = cluster
-        .list("storage.k8s.io", "storageclasses", "")
+    let classes = cluster.list("storage.k8s.io", "storageclasses", "").await?;
+    let class = classes
         .into_iter()
         .filter(|c| c.annotation(DEFAULT) == Some("true"))
         // of equally old ones the first by name
@@ -27,6 +28,7 @@ pub(super) fn default_class(cluster: &dyn Cluster, a: &Attributes<'_>, claim: &m
     if let Some(class) = class {
         claim.section_mut("spec").insert("storageClassName".into(), class.name().into());
     }
+    Ok(())
 }
 
 /// Claims and volumes stay as long as they are used: their finalizer goes when the last user has gone.
@@ -49,9 +51,10 @@ pub(super) fn protect(a: &Attributes<'_>, object: &mut Object) {
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
-    use super::super::Operation;
     use super::super::testing::{Fake, attributes};
     use super::*;
+    use edge_registry::Operation;
+    use futures::executor::block_on;
     use serde_json::json;
 
     #[test]
@@ -65,7 +68,7 @@ mod tests {
         let run = |v: Value| {
             let mut o = Object::from_value(v).unwrap();
             attributes(Operation::Create, ("", "persistentvolumeclaims", "PersistentVolumeClaim"), "ns", "c", |a| {
-                default_class(&cluster, a, &mut o);
+                block_on(default_class(&cluster, a, &mut o)).unwrap();
                 protect(a, &mut o);
             });
             o.into_value()

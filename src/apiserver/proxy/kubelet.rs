@@ -1,13 +1,13 @@
 //! Subresources that a kubelet answers: pods' log, exec, attach and portforward, nodes' proxy.
 
+use super::NodeDialer;
 use super::transport::{exchange, unreachable};
-use super::{NodeDialer, transport};
 use crate::body::Body;
 use crate::query::Query;
 use edge_api::field::{ErrorList, Path};
 use edge_api::{GroupKind, Object, Status};
 use form_urlencoded::Serializer;
-use http::{HeaderMap, Request, Response, Uri};
+use http::{Request, Response, Uri};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -24,11 +24,6 @@ pub(crate) enum Attachment {
     Attach,
     /// Ports of the pod.
     PortForward,
-}
-
-/// Whether the request wants to leave HTTP (WebSocket, SPDY).
-pub(crate) fn is_upgrade(headers: &HeaderMap) -> bool {
-    transport::is_upgrade(headers)
 }
 
 /// Attaches to `pod` as the request's query says.

@@ -8,7 +8,7 @@ mod transport;
 mod web;
 
 pub(crate) use kubelet::{Attachment, attach, logs, node};
-pub(crate) use web::{pod, service};
+pub(crate) use web::{Target, pod, service};
 
 use async_trait::async_trait;
 use std::io;

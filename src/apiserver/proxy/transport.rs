@@ -105,11 +105,6 @@ fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
     headers.get(UPGRADE).filter(|_| asked).cloned()
 }
 
-/// Whether the request wants to leave HTTP.
-pub(super) fn is_upgrade(headers: &HeaderMap) -> bool {
-    upgrade_of(headers).is_some()
-}
-
 fn forwarded(headers: &HeaderMap) -> HeaderMap {
     let mut out = headers.clone();
     strip_hop_headers(&mut out);

@@ -1,0 +1,77 @@
+//! The registry's seam: the plugins with a view of the running server behind them.
+
+use super::{Cluster, mutate, validate};
+use crate::Server;
+use crate::access::Ask;
+use async_trait::async_trait;
+use edge_api::{GroupResource, Object, Status, UserInfo};
+use edge_registry::{Admission, Attributes, Operation};
+use serde_json::Value;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+/// How long the creation of a pod waits for the service account that a controller is about to make in a new namespace.
+const ACCOUNT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Admission control. The server owns the registry that owns this, so this does not own the server.
+pub(crate) struct AdmissionControl(Weak<Server>);
+
+impl AdmissionControl {
+    pub(crate) fn new(server: &Arc<Server>) -> Self {
+        Self(Arc::downgrade(server))
+    }
+
+    fn server(&self) -> Result<Arc<Server>, Status> {
+        self.0.upgrade().ok_or_else(|| Status::unavailable("the server is stopping"))
+    }
+}
+
+#[async_trait]
+impl Admission for AdmissionControl {
+    async fn mutate(&self, attributes: &Attributes<'_>, object: &mut Object) -> Result<(), Status> {
+        let server = self.server()?;
+        let is_new_pod = attributes.operation == Operation::Create
+            && (attributes.info.group.as_ref(), attributes.info.plural.as_ref()) == ("", "pods")
+            && attributes.subresource.is_empty();
+        if is_new_pod {
+            wait_for_account(&server, attributes.namespace, object).await;
+        }
+        mutate(server.as_ref(), attributes, object).await
+    }
+
+    async fn validate(&self, attributes: &Attributes<'_>, object: Option<&Object>) -> Result<(), Status> {
+        validate(self.server()?.as_ref(), attributes, object).await
+    }
+}
+
+/// A pod may come right behind its namespace, before the controller has made the namespace's default account.
+async fn wait_for_account(server: &Server, namespace: &str, pod: &Object) {
+    const NAME: &str = "default";
+    let wanted = pod.str_at("/spec/serviceAccountName");
+    if !matches!(wanted, "" | NAME) || server.stored_object("", "serviceaccounts", namespace, NAME).is_some() {
+        return;
+    }
+    if server.stored_object("", "namespaces", "", namespace).is_some() {
+        let _ = tokio::time::timeout(ACCOUNT_PATIENCE, server.appears("serviceaccounts", namespace, NAME)).await;
+    }
+}
+
+#[async_trait]
+impl Cluster for Server {
+    fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Object> {
+        self.stored_object(group, resource, namespace, name)
+    }
+
+    async fn list(&self, group: &str, resource: &str, namespace: &str) -> Result<Vec<Object>, Status> {
+        self.stored_objects(group, resource, namespace).await
+    }
+
+    fn covers(&self, user: &UserInfo, namespace: &str, rules: &[Value]) -> Result<(), String> {
+        self.access.covers(user, namespace, rules)
+    }
+
+    fn may(&self, user: &UserInfo, verb: &str, resource: &GroupResource, namespace: &str, name: &str) -> bool {
+        let (group, resource) = (resource.group.as_str(), resource.resource.as_str());
+        self.access.decide(user, Ask::Resource { verb, group, resource, subresource: "", namespace, name }).0
+    }
+}

@@ -1,0 +1,88 @@
+//! What a new cluster has before anybody uses it.
+//!
+//! Runs at every start: absent objects are made, the few that follow the options (`kubernetes` endpoints) or the program's
+//! version (RBAC policy) are brought up to date, and whatever an administrator added to them stays.
+
+mod objects;
+mod reconcile;
+
+use crate::Server;
+use edge_api::{Object, Reason, Status, UserInfo};
+use edge_registry::{Target, UpdateKind, WriteOptions};
+use futures::stream::{self, StreamExt, TryStreamExt};
+use serde_json::Value;
+
+/// Creations under way at once: they share the store's commits.
+const AT_ONCE: usize = 64;
+
+/// Under which name the server itself writes.
+const MANAGER: &str = "kube-apiserver";
+
+/// Makes everything.
+///
+/// # Errors
+/// The first object that could not be written.
+pub(crate) async fn run(server: &Server) -> Result<(), Status> {
+    let o = &server.options;
+    // everything else is in one of these
+    all(server, objects::NAMESPACES.iter().map(|n| (objects::namespace(n), Policy::Keep)).collect()).await?;
+    let mut rest: Vec<(Value, Policy)> = Vec::new();
+    rest.extend(objects::priority_classes().map(|v| (v, Policy::Keep)));
+    rest.extend([objects::kubernetes_service(o), objects::dns_service(o)].map(|v| (v, Policy::Keep)));
+    rest.extend(
+        [objects::kubernetes_endpoints(o), objects::kubernetes_endpoint_slice(o)].map(|v| (v, Policy::Replace)),
+    );
+    rest.extend(edge_auth::bootstrap_policy().into_iter().map(|v| (v, Policy::Grow)));
+    all(server, rest).await
+}
+
+/// What happens to an object that is there already.
+#[derive(Clone, Copy, Debug)]
+enum Policy {
+    /// It stays as it is.
+    Keep,
+    /// Its content becomes the one given.
+    Replace,
+    /// What it lacks of the RBAC rules and subjects is added.
+    Grow,
+}
+
+async fn all(server: &Server, objects: Vec<(Value, Policy)>) -> Result<(), Status> {
+    stream::iter(objects)
+        .map(|(value, policy)| ensure(server, value, policy))
+        .buffer_unordered(AT_ONCE)
+        .try_collect::<Vec<()>>()
+        .await
+        .map(drop)
+}
+
+async fn ensure(server: &Server, value: Value, policy: Policy) -> Result<(), Status> {
+    let wanted = Object::from_value(value).map_err(|_| Status::internal("bootstrap object is no object"))?;
+    let gvk = wanted.gvk().ok_or_else(|| Status::internal("bootstrap object without a kind"))?;
+    let Some(row) = server.registry.catalog().kind(&gvk.group, &gvk.version, &gvk.kind) else {
+        return Err(Status::internal(format!("bootstrap object of unknown kind {gvk}")));
+    };
+    let user = UserInfo::new("system:apiserver", [UserInfo::MASTERS]);
+    let options = WriteOptions { user: &user, field_manager: MANAGER, dry_run: false };
+    let target = Target { info: &row, namespace: wanted.namespace(), name: wanted.name(), subresource: "" };
+    if server.registry.get(&target).is_err() {
+        let create = Target { name: "", ..target };
+        match server.registry.create(&create, &options, wanted.clone()).await {
+            Err(e) if e.reason == Reason::AlreadyExists => {}
+            other => return other.map(drop),
+        }
+    }
+    let becomes = |live: &Object| match policy {
+        Policy::Keep => None,
+        Policy::Replace => reconcile::replace(live, &wanted),
+        Policy::Grow => reconcile::grow(live, &wanted),
+    };
+    if becomes(&server.registry.get(&target)?.object()?).is_none() {
+        return Ok(());
+    }
+    let transform = |live: Option<&Object>| {
+        let live = live.ok_or_else(|| Status::not_found(&row.group_resource(), target.name))?;
+        Ok(becomes(live).unwrap_or_else(|| live.clone()))
+    };
+    server.registry.update(&target, &options, UpdateKind::Patch, &transform).await.map(drop)
+}

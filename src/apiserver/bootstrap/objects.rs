@@ -1,0 +1,95 @@
+//! The objects of a new cluster, as data.
+
+use crate::Options;
+use serde_json::{Value, json};
+
+/// The namespaces every cluster has.
+pub(super) const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
+
+pub(super) fn namespace(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+}
+
+pub(super) fn priority_classes() -> [Value; 2] {
+    let class = |name: &str, value: i64, description: &str| {
+        json!({
+            "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
+            "metadata": {"name": name}, "value": value, "preemptionPolicy": "PreemptLowerPriority",
+            "description": description,
+        })
+    };
+    [
+        class("system-cluster-critical", 2_000_000_000, "For pods that the cluster needs, on whichever node they run."),
+        class("system-node-critical", 2_000_001_000, "For pods that their node cannot do without."),
+    ]
+}
+
+/// The Service through which pods reach the API server.
+pub(super) fn kubernetes_service(o: &Options) -> Value {
+    let ip = o.service_ip.to_string();
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {
+            "name": "kubernetes", "namespace": "default",
+            "labels": {"component": "apiserver", "provider": "kubernetes"},
+        },
+        "spec": {
+            "type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip],
+            "ipFamilies": [family(o.service_ip)], "ipFamilyPolicy": "SingleStack", "sessionAffinity": "None",
+            "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": o.advertise_port}],
+        },
+    })
+}
+
+pub(super) fn kubernetes_endpoints(o: &Options) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Endpoints",
+        "metadata": {
+            "name": "kubernetes", "namespace": "default",
+            "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"},
+        },
+        "subsets": [{
+            "addresses": [{"ip": o.advertise_address.to_string()}],
+            "ports": [{"name": "https", "port": o.advertise_port, "protocol": "TCP"}],
+        }],
+    })
+}
+
+pub(super) fn kubernetes_endpoint_slice(o: &Options) -> Value {
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {
+            "name": "kubernetes", "namespace": "default",
+            "labels": {"kubernetes.io/service-name": "kubernetes"},
+        },
+        "addressType": family(o.advertise_address),
+        "endpoints": [{"addresses": [o.advertise_address.to_string()], "conditions": {"ready": true}}],
+        "ports": [{"name": "https", "port": o.advertise_port, "protocol": "TCP"}],
+    })
+}
+
+/// The cluster's DNS: no selector, since every node answers for itself at this address.
+pub(super) fn dns_service(o: &Options) -> Value {
+    let ip = o.dns_ip.to_string();
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {
+            "name": "kube-dns", "namespace": "kube-system",
+            "labels": {
+                "k8s-app": "kube-dns", "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "CoreDNS",
+            },
+        },
+        "spec": {
+            "type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip],
+            "ipFamilies": [family(o.dns_ip)], "ipFamilyPolicy": "SingleStack", "sessionAffinity": "None",
+            "ports": [
+                {"name": "dns", "protocol": "UDP", "port": 53, "targetPort": 53},
+                {"name": "dns-tcp", "protocol": "TCP", "port": 53, "targetPort": 53},
+            ],
+        },
+    })
+}
+
+fn family(ip: std::net::IpAddr) -> &'static str {
+    if ip.is_ipv4() { "IPv4" } else { "IPv6" }
+}

@@ -1,0 +1,131 @@
+//! What the server offers: `/api`, `/apis`, the resource lists, and the same in one aggregated document.
+//!
+//! Everything is derived from the catalog's rows ([`Row`] is what discovery needs of one), so a resource that is served is
+//! also discovered.
+
+mod documents;
+mod openapi;
+mod serve;
+
+pub(crate) use openapi::Rows;
+pub(crate) use serve::serve;
+
+use edge_registry::ResourceInfo;
+
+/// A served resource of one group version.
+#[derive(Clone, Debug, Hash)]
+pub(crate) struct Row {
+    pub(crate) group: String,
+    pub(crate) version: String,
+    pub(crate) kind: String,
+    pub(crate) plural: String,
+    pub(crate) singular: String,
+    pub(crate) namespaced: bool,
+    pub(crate) verbs: Vec<&'static str>,
+    pub(crate) short_names: Vec<String>,
+    pub(crate) categories: Vec<String>,
+    pub(crate) subresources: Vec<SubRow>,
+}
+
+/// A served subresource.
+#[derive(Clone, Debug, Hash)]
+pub(crate) struct SubRow {
+    pub(crate) name: String,
+    /// Group and version of the kind, where it is not the resource's own (`autoscaling/v1` `Scale`).
+    pub(crate) group: String,
+    pub(crate) version: String,
+    pub(crate) kind: String,
+    pub(crate) verbs: Vec<&'static str>,
+}
+
+impl From<&ResourceInfo> for Row {
+    fn from(info: &ResourceInfo) -> Self {
+        let texts = |list: &[edge_registry::resource::Text]| list.iter().map(ToString::to_string).collect();
+        Self {
+            group: info.group.to_string(),
+            version: info.version.to_string(),
+            kind: info.kind.to_string(),
+            plural: info.plural.to_string(),
+            singular: info.singular.to_string(),
+            namespaced: info.namespaced,
+            verbs: info.verbs.names().collect(),
+            short_names: texts(&info.short_names),
+            categories: texts(&info.categories),
+            subresources: info
+                .subresources
+                .iter()
+                .map(|s| SubRow {
+                    name: s.name.to_string(),
+                    group: s.group.to_string(),
+                    version: s.version.to_string(),
+                    kind: s.kind.to_string(),
+                    verbs: s.verbs.names().collect(),
+                })
+                .collect(),
+        }
+    }
+}
+
+/// Where a group stands in `/apis`: clients that find a short name in several groups take the first.
+fn priority(group: &str) -> (i32, &str) {
+    let p = match group {
+        "apiregistration.k8s.io" => 18_000,
+        "" => 17_900,
+        "apps" => 17_800,
+        "events.k8s.io" => 17_750,
+        "authentication.k8s.io" => 17_700,
+        "authorization.k8s.io" => 17_600,
+        "autoscaling" => 17_500,
+        "batch" => 17_400,
+        "certificates.k8s.io" => 17_300,
+        "networking.k8s.io" => 17_200,
+        "policy" => 17_100,
+        "rbac.authorization.k8s.io" => 17_000,
+        "storage.k8s.io" => 16_800,
+        "admissionregistration.k8s.io" | "apiextensions.k8s.io" => 16_700,
+        "scheduling.k8s.io" => 16_600,
+        "coordination.k8s.io" => 16_500,
+        "node.k8s.io" => 16_300,
+        "discovery.k8s.io" => 16_200,
+        "flowcontrol.apiserver.k8s.io" => 16_100,
+        _ => 1_000,
+    };
+    (-p, group)
+}
+
+/// Versions as Kubernetes prefers them: stable before beta before alpha, then the greater number.
+fn version_order(version: &str) -> (u8, i64, i64, &str) {
+    let parsed = (|| {
+        let rest = version.strip_prefix('v')?;
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let major: i64 = rest[..digits].parse().ok()?;
+        let (rank, minor) = match &rest[digits..] {
+            "" => (0, 0),
+            tail => {
+                let (rank, n) =
+                    tail.strip_prefix("beta").map(|n| (1, n)).or_else(|| tail.strip_prefix("alpha").map(|n| (2, n)))?;
+                (rank, n.parse().ok()?)
+            }
+        };
+        Some((rank, -major, -minor))
+    })();
+    let (rank, major, minor) = parsed.unwrap_or((3, 0, 0));
+    (rank, major, minor, version)
+}
+
+/// Group versions in the order of discovery.
+fn sort_key(row: &Row) -> ((i32, &str), (u8, i64, i64, &str), &str) {
+    (priority(&row.group), version_order(&row.version), &row.plural)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_ordered_by_stability_then_number() {
+        let mut v = ["v1alpha1", "v2beta2", "foo", "v1", "v2beta10", "v2", "v10", "v1beta1"];
+        v.sort_by_key(|x| version_order(x));
+        assert_eq!(v, ["v10", "v2", "v1", "v2beta10", "v2beta2", "v1beta1", "v1alpha1", "foo"]);
+    }
+}

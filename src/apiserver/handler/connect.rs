@@ -1,0 +1,93 @@
+//! Subresources behind which somebody else answers: see [`crate::proxy`].
+
+use crate::Server;
+use crate::body::Body;
+use crate::proxy::{self, Attachment};
+use crate::request_info::RequestInfo;
+use edge_api::selector::LabelSelector;
+use edge_api::{GroupResource, Object, Status, UserInfo};
+use http::{Request, Response};
+
+/// Which of them.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Connection {
+    Log,
+    Attach(Attachment),
+    PodProxy,
+    ServiceProxy,
+    NodeProxy,
+}
+
+impl Connection {
+    pub(super) fn of(info: &RequestInfo) -> Option<Self> {
+        if !info.group.is_empty() {
+            return None;
+        }
+        match (info.resource.as_str(), info.subresource.as_str()) {
+            ("pods", "log") => Some(Self::Log),
+            ("pods", "exec") => Some(Self::Attach(Attachment::Exec)),
+            ("pods", "attach") => Some(Self::Attach(Attachment::Attach)),
+            ("pods", "portforward") => Some(Self::Attach(Attachment::PortForward)),
+            ("pods", "proxy") => Some(Self::PodProxy),
+            ("services", "proxy") => Some(Self::ServiceProxy),
+            ("nodes", "proxy") => Some(Self::NodeProxy),
+            _ => None,
+        }
+    }
+}
+
+pub(super) async fn connect(
+    server: &Server,
+    user: &UserInfo,
+    info: &RequestInfo,
+    connection: Connection,
+    request: Request<Body>,
+) -> Result<Response<Body>, Status> {
+    let (dialer, stop) = (server.dialer.as_ref(), &server.shutdown);
+    match connection {
+        Connection::Log => {
+            if info.verb != "get" {
+                return Err(Status::method_not_supported(&info.group_resource(), &info.verb));
+            }
+            let pod = object(server, "pods", &info.namespace, &info.name)?;
+            proxy::logs(dialer, stop, &pod, request).await
+        }
+        Connection::Attach(how) => {
+            may_create(server, user, info)?;
+            let pod = object(server, "pods", &info.namespace, &info.name)?;
+            proxy::attach(dialer, stop, &pod, how, request).await
+        }
+        Connection::NodeProxy => {
+            let node = object(server, "nodes", "", &info.name)?;
+            proxy::node(dialer, stop, node.name(), &info.rest, request).await
+        }
+        Connection::PodProxy | Connection::ServiceProxy => {
+            let target = proxy::Target::parse(&info.name)
+                .ok_or_else(|| Status::bad_request(format!("invalid {} request {:?}", info.resource, info.name)))?;
+            if matches!(connection, Connection::PodProxy) {
+                let pod = object(server, "pods", &info.namespace, target.name)?;
+                return proxy::pod(stop, &pod, &target, &info.rest, request).await;
+            }
+            let service = object(server, "services", &info.namespace, target.name)?;
+            let selector = LabelSelector::from_map([("kubernetes.io/service-name", target.name)]);
+            let slices = server.stored_objects("discovery.k8s.io", "endpointslices", &info.namespace).await?;
+            let slices: Vec<Object> = slices.into_iter().filter(|s| selector.matches(|k| s.label(k))).collect();
+            proxy::service(stop, &service, &slices, &target, &info.rest, request).await
+        }
+    }
+}
+
+/// WebSockets are opened with GET, whose verb is `get`; what they do is what `create` is needed for.
+fn may_create(server: &Server, user: &UserInfo, info: &RequestInfo) -> Result<(), Status> {
+    if info.verb == "create" {
+        return Ok(());
+    }
+    let create = RequestInfo { verb: "create".into(), ..info.clone() };
+    server.access.authorize(user, &create)
+}
+
+fn object(server: &Server, resource: &str, namespace: &str, name: &str) -> Result<Object, Status> {
+    server
+        .stored_object("", resource, namespace, name)
+        .ok_or_else(|| Status::not_found(&GroupResource::new("", resource), name))
+}

@@ -1,0 +1,142 @@
+//! Keeps the RBAC index in step with the stored roles and bindings.
+//!
+//! One task follows the four resources. Whoever has just written one of them can wait until the index shows it
+//! ([`Rights::settle`]): a binding that was created holds for the next request.
+
+use crate::Server;
+use edge_api::Status;
+use edge_auth::Rbac;
+use edge_registry::{EventKind, ListOptions, Registry, ResourceInfo, Stored, Target, WatchEvent, WatchOptions};
+use futures::stream::{self, BoxStream, SelectAll, StreamExt};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+const GROUP: &str = "rbac.authorization.k8s.io";
+const RESOURCES: [&str; 4] = ["roles", "clusterroles", "rolebindings", "clusterrolebindings"];
+/// Before a resource that cannot be read is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The end of the task that requests talk to.
+#[derive(Debug)]
+pub(crate) struct Rights(mpsc::Sender<oneshot::Sender<()>>);
+
+impl Rights {
+    /// Fills the index of `server` and follows the changes until the server stops.
+    ///
+    /// # Errors
+    /// When roles or bindings cannot be read.
+    pub(crate) async fn start(server: &Arc<Server>) -> Result<Self, Status> {
+        let (asks, asked) = mpsc::channel(16);
+        let mut follower =
+            Follower { server: server.clone(), known: Default::default(), events: SelectAll::new(), asked };
+        for kind in 0..RESOURCES.len() {
+            follower.read(kind).await?;
+        }
+        tokio::spawn(follower.run());
+        Ok(Self(asks))
+    }
+
+    /// Returns when every change that was visible before the call is in the index.
+    pub(crate) async fn settle(&self) {
+        let (done, settled) = oneshot::channel();
+        if self.0.send(done).await.is_ok() {
+            let _ = settled.await;
+        }
+    }
+}
+
+/// An event of one of the [`RESOURCES`]; `None`: its watch has ended.
+type Tagged = (usize, Option<WatchEvent>);
+
+struct Follower {
+    server: Arc<Server>,
+    /// Namespaces and names in the index, to find out after a gap what has gone.
+    known: [HashSet<(String, String)>; RESOURCES.len()],
+    events: SelectAll<BoxStream<'static, Tagged>>,
+    asked: mpsc::Receiver<oneshot::Sender<()>>,
+}
+
+impl Follower {
+    async fn run(mut self) {
+        let stop = self.server.shutdown.clone();
+        loop {
+            // events come first: whoever asks is answered only when none is left
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                Some((kind, event)) = self.events.next() => match event {
+                    Some(event) => self.take(kind, &event),
+                    None => self.read_again(kind).await,
+                },
+                asked = self.asked.recv() => match asked {
+                    Some(done) => drop(done.send(())),
+                    None => return,
+                },
+            }
+        }
+    }
+
+    async fn read_again(&mut self, kind: usize) {
+        while let Err(error) = self.read(kind).await {
+            tracing::error!(%error, resource = RESOURCES[kind], "cannot follow RBAC objects");
+            tokio::select! {
+                () = self.server.shutdown.cancelled() => return,
+                () = tokio::time::sleep(RETRY) => {}
+            }
+        }
+    }
+
+    /// Takes in all objects of a resource, forgets those that are gone, and follows it from there.
+    async fn read(&mut self, kind: usize) -> Result<(), Status> {
+        let registry: &Registry = &self.server.registry;
+        let Some(row) = registry.catalog().preferred(GROUP, RESOURCES[kind]) else { return Ok(()) };
+        let target = Target { info: &row, namespace: "", name: "", subresource: "" };
+        let list = registry.list(&target, &ListOptions::default()).await?;
+        let mut gone = std::mem::take(&mut self.known[kind]);
+        for stored in &list.items {
+            gone.remove(&id(stored));
+            self.known[kind].insert(id(stored));
+            upsert(&self.server.access.rbac, stored);
+        }
+        for (namespace, name) in gone {
+            self.server.access.rbac.remove(&row.kind, &namespace, &name);
+        }
+        let options = WatchOptions { resource_version: list.resource_version.to_string(), ..WatchOptions::default() };
+        let watch = registry.watch(&target, &options).await?;
+        let end = stream::once(async move { (kind, None) });
+        self.events.push(watch.map(move |e| (kind, Some(e))).chain(end).boxed());
+        Ok(())
+    }
+
+    fn take(&mut self, kind: usize, event: &WatchEvent) {
+        let rbac = &self.server.access.rbac;
+        match event.kind {
+            EventKind::Added | EventKind::Modified => {
+                self.known[kind].insert(id(&event.object));
+                upsert(rbac, &event.object);
+            }
+            EventKind::Deleted => {
+                let id = id(&event.object);
+                let row: Option<Arc<ResourceInfo>> = self.server.registry.catalog().preferred(GROUP, RESOURCES[kind]);
+                if let Some(row) = row {
+                    rbac.remove(&row.kind, &id.0, &id.1);
+                }
+                self.known[kind].remove(&id);
+            }
+            EventKind::Bookmark => {}
+        }
+    }
+}
+
+fn id(stored: &Stored) -> (String, String) {
+    (stored.namespace().to_owned(), stored.name().to_owned())
+}
+
+fn upsert(rbac: &Rbac, stored: &Stored) {
+    match serde_json::from_slice(stored.bytes()) {
+        Ok(value) => rbac.upsert(&value),
+        Err(error) => tracing::error!(%error, name = stored.name(), "stored RBAC object cannot be read"),
+    }
+}
