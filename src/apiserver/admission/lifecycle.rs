@@ -51,18 +51,18 @@ mod tests {
             .with("/namespaces//live", json!({"status": {"phase": "Active"}}))
             .with("/namespaces//dying", json!({"status": {"phase": "Terminating"}}));
         let pod = Object::from_value(json!({"metadata": {"name": "p"}})).unwrap();
-        let admit = |ns| attributes(Operation::Create, POD, ns, "p", |a| super::admit(&cluster, a, &pod));
-        admit("live").unwrap();
-        let e = admit("absent").unwrap_err();
+        let create = |ns| attributes(Operation::Create, POD, ns, "p", |a| admit(&cluster, a, &pod));
+        create("live").unwrap();
+        let e = create("absent").unwrap_err();
         assert_eq!((e.code, e.message.as_str()), (404, "namespaces \"absent\" not found"));
-        let e = admit("dying").unwrap_err();
+        let e = create("dying").unwrap_err();
         assert_eq!(e.code, 403);
         assert_eq!(
             e.message,
             "pods \"p\" is forbidden: unable to create new content in namespace dying because it is being terminated"
         );
         assert_eq!(e.details.unwrap().causes[0].reason, "NamespaceTerminating");
-        attributes(Operation::Update, POD, "dying", "p", |a| super::admit(&cluster, a, &pod)).unwrap();
+        attributes(Operation::Update, POD, "dying", "p", |a| admit(&cluster, a, &pod)).unwrap();
     }
 
     #[test]

@@ -121,7 +121,8 @@ fn baseline(pod: &Object, out: &mut Vec<String>) {
     };
     let unmasked = |c: &Value| !matches!(text(c, "/securityContext/procMount"), "" | "Default");
     let adds = |c: &Value| strings(c, "/securityContext/capabilities/add").any(|x| !BASELINE_CAPABILITIES.contains(&x));
-    let checks: [(&str, &dyn Fn(&Value) -> bool, &str); 4] = [
+    type Check<'c> = (&'c str, &'c dyn Fn(&Value) -> bool, &'c str);
+    let checks: [Check<'_>; 4] = [
         (
             "privileged",
             &|c| flag(c, "/securityContext/privileged") == Some(true),
@@ -225,7 +226,7 @@ mod tests {
     fn judge(level: &str, spec: Value) -> Result<(), String> {
         let cluster = Fake::default().with("/namespaces//ns", json!({"metadata": {"labels": {LABEL: level}}}));
         let pod = Object::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap();
-        attributes(Operation::Create, POD, "ns", "p", |a| super::validate(&cluster, a, &pod)).map_err(|s| s.message)
+        attributes(Operation::Create, POD, "ns", "p", |a| validate(&cluster, a, &pod)).map_err(|s| s.message)
     }
 
     #[test]

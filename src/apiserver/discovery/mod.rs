@@ -66,8 +66,11 @@ impl From<&ResourceInfo> for Row {
     }
 }
 
+/// Priority (negated) and name.
+type GroupOrder<'g> = (i32, &'g str);
+
 /// Where a group stands in `/apis`: clients that find a short name in several groups take the first.
-fn priority(group: &str) -> (i32, &str) {
+fn priority(group: &str) -> GroupOrder<'_> {
     let p = match group {
         "apiregistration.k8s.io" => 18_000,
         "" => 17_900,
@@ -93,8 +96,11 @@ fn priority(group: &str) -> (i32, &str) {
     (-p, group)
 }
 
+/// Stability, number and minor number (both negated), name.
+type VersionOrder<'v> = (u8, i64, i64, &'v str);
+
 /// Versions as Kubernetes prefers them: stable before beta before alpha, then the greater number.
-fn version_order(version: &str) -> (u8, i64, i64, &str) {
+fn version_order(version: &str) -> VersionOrder<'_> {
     let parsed = (|| {
         let rest = version.strip_prefix('v')?;
         let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
@@ -114,7 +120,7 @@ fn version_order(version: &str) -> (u8, i64, i64, &str) {
 }
 
 /// Group versions in the order of discovery.
-fn sort_key(row: &Row) -> ((i32, &str), (u8, i64, i64, &str), &str) {
+fn sort_key(row: &Row) -> (GroupOrder<'_>, VersionOrder<'_>, &str) {
     (priority(&row.group), version_order(&row.version), &row.plural)
 }
 

@@ -169,4 +169,82 @@ mod tests {
         left.sort();
         assert_eq!(left, ["sec-websocket-protocol", "x-stream-protocol-version"]);
     }
+
+    /// A kubelet that answers `/exec` by switching to an echo protocol, everything else with what it was asked.
+    async fn kubelet(stream: tokio::io::DuplexStream) {
+        let service = hyper::service::service_fn(|mut request: Request<hyper::body::Incoming>| async move {
+            if request.uri().path() != "/exec" {
+                let text =
+                    format!("{} {} {:?}", request.method(), request.uri(), request.headers().get("authorization"));
+                let mut response = Response::new(text);
+                *response.status_mut() = StatusCode::IM_A_TEAPOT;
+                return Ok::<_, std::convert::Infallible>(response);
+            }
+            let protocol = request.headers()[UPGRADE].clone();
+            tokio::spawn(async move {
+                let mut io = TokioIo::new(hyper::upgrade::on(&mut request).await.unwrap());
+                let (mut read, mut write) = tokio::io::split(&mut io);
+                tokio::io::copy(&mut read, &mut write).await.unwrap();
+            });
+            let mut response = Response::new(String::new());
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+            response.headers_mut().insert(UPGRADE, protocol);
+            Ok(response)
+        });
+        let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+        let _ = connection.with_upgrades().await;
+    }
+
+    /// A client of an API server that hands everything to the kubelet.
+    async fn client(stop: &CancellationToken) -> http1::SendRequest<Body> {
+        let (near, far) = tokio::io::duplex(1024);
+        let stop = stop.clone();
+        let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+            let stop = stop.clone();
+            async move {
+                let (here, there) = tokio::io::duplex(1024);
+                tokio::spawn(kubelet(there));
+                let uri = request.uri().clone();
+                exchange(Box::new(here), request.map(Body::stream), uri, "node", "the kubelet", &stop).await
+            }
+        });
+        tokio::spawn(
+            hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(far), service).with_upgrades(),
+        );
+        let (sender, connection) = http1::handshake(TokioIo::new(near)).await.unwrap();
+        tokio::spawn(connection.with_upgrades());
+        sender
+    }
+
+    #[tokio::test]
+    async fn answers_pass_through_as_they_are() {
+        let mut client = client(&CancellationToken::new()).await;
+        let request = Request::get("/logs?a=b").header("authorization", "Bearer x").body(Body::empty()).unwrap();
+        let response = client.send_request(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::IM_A_TEAPOT);
+        let text = Body::stream(response.into_body()).into_bytes(999).await.unwrap();
+        assert_eq!(text, "GET /logs?a=b None", "the client's credentials are not for the kubelet");
+    }
+
+    #[tokio::test]
+    async fn upgraded_connections_carry_bytes_both_ways_until_the_server_stops() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let stop = CancellationToken::new();
+        let mut client = client(&stop).await;
+        let request = Request::post("/exec").header(CONNECTION, "Upgrade").header(UPGRADE, "SPDY/3.1");
+        let response = client.send_request(request.body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
+        assert_eq!(response.headers()[UPGRADE], "SPDY/3.1");
+        let mut io = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+        let sent: Vec<u8> = (0..10_000u32).map(|n| n as u8).collect();
+        let mut back = vec![0; sent.len()];
+        let (mut read, mut write) = tokio::io::split(&mut io);
+        let (written, got) = tokio::join!(write.write_all(&sent), read.read_exact(&mut back));
+        written.unwrap();
+        got.unwrap();
+        assert_eq!(back, sent);
+        stop.cancel();
+        assert_eq!(read.read(&mut back).await.unwrap_or(0), 0, "a stopping server lets go of its connections");
+    }
 }
