@@ -148,8 +148,11 @@ impl Settings {
                 return Err(FileError::UnknownKey { path: path.into(), key: key.into(), hint });
             };
             let list = matches!(arg.get_action(), ArgAction::Append);
-            let values = scalars(&value, list)
-                .map_err(|reason| FileError::Value { path: path.into(), key: key.into(), reason })?;
+            let values = scalars(&value, list).map_err(|reason| FileError::Value {
+                path: path.into(),
+                key: key.into(),
+                reason,
+            })?;
             let setting = self.0.entry(name.to_owned()).or_default();
             if append && list {
                 setting.appends |= setting.values.is_empty();
@@ -240,11 +243,10 @@ mod tests {
 
     #[test]
     fn keys_become_flags() {
-        let out = expand(
-            &[("config.yaml", "node-name: a\ntls-san: [x, y]\ndebug: true\nhttps-listen-port: 7443\n")],
-            &[],
-        );
-        let want = ["edge", "server", "--debug", "--https-listen-port=7443", "--node-name=a", "--tls-san=x", "--tls-san=y"];
+        let out =
+            expand(&[("config.yaml", "node-name: a\ntls-san: [x, y]\ndebug: true\nhttps-listen-port: 7443\n")], &[]);
+        let want =
+            ["edge", "server", "--debug", "--https-listen-port=7443", "--node-name=a", "--tls-san=x", "--tls-san=y"];
         assert_eq!(out.unwrap(), want);
     }
 

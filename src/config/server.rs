@@ -1,4 +1,5 @@
 //! What `edge server` can be told, and the checked form of it.
+#![allow(dead_code, reason = "read by the wiring, which waits for the API server")]
 
 use clap::Args;
 use std::collections::BTreeMap;
@@ -44,7 +45,14 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "NAME", value_delimiter = ',', help_heading = "Listener")]
     pub(crate) tls_san: Vec<String>,
     /// Where the administrator's kubeconfig is written
-    #[arg(long, short = 'o', env = "EDGE_KUBECONFIG_OUTPUT", default_value = "/etc/edge/edge.yaml", value_name = "FILE", help_heading = "Listener")]
+    #[arg(
+        long,
+        short = 'o',
+        env = "EDGE_KUBECONFIG_OUTPUT",
+        default_value = "/etc/edge/edge.yaml",
+        value_name = "FILE",
+        help_heading = "Listener"
+    )]
     pub(crate) write_kubeconfig: PathBuf,
     /// Mode of the administrator's kubeconfig, octal
     #[arg(long, env = "EDGE_KUBECONFIG_MODE", default_value = "0600", value_name = "MODE", help_heading = "Listener")]
@@ -85,7 +93,13 @@ pub(crate) struct ServerArgs {
     #[arg(long, default_value = "/etc/edge/registries.yaml", value_name = "FILE", help_heading = "Node")]
     pub(crate) private_registry: PathBuf,
     /// Name servers that pods with dnsPolicy Default use, and that the cluster's DNS forwards to
-    #[arg(long, env = "EDGE_RESOLV_CONF", default_value = "/etc/resolv.conf", value_name = "FILE", help_heading = "Node")]
+    #[arg(
+        long,
+        env = "EDGE_RESOLV_CONF",
+        default_value = "/etc/resolv.conf",
+        value_name = "FILE",
+        help_heading = "Node"
+    )]
     pub(crate) resolv_conf: PathBuf,
     /// Where the logs of containers are written
     #[arg(long, default_value = "/var/log/pods", value_name = "DIR", help_heading = "Node")]
@@ -193,7 +207,8 @@ impl ServerArgs {
             Some(name) => name,
             None => host_name()?,
         };
-        edge_api::names::dns1123_subdomain(&node_name).map_err(|e| wrong("node-name", format!("{node_name:?}: {e}")))?;
+        edge_api::names::dns1123_subdomain(&node_name)
+            .map_err(|e| wrong("node-name", format!("{node_name:?}: {e}")))?;
         Ok(ServerConfig {
             data_dir: self.data_dir,
             bind: (self.bind_address, self.https_listen_port),
@@ -275,7 +290,10 @@ mod tests {
     #[test]
     fn defaults_are_those_of_k3s() {
         let c = check(&[]).unwrap();
-        assert_eq!((c.cluster_cidr.to_string(), c.service_cidr.to_string()), ("10.42.0.0/16".into(), "10.43.0.0/16".into()));
+        assert_eq!(
+            (c.cluster_cidr.to_string(), c.service_cidr.to_string()),
+            ("10.42.0.0/16".into(), "10.43.0.0/16".into())
+        );
         assert_eq!(c.cluster_dns, Ipv4Addr::new(10, 43, 0, 10));
         assert_eq!(c.bind.1, 6443);
         assert_eq!(c.node_ports, 30000..=32767);

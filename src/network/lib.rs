@@ -25,6 +25,8 @@ mod node;
 mod node_ip;
 mod service;
 mod sysctl;
+#[cfg(test)]
+mod traffic_tests;
 
 pub use cidr::Cidr;
 pub use error::Error;

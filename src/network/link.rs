@@ -6,15 +6,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::netlink::{Message, Socket, attribute, attribute_at, ne_u32, text};
-use crate::{Cidr, Error};
+use crate::{Cidr, Error, sysctl};
 
 const AF_UNSPEC: u8 = libc::AF_UNSPEC as u8;
 const AF_INET: u8 = libc::AF_INET as u8;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
-const IFLA_AF_INET6: u16 = libc::AF_INET6 as u16;
-const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
-const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 const VETH_INFO_PEER: u16 = 1;
 const IFLA_BRPORT_MODE: u16 = 4;
 const RTPROT_STATIC: u8 = 4;
@@ -117,13 +114,13 @@ pub(crate) fn ensure_bridge(socket: &mut Socket, name: &str, hardware: [u8; 6], 
     if found.is_none() {
         let mut message = Message::new(libc::RTM_NEWLINK, CREATE, &link_header(AF_UNSPEC, 0, 0, 0));
         message.text(libc::IFLA_IFNAME, name);
-        no_link_local(&mut message);
         message.nested(libc::IFLA_LINKINFO, |info| {
             info.text(IFLA_INFO_KIND, "bridge");
         });
         socket.request(&on("create", name), message)?;
     }
     let link = find(socket, name)?.ok_or_else(|| Error::kernel(on("read", name), nix::errno::Errno::ENODEV))?;
+    without_ipv6(name);
     let mut message = Message::new(libc::RTM_NEWLINK, 0, &link_header(AF_UNSPEC, link.index, UP, UP));
     // A fixed address: a bridge otherwise takes that of a port, and pods' neighbour entries would go stale with it.
     message.bytes(libc::IFLA_ADDRESS, &hardware).u32(libc::IFLA_MTU, mtu);
@@ -131,13 +128,9 @@ pub(crate) fn ensure_bridge(socket: &mut Socket, name: &str, hardware: [u8; 6], 
     Ok(link.index)
 }
 
-/// The kernel makes no IPv6 link-local address for the link: nobody talks IPv6 on it, and no neighbour discovery wakes us.
-fn no_link_local(message: &mut Message) {
-    message.nested(libc::IFLA_AF_SPEC, |families| {
-        families.nested(IFLA_AF_INET6, |inet6| {
-            inet6.bytes(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]);
-        });
-    });
+/// Nobody talks IPv6 on this link: no address is made for it and no neighbour discovery wakes us.
+pub(crate) fn without_ipv6(name: &str) {
+    sysctl::set_if_possible(&format!("ipv6/conf/{name}/disable_ipv6"), "1");
 }
 
 /// One end of a new veth pair.
@@ -152,11 +145,10 @@ pub(crate) struct VethPair<'a> {
     pub(crate) peer_netns: BorrowedFd<'a>,
 }
 
-/// Creates a veth pair; its host end is up and a port of the bridge in hairpin mode.
+/// Creates a veth pair; its host end is a port of the bridge. Both are down.
 pub(crate) fn create_veth(socket: &mut Socket, pair: &VethPair<'_>) -> Result<(), Error> {
-    let mut message = Message::new(libc::RTM_NEWLINK, CREATE, &link_header(AF_UNSPEC, 0, UP, UP));
+    let mut message = Message::new(libc::RTM_NEWLINK, CREATE, &link_header(AF_UNSPEC, 0, 0, 0));
     message.text(libc::IFLA_IFNAME, pair.host).u32(libc::IFLA_MTU, pair.mtu).u32(libc::IFLA_MASTER, pair.bridge);
-    no_link_local(&mut message);
     message.nested(libc::IFLA_LINKINFO, |info| {
         info.text(IFLA_INFO_KIND, "veth").nested(IFLA_INFO_DATA, |data| {
             data.nested(VETH_INFO_PEER, |peer| {

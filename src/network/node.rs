@@ -201,6 +201,8 @@ impl NodeNetwork {
             link::set_master(&mut socket, &port, self.bridge)?;
         }
         link::set_hairpin(&mut socket, &port)?;
+        link::without_ipv6(&host);
+        link::set_up(&mut socket, port.index)?;
         let eth0 = link::find(&mut inside, POD_INTERFACE)?.ok_or_else(missing)?;
         link::set_up(&mut inside, LOOPBACK_INDEX)?;
         link::set_up(&mut inside, eth0.index)?;

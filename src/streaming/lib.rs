@@ -10,10 +10,15 @@
 //! Every stream has a bounded buffer and slows its peer down when it is full.
 
 mod error;
+mod feeder;
 mod negotiate;
+mod outbound;
 mod portforward;
 mod remotecommand;
+mod resize;
 mod session;
+mod spdy;
+mod websocket;
 
 pub use error::{Error, UpgradeError};
 pub use portforward::{ErrorChannel, PortConnection, PortForwardSession, port_forward};

@@ -1,6 +1,7 @@
 //! What the user of the room holds: the streams of one exec or attach, and the way to end it.
 
 use crate::Error;
+use serde_json::json;
 use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -55,6 +56,40 @@ pub enum ExitStatus {
     Exited(i32),
     /// The command could not be run, or was lost; the text is shown to the user.
     Failed(String),
+}
+
+/// How an [`ExitStatus`] is written on the error stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StatusFormat {
+    /// A `Status` object in any case; protocol v4 and later.
+    Json,
+    /// Text, and nothing when all went well.
+    Text,
+}
+
+impl ExitStatus {
+    pub(crate) fn to_bytes(&self, format: StatusFormat) -> Vec<u8> {
+        let message = match self {
+            Self::Success => String::new(),
+            Self::Exited(code) => format!("command terminated with non-zero exit code: exit status {code}"),
+            Self::Failed(reason) => format!("error executing command in container: {reason}"),
+        };
+        if format == StatusFormat::Text {
+            return message.into_bytes();
+        }
+        let status = match self {
+            Self::Success => json!({"metadata": {}, "status": "Success"}),
+            Self::Exited(code) => json!({
+                "metadata": {}, "status": "Failure", "message": message, "reason": "NonZeroExitCode",
+                "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]},
+            }),
+            Self::Failed(_) => json!({
+                "metadata": {}, "status": "Failure", "message": format!("Internal error occurred: {message}"),
+                "reason": "InternalError", "details": {"causes": [{"message": message}]}, "code": 500,
+            }),
+        };
+        status.to_string().into_bytes()
+    }
 }
 
 /// The streams of one exec or attach. Take the parts, move the bytes, then end it with [`Completion::finish`].

@@ -1,0 +1,75 @@
+//! The composition root: the only room that knows all others. Wiring, no logic.
+
+mod server;
+
+use crate::config::{ServerArgs, with_files};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::error::Error;
+use std::process::ExitCode;
+
+/// Wrong usage or configuration.
+const USAGE: u8 = 2;
+
+/// A complete Kubernetes in one small binary, for the edge.
+#[derive(Parser)]
+#[command(name = "edge", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Commands,
+}
+
+#[derive(Subcommand)]
+enum Commands {
+    /// Run the control plane, and the node agent of this machine
+    ///
+    /// Every flag can also be a key in the configuration file (`node-name: a` for --node-name=a); flags win over the
+    /// environment, which wins over the file. SIGTERM ends the server and leaves the containers running.
+    #[command(args_override_self = true)]
+    Server(Box<ServerArgs>),
+}
+
+/// Runs the command that the arguments name.
+pub(crate) fn main() -> ExitCode {
+    let mut root = Cli::command();
+    root.build();
+    let args = match with_files(&root, std::env::args_os().collect()) {
+        Ok(args) => args,
+        Err(error) => return fail(USAGE, &error),
+    };
+    let cli = match root.try_get_matches_from(args).and_then(|m| Cli::from_arg_matches(&m)) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // help and version are errors to clap, but no failures
+            let code = if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+            // a closed terminal cannot be told anything
+            let _ = error.print();
+            return code;
+        }
+    };
+    match cli.command {
+        Commands::Server(args) => match args.check() {
+            Ok(config) => server::main(&config),
+            Err(error) => fail(USAGE, &error),
+        },
+    }
+}
+
+/// Says what went wrong, with its causes, and gives the exit code.
+fn fail(code: u8, error: &dyn Error) -> ExitCode {
+    eprintln!("edge: {}", with_causes(error));
+    ExitCode::from(code)
+}
+
+/// An error and its causes in one line.
+fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(e) = cause {
+        let more = e.to_string();
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = e.source();
+    }
+    text
+}

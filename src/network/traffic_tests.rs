@@ -1,0 +1,535 @@
+//! Real traffic through everything: a node in a network namespace of its own, with pods, and a machine outside of it.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use edge_sys::netns;
+
+use crate::link::{self, VethPair};
+use crate::netlink::Socket;
+use crate::{
+    BRIDGE, DNS_LINK, Endpoint, Error, Frontend, HostPort, NoEndpoints, NodeConfig, NodeNetwork, PodNetwork, Protocol,
+    Route, ServiceTable, sysctl,
+};
+
+const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 42, 0, 1);
+const VIP: Ipv4Addr = Ipv4Addr::new(10, 43, 0, 80);
+const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
+/// Long enough for any answer, short enough for the tests that expect none.
+const PATIENCE: Duration = Duration::from_millis(1500);
+
+struct World {
+    dir: tempfile::TempDir,
+    network: NodeNetwork,
+}
+
+impl World {
+    fn new() -> Self {
+        assert!(nix::unistd::geteuid().is_root(), "this test needs root");
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        netns::create(&path("node")).unwrap();
+        netns::create(&path("outside")).unwrap();
+        let outside = fs::File::open(path("outside")).unwrap();
+        netns::run_in(&path("node"), || {
+            let mut socket = Socket::route().unwrap();
+            link::set_up(&mut socket, 1).unwrap();
+            let bridge = link::ensure_bridge(&mut socket, "wan0", [2, 0, 0, 0, 0, 1], 1400).unwrap();
+            link::ensure_address(&mut socket, bridge, NODE, 24).unwrap();
+            let pair = VethPair {
+                host: "wanport",
+                bridge,
+                mtu: 1400,
+                peer: "eth0",
+                peer_hardware: [2, 0, 0, 0, 0, 2],
+                peer_netns: outside.as_fd(),
+            };
+            link::create_veth(&mut socket, &pair).unwrap();
+            let port = link::find(&mut socket, "wanport").unwrap().unwrap();
+            link::set_up(&mut socket, port.index).unwrap();
+        })
+        .unwrap();
+        netns::run_in(&path("outside"), || {
+            let mut socket = Socket::route().unwrap();
+            let index = link::find(&mut socket, "eth0").unwrap().unwrap().index;
+            link::set_up(&mut socket, 1).unwrap();
+            link::set_up(&mut socket, index).unwrap();
+            link::ensure_address(&mut socket, index, OUTSIDE, 24).unwrap();
+        })
+        .unwrap();
+        let network = set_up(dir.path());
+        Self { dir, network }
+    }
+
+    fn node(&self) -> PathBuf {
+        self.dir.path().join("node")
+    }
+
+    fn outside(&self) -> PathBuf {
+        self.dir.path().join("outside")
+    }
+
+    /// Calls the network as edge does: from the node's namespace.
+    fn with<T: Send>(&self, call: impl FnOnce(&NodeNetwork) -> T + Send) -> T {
+        netns::run_in(&self.node(), || call(&self.network)).unwrap()
+    }
+
+    fn pod(&self, uid: &str) -> PodNetwork {
+        self.with(|network| network.attach(uid, &[])).unwrap()
+    }
+
+    fn apply(&self, services: &[(Frontend, Route)]) {
+        let table: ServiceTable = services.iter().cloned().collect();
+        self.with(|network| network.apply_services(table)).unwrap();
+    }
+
+    /// A new process: everything in memory is lost.
+    fn restart(&mut self) {
+        self.network = set_up(self.dir.path());
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let torn_down = self.with(NodeNetwork::teardown);
+        let _ = netns::delete(&self.outside());
+        let _ = netns::delete(&self.node());
+        if !thread::panicking() {
+            torn_down.unwrap();
+        }
+    }
+}
+
+fn set_up(dir: &Path) -> NodeNetwork {
+    let config = NodeConfig {
+        run_dir: dir.join("run"),
+        pod_cidr: "10.42.0.0/24".parse().unwrap(),
+        cluster_cidr: "10.42.0.0/16".parse().unwrap(),
+        service_cidr: "10.43.0.0/16".parse().unwrap(),
+        dns_address: Ipv4Addr::new(10, 43, 0, 10),
+    };
+    netns::run_in(&dir.join("node"), || NodeNetwork::set_up(config)).unwrap().unwrap()
+}
+
+fn ip(pod: &PodNetwork) -> Ipv4Addr {
+    match pod.addresses[0] {
+        IpAddr::V4(v4) => v4,
+        IpAddr::V6(v6) => panic!("{v6}"),
+    }
+}
+
+fn endpoint(pod: &PodNetwork) -> Endpoint {
+    Endpoint { address: ip(pod), port: 8080 }
+}
+
+fn cluster_ip(protocol: Protocol) -> Frontend {
+    Frontend { address: Some(VIP), protocol, port: 80 }
+}
+
+fn node_port(port: u16) -> Frontend {
+    Frontend { address: None, protocol: Protocol::Tcp, port }
+}
+
+/// A server on TCP and UDP port 8080 of a namespace. It greets TCP clients with its name and their address and then sends back
+/// what they send; it answers datagrams with the greeting.
+struct Server {
+    stop: Arc<AtomicBool>,
+    listener: TcpListener,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Server {
+    fn start(namespace: &Path, name: &str) -> Self {
+        let sockets = || (TcpListener::bind("0.0.0.0:8080").unwrap(), UdpSocket::bind("0.0.0.0:8080").unwrap());
+        let (listener, datagrams) = netns::run_in(namespace, sockets).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let greeting = |name: &str, peer: SocketAddr| format!("{name} {}", peer.ip());
+        let (accepting, tcp_name) = (listener.try_clone().unwrap(), name.to_owned());
+        let tcp = thread::spawn(move || {
+            while let Ok((mut stream, peer)) = accepting.accept() {
+                let hello = greeting(&tcp_name, peer);
+                thread::spawn(move || -> io::Result<()> {
+                    stream.write_all(format!("{hello}\n").as_bytes())?;
+                    let mut echo = stream.try_clone()?;
+                    io::copy(&mut echo, &mut stream)?;
+                    Ok(())
+                });
+            }
+        });
+        let (udp_stop, udp_name) = (stop.clone(), name.to_owned());
+        datagrams.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let udp = thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while !udp_stop.load(Ordering::Relaxed) {
+                if let Ok((_, peer)) = datagrams.recv_from(&mut buffer) {
+                    let _ = datagrams.send_to(greeting(&udp_name, peer).as_bytes(), peer);
+                }
+            }
+        });
+        Self { stop, listener, threads: vec![tcp, udp] }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // Wakes up accept().
+        let _ = nix::sys::socket::shutdown(self.listener.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn read_line(stream: &mut TcpStream) -> io::Result<String> {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while stream.read(&mut byte)? == 1 && byte[0] != b'\n' {
+        line.push(byte[0]);
+    }
+    Ok(String::from_utf8(line).unwrap())
+}
+
+fn connect(from: &Path, to: Ipv4Addr, port: u16) -> io::Result<(TcpStream, String)> {
+    netns::run_in(from, || {
+        let mut stream = TcpStream::connect_timeout(&SocketAddr::from((to, port)), PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let greeting = read_line(&mut stream)?;
+        Ok((stream, greeting))
+    })
+    .unwrap()
+}
+
+/// The greeting that a connection gets: the server's name and the address it sees.
+fn ask(from: &Path, to: Ipv4Addr, port: u16) -> String {
+    connect(from, to, port).map_or_else(|error| format!("{:?}", error.kind()), |(_, greeting)| greeting)
+}
+
+fn all_answers(from: &Path, to: Ipv4Addr, port: u16) -> BTreeSet<String> {
+    (0..40).map(|_| ask(from, to, port)).collect()
+}
+
+fn set<const N: usize>(texts: [String; N]) -> BTreeSet<String> {
+    texts.into_iter().collect()
+}
+
+#[test]
+fn pods_reach_pods_node_and_world() {
+    let world = World::new();
+    let (a, b) = (world.pod("a"), world.pod("b"));
+    let _servers = [
+        Server::start(&a.netns, "a"),
+        Server::start(&b.netns, "b"),
+        Server::start(&world.node(), "node"),
+        Server::start(&world.outside(), "outside"),
+    ];
+    assert_eq!(ask(&a.netns, ip(&b), 8080), format!("b {}", ip(&a)));
+    assert_eq!(ask(&b.netns, ip(&a), 8080), format!("a {}", ip(&b)));
+    assert_eq!(ask(&a.netns, LOCALHOST, 8080), "a 127.0.0.1");
+    assert_eq!(ask(&a.netns, ip(&a), 8080), format!("a {}", ip(&a)));
+    assert_eq!(ask(&a.netns, GATEWAY, 8080), format!("node {}", ip(&a)));
+    assert_eq!(ask(&a.netns, NODE, 8080), format!("node {}", ip(&a)));
+    assert_eq!(ask(&world.node(), ip(&a), 8080), format!("a {GATEWAY}"));
+    assert_eq!(ask(&a.netns, OUTSIDE, 8080), format!("outside {NODE}"), "the world sees the node");
+}
+
+#[test]
+fn cluster_ip_balances_with_and_without_bridge_netfilter() {
+    let world = World::new();
+    let (a, b, c) = (world.pod("a"), world.pod("b"), world.pod("c"));
+    let _servers = [Server::start(&a.netns, "a"), Server::start(&b.netns, "b")];
+    for bridge_netfilter in ["0", "1"] {
+        world.with(|_| sysctl::set_if_possible("bridge/bridge-nf-call-iptables", bridge_netfilter));
+        world.apply(&[(cluster_ip(Protocol::Tcp), Route::to(vec![endpoint(&a), endpoint(&b)]))]);
+        let seen = |by: Ipv4Addr| set([format!("a {by}"), format!("b {by}")]);
+        assert_eq!(all_answers(&c.netns, VIP, 80), seen(ip(&c)), "pods are seen as themselves");
+        assert_eq!(all_answers(&world.node(), VIP, 80), seen(GATEWAY));
+        // direct traffic in between must not spoil the way back of translated connections
+        assert_eq!(ask(&a.netns, ip(&b), 8080), format!("b {}", ip(&a)));
+        assert_eq!(all_answers(&a.netns, VIP, 80), set([format!("a {GATEWAY}"), format!("b {}", ip(&a))]));
+        world.apply(&[(cluster_ip(Protocol::Tcp), Route::to(vec![endpoint(&a)]))]);
+        assert_eq!(all_answers(&c.netns, VIP, 80), set([format!("a {}", ip(&c))]));
+        assert_eq!(ask(&a.netns, VIP, 80), format!("a {GATEWAY}"), "to itself through its own service");
+    }
+}
+
+#[test]
+fn node_ports_on_every_address_of_the_node() {
+    let world = World::new();
+    let (a, b) = (world.pod("a"), world.pod("b"));
+    let _servers = [Server::start(&a.netns, "a"), Server::start(&b.netns, "b")];
+    let cluster = Route { masquerade: true, ..Route::to(vec![endpoint(&a)]) };
+    // Local: from outside only endpoints of this node, with the client's address; from inside all.
+    let local = Route { internal_endpoints: Some(vec![endpoint(&b)]), ..Route::to(vec![endpoint(&a)]) };
+    let (reject, drop) = (Route::to(Vec::new()), Route { no_endpoints: NoEndpoints::Drop, ..Route::to(Vec::new()) });
+    world.apply(&[
+        (node_port(30080), cluster),
+        (node_port(30081), local),
+        (node_port(30082), reject),
+        (node_port(30083), drop),
+    ]);
+    assert_eq!(ask(&world.outside(), NODE, 30080), format!("a {GATEWAY}"));
+    assert_eq!(ask(&world.node(), NODE, 30080), format!("a {GATEWAY}"));
+    assert_eq!(ask(&world.node(), LOCALHOST, 30080), format!("a {GATEWAY}"));
+    assert_eq!(ask(&b.netns, GATEWAY, 30080), format!("a {GATEWAY}"));
+    assert_eq!(ask(&b.netns, LOCALHOST, 30080), "ConnectionRefused", "a pod's loopback is its own");
+    assert_eq!(ask(&world.outside(), NODE, 30081), format!("a {OUTSIDE}"));
+    assert_eq!(ask(&world.node(), LOCALHOST, 30081), format!("b {GATEWAY}"));
+    assert_eq!(ask(&a.netns, NODE, 30081), format!("b {}", ip(&a)));
+    assert_eq!(ask(&world.outside(), NODE, 30082), "ConnectionRefused");
+    assert_eq!(ask(&world.node(), LOCALHOST, 30082), "ConnectionRefused");
+    assert_eq!(ask(&a.netns, NODE, 30082), "ConnectionRefused");
+    assert!(["TimedOut", "WouldBlock"].contains(&ask(&world.outside(), NODE, 30083).as_str()));
+    let _node_server = Server::start(&world.node(), "node");
+    assert_eq!(ask(&world.outside(), NODE, 8080), format!("node {OUTSIDE}"), "other ports are the node's own");
+}
+
+#[test]
+fn external_addresses_are_translated_before_they_are_routed() {
+    let world = World::new();
+    let a = world.pod("a");
+    let _server = Server::start(&a.netns, "a");
+    let external = Ipv4Addr::new(198, 51, 100, 7);
+    let frontend = Frontend { address: Some(external), protocol: Protocol::Tcp, port: 443 };
+    world.apply(&[(frontend, Route { masquerade: true, ..Route::to(vec![endpoint(&a)]) })]);
+    netns::run_in(&world.outside(), || {
+        let mut socket = Socket::route().unwrap();
+        let index = link::find(&mut socket, "eth0").unwrap().unwrap().index;
+        link::ensure_default_route(&mut socket, NODE, index).unwrap();
+    })
+    .unwrap();
+    assert_eq!(ask(&world.outside(), external, 443), format!("a {GATEWAY}"));
+    world.apply(&[(frontend, Route::to(Vec::new()))]);
+    assert_eq!(ask(&world.outside(), external, 443), "ConnectionRefused");
+}
+
+#[test]
+fn services_without_endpoints_are_refused_at_once() {
+    let world = World::new();
+    let a = world.pod("a");
+    world.apply(&[(cluster_ip(Protocol::Tcp), Route::to(Vec::new()))]);
+    for from in [a.netns.clone(), world.node()] {
+        assert_eq!(ask(&from, VIP, 80), "ConnectionRefused");
+        assert_eq!(ask(&from, Ipv4Addr::new(10, 43, 9, 9), 443), "ConnectionRefused", "no such service");
+        assert_eq!(ask(&from, Ipv4Addr::new(10, 43, 0, 10), 9), "ConnectionRefused", "the DNS address is the node's");
+    }
+}
+
+#[test]
+fn the_dns_address_answers_pods_and_node() {
+    let world = World::new();
+    let a = world.pod("a");
+    let _server = Server::start(&world.node(), "dns");
+    let dns = Ipv4Addr::new(10, 43, 0, 10);
+    assert_eq!(ask(&a.netns, dns, 8080), format!("dns {}", ip(&a)));
+    assert_eq!(ask(&world.node(), dns, 8080), format!("dns {dns}"));
+}
+
+#[test]
+fn host_ports_come_and_go_with_the_pod() {
+    let mut world = World::new();
+    let port = |host_ip| HostPort { host_ip, host_port: 8088, container_port: 8080, protocol: Protocol::Tcp };
+    let a = world.with(|network| network.attach("a", &[port(None)])).unwrap();
+    let b = world.pod("b");
+    let server = Server::start(&a.netns, "a");
+    for round in ["as made", "after a restart"] {
+        assert_eq!(ask(&world.outside(), NODE, 8088), format!("a {OUTSIDE}"), "{round}");
+        assert_eq!(ask(&world.node(), LOCALHOST, 8088), format!("a {GATEWAY}"), "{round}");
+        assert_eq!(ask(&b.netns, NODE, 8088), format!("a {}", ip(&b)), "{round}");
+        assert_eq!(ask(&a.netns, NODE, 8088), format!("a {GATEWAY}"), "{round}");
+        let refused = world.with(|network| network.attach("b", &[port(Some(NODE))]));
+        assert!(matches!(refused, Err(Error::HostPortInUse { .. })), "{round}");
+        world.restart();
+        world.apply(&[]);
+    }
+    drop(server);
+    world.restart();
+    world.with(|network| network.detach("a")).unwrap();
+    assert_eq!(ask(&world.outside(), NODE, 8088), "ConnectionRefused");
+    world.with(|network| network.attach("b", &[port(Some(NODE))])).unwrap();
+    let _server = Server::start(&b.netns, "b");
+    assert_eq!(ask(&world.outside(), NODE, 8088), format!("b {OUTSIDE}"));
+    assert_eq!(ask(&world.node(), LOCALHOST, 8088), "ConnectionRefused", "only on the address that was asked for");
+}
+
+#[test]
+fn affinity_keeps_a_client_at_its_endpoint() {
+    let mut world = World::new();
+    let pods = ["a", "b", "c"].map(|uid| world.pod(uid));
+    let _servers: Vec<Server> = pods.iter().zip(["a", "b", "c"]).map(|(p, n)| Server::start(&p.netns, n)).collect();
+    let sticky =
+        |pods: &[PodNetwork]| Route { affinity_seconds: Some(600), ..Route::to(pods.iter().map(endpoint).collect()) };
+    world.apply(&[(cluster_ip(Protocol::Tcp), sticky(&pods))]);
+    let first = all_answers(&world.node(), VIP, 80);
+    assert_eq!(first.len(), 1, "{first:?}");
+    world.restart();
+    world.apply(&[(cluster_ip(Protocol::Tcp), sticky(&pods))]);
+    assert_eq!(all_answers(&world.node(), VIP, 80), first, "a restart forgets nobody");
+    let left: Vec<PodNetwork> = pods
+        .iter()
+        .zip(["a", "b", "c"])
+        .filter(|(_, n)| !first.first().unwrap().starts_with(n))
+        .map(|(p, _)| p.clone())
+        .collect();
+    world.apply(&[(cluster_ip(Protocol::Tcp), sticky(&left))]);
+    let second = all_answers(&world.node(), VIP, 80);
+    assert_eq!(second.len(), 1, "{second:?}");
+    assert!(second.is_disjoint(&first), "an endpoint that is gone gets nobody");
+}
+
+#[test]
+fn datagrams_follow_the_endpoints() {
+    let world = World::new();
+    let (a, b, c) = (world.pod("a"), world.pod("b"), world.pod("c"));
+    let _servers = [Server::start(&a.netns, "a"), Server::start(&b.netns, "b")];
+    let client = netns::run_in(&c.netns, || UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    let ask = || {
+        client.send_to(b"?", SocketAddr::from((VIP, 80)))?;
+        let mut buffer = [0; 64];
+        let (length, from) = client.recv_from(&mut buffer)?;
+        assert_eq!(from, SocketAddr::from((VIP, 80)), "answers come from the service");
+        Ok::<_, io::Error>(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    };
+    // The client starts before the service has endpoints, and never stops using the same socket.
+    world.apply(&[(cluster_ip(Protocol::Udp), Route::to(Vec::new()))]);
+    assert!(ask().is_err());
+    for pod in [(&a, "a"), (&b, "b"), (&a, "a")] {
+        world.apply(&[(cluster_ip(Protocol::Udp), Route::to(vec![endpoint(pod.0)]))]);
+        assert_eq!(ask().unwrap(), format!("{} {}", pod.1, ip(&c)));
+    }
+}
+
+#[test]
+fn open_connections_survive_changes_and_restarts() {
+    let mut world = World::new();
+    let (a, b) = (world.pod("a"), world.pod("b"));
+    let _servers = [Server::start(&a.netns, "a"), Server::start(&b.netns, "b")];
+    let frontend = cluster_ip(Protocol::Tcp);
+    world.apply(&[(frontend, Route::to(vec![endpoint(&a)])), (node_port(30080), Route::to(vec![endpoint(&a)]))]);
+    let mut streams = [
+        connect(&b.netns, VIP, 80).unwrap().0,
+        connect(&world.node(), VIP, 80).unwrap().0,
+        connect(&world.outside(), NODE, 30080).unwrap().0,
+        connect(&world.node(), LOCALHOST, 30080).unwrap().0,
+    ];
+    let mut still_work = |when: &str| {
+        for (number, stream) in streams.iter_mut().enumerate() {
+            stream.write_all(b"ping\n").unwrap();
+            assert_eq!(read_line(stream).unwrap(), "ping", "connection {number} {when}");
+        }
+    };
+    still_work("as made");
+    world.apply(&[(frontend, Route::to(vec![endpoint(&a), endpoint(&b)]))]);
+    still_work("with another endpoint");
+    world.apply(&[(frontend, Route::to(vec![endpoint(&b)]))]);
+    still_work("without its endpoint: it ends when the pod ends");
+    world.restart();
+    still_work("after a restart");
+    assert_eq!(ask(&world.node(), VIP, 80), format!("b {GATEWAY}"), "rules serve before the services are known again");
+    assert_eq!(world.pod("a"), a, "the pod has what it had");
+    still_work("after attaching again");
+}
+
+#[test]
+fn a_crash_in_between_is_repaired() {
+    let mut world = World::new();
+    let a = world.pod("a");
+    let run = world.dir.path().join("run");
+    // Only the lease was written.
+    fs::write(run.join("leases/b"), br#"{"address":"10.42.0.77"}"#).unwrap();
+    // Only the namespace was made.
+    netns::create(&run.join("netns/c")).unwrap();
+    // The namespace was unpinned, as by a reboot: a plain file is left.
+    fs::write(run.join("netns/d"), b"").unwrap();
+    // The lease of a running pod was damaged.
+    fs::write(run.join("leases/a"), br#"{"addr"#).unwrap();
+    world.restart();
+    assert_eq!(world.network.pods()["a"], a, "known from its namespace");
+    let (b, c, d) = (world.pod("b"), world.pod("c"), world.pod("d"));
+    assert_eq!(ip(&b), Ipv4Addr::new(10, 42, 0, 77));
+    let all = [&a, &b, &c, &d];
+    assert_eq!(all.iter().map(|pod| ip(pod)).collect::<BTreeSet<_>>().len(), 4);
+    let _servers: Vec<Server> = all.iter().map(|pod| Server::start(&pod.netns, "x")).collect();
+    for (from, to) in all.iter().zip(all.iter().skip(1)) {
+        assert_eq!(ask(&from.netns, ip(to), 8080), format!("x {}", ip(from)));
+    }
+}
+
+#[test]
+fn cleanup_keeps_the_known_and_teardown_leaves_nothing() {
+    let mut world = World::new();
+    let (a, b) = (world.pod("a"), world.pod("b"));
+    netns::create(&world.dir.path().join("run/netns/leftover")).unwrap();
+    world.restart();
+    world.with(|network| network.cleanup_stale(&BTreeSet::from(["a".to_owned()]))).unwrap();
+    assert!(a.netns.exists() && !b.netns.exists());
+    assert!(!world.dir.path().join("run/netns/leftover").exists());
+    assert_eq!(world.network.pods().keys().collect::<Vec<_>>(), ["a"]);
+    let _server = Server::start(&a.netns, "a");
+    assert_eq!(ask(&world.node(), ip(&a), 8080), format!("a {GATEWAY}"));
+    let names = |world: &World| {
+        let all = world.with(|_| link::list(&mut Socket::route().unwrap())).unwrap();
+        all.into_iter().map(|link| link.name).collect::<BTreeSet<_>>()
+    };
+    assert!(names(&world).contains(BRIDGE) && names(&world).contains(DNS_LINK));
+    world.with(NodeNetwork::teardown).unwrap();
+    assert!(names(&world).iter().all(|name| !name.starts_with("edge") && !name.starts_with("veth")));
+    world.with(NodeNetwork::teardown).unwrap();
+    world.restart();
+    world.pod("a");
+}
+
+/// Ten pods at the same time: no address twice, all of them work.
+#[test]
+fn concurrent_attachments() {
+    let world = World::new();
+    let world = &world;
+    let pods: Vec<PodNetwork> = thread::scope(|scope| {
+        let handles: Vec<_> = (0..10).map(|n| scope.spawn(move || world.pod(&format!("p{n}")))).collect();
+        handles.into_iter().map(|handle| handle.join().unwrap()).collect()
+    });
+    assert_eq!(pods.iter().map(ip).collect::<BTreeSet<_>>().len(), 10);
+    for pod in &pods {
+        let _server = Server::start(&pod.netns, "p");
+        assert_eq!(ask(&world.node(), ip(pod), 8080), format!("p {GATEWAY}"));
+    }
+    thread::scope(|scope| {
+        for n in 0..10 {
+            scope.spawn(move || world.with(|network| network.detach(&format!("p{n}"))).unwrap());
+        }
+    });
+    assert!(world.network.pods().is_empty());
+}
+
+/// Pods may not reach what the node serves on its loopback only, though node ports on 127.0.0.1 need it to be routed.
+#[test]
+fn the_nodes_loopback_is_not_reachable_from_pods() {
+    let world = World::new();
+    let a = world.pod("a");
+    let listener = netns::run_in(&world.node(), || TcpListener::bind("127.0.0.1:9090").unwrap()).unwrap();
+    netns::run_in(&a.netns, || {
+        let mut socket = Socket::route().unwrap();
+        sysctl::set("ipv4/conf/all/route_localnet", "1").unwrap();
+        let index = link::find(&mut socket, "eth0").unwrap().unwrap().index;
+        // The pod sends 127.0.0.2 to the node, which is as much the node's loopback as 127.0.0.1.
+        link::ensure_link_route(&mut socket, "127.0.0.2/32".parse().unwrap(), index, None).unwrap();
+    })
+    .unwrap();
+    drop(listener);
+    let all = netns::run_in(&world.node(), || TcpListener::bind("127.0.0.2:9090").unwrap()).unwrap();
+    assert_ne!(ask(&a.netns, Ipv4Addr::new(127, 0, 0, 2), 9090), format!("{:?}", ErrorKind::ConnectionRefused));
+    all.set_nonblocking(true).unwrap();
+    assert_eq!(all.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+}
