@@ -108,9 +108,12 @@ fn session(options: RemoteCommandOptions, resizable: bool) -> (Session, Ends) {
     (Session { stdin, stdout, stderr, resize, closed, completion: Completion { status, done } }, ends)
 }
 
+/// An output of the command and the stream it goes to, when it is wanted.
+type Output = Option<(ByteStream, u32)>;
+
 /// Sends the output until its end, then the status, then the end of the connection.
 async fn conduct(
-    (stdout, stderr): (Option<(ByteStream, u32)>, Option<(ByteStream, u32)>),
+    (stdout, stderr): (Output, Output),
     (status, format): (oneshot::Receiver<ExitStatus>, StatusFormat),
     error: u32,
     to: OutboundSender,
