@@ -4,83 +4,83 @@
 
 use bytes::Bytes;
 use edge_api::UserInfo;
-use edge_apiserver::{AdmissionControl, ApiServer, Body, NodeDialer, Options, Parts, Stream};
+use edge_apiserver::{ApiServer, Body, NodeDialer, Options, Parts, Stream};
 use serde_json::Value;
 use std::io;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
-pub const JSON: &str = "application/json";
-pub const MERGE: &str = "application/merge-patch+json";
-pub const JSON_PATCH: &str = "application/json-patch+json";
-pub const STRATEGIC: &str = "application/strategic-merge-patch+json";
-pub const APPLY: &str = "application/apply-patch+yaml";
-pub const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+pub(crate) const JSON: &str = "application/json";
+pub(crate) const MERGE: &str = "application/merge-patch+json";
+pub(crate) const JSON_PATCH: &str = "application/json-patch+json";
+pub(crate) const STRATEGIC: &str = "application/strategic-merge-patch+json";
+pub(crate) const APPLY: &str = "application/apply-patch+yaml";
+pub(crate) const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 
 /// A user in no group of note.
-pub fn user(name: &str) -> Option<UserInfo> {
+pub(crate) fn user(name: &str) -> Option<UserInfo> {
     Some(UserInfo::new(name, ["testers"]))
 }
 
-pub fn anonymous() -> Option<UserInfo> {
+pub(crate) fn anonymous() -> Option<UserInfo> {
     Some(UserInfo::anonymous())
 }
 
-pub fn admin() -> Option<UserInfo> {
+pub(crate) fn admin() -> Option<UserInfo> {
     Some(UserInfo::new("admin", [UserInfo::MASTERS]))
 }
 
 /// A request under construction; by the administrator unless told otherwise.
-pub struct Request {
+pub(crate) struct Request {
     user: Option<UserInfo>,
     builder: http::request::Builder,
     body: Vec<u8>,
 }
 
 impl Request {
-    pub fn new(method: &str, path: &str) -> Self {
+    pub(crate) fn new(method: &str, path: &str) -> Self {
         Self { user: admin(), builder: http::Request::builder().method(method).uri(path), body: Vec::new() }
     }
 
-    pub fn header(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
         self.builder = self.builder.header(name, value);
         self
     }
 
-    pub fn content_type(self, value: &str) -> Self {
+    pub(crate) fn content_type(self, value: &str) -> Self {
         self.header("content-type", value)
     }
 
-    pub fn accept(self, value: &str) -> Self {
+    pub(crate) fn accept(self, value: &str) -> Self {
         self.header("accept", value)
     }
 
-    pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
+    pub(crate) fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
         self.body = body.into();
         self
     }
 
-    pub fn from(mut self, user: Option<UserInfo>) -> Self {
+    pub(crate) fn from(mut self, user: Option<UserInfo>) -> Self {
         self.user = user;
         self
     }
 }
 
 /// An answer that was read to its end.
-pub struct Answer {
-    pub code: u16,
-    pub headers: http::HeaderMap,
-    pub bytes: Bytes,
+pub(crate) struct Answer {
+    pub(crate) code: u16,
+    pub(crate) headers: http::HeaderMap,
+    pub(crate) bytes: Bytes,
 }
 
 impl Answer {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.bytes).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&self.bytes)))
     }
 
     /// Asserts that it is a failure of this code and reason.
     #[track_caller]
-    pub fn status(&self, code: u16, reason: &str) -> Value {
+    pub(crate) fn status(&self, code: u16, reason: &str) -> Value {
         let status = self.json();
         assert_eq!((self.code, status["reason"].as_str()), (code, Some(reason)), "{status}");
         assert_eq!((&status["kind"], &status["code"]), (&"Status".into(), &code.into()), "{status}");
@@ -89,12 +89,106 @@ impl Answer {
 
     /// Asserts success.
     #[track_caller]
-    pub fn ok(&self) -> Value {
+    pub(crate) fn ok(&self) -> Value {
         assert!((200..300).contains(&self.code), "{}: {}", self.code, String::from_utf8_lossy(&self.bytes));
         self.json()
     }
 
-    pub fn warnings(&self) -> Vec<String> {
+    pub(crate) fn warnings(&self) -> Vec<String> {
         self.headers.get_all("warning").iter().map(|v| v.to_str().unwrap().to_owned()).collect()
+    }
+}
+
+struct NoNode;
+
+#[async_trait::async_trait]
+impl NodeDialer for NoNode {
+    async fn dial(&self, node: &str) -> io::Result<Box<dyn Stream>> {
+        Err(io::Error::new(io::ErrorKind::NotConnected, format!("node {node} is not connected")))
+    }
+}
+
+/// A server with what a new cluster has, and the default service account that a controller would make.
+pub(crate) struct Cluster {
+    pub(crate) api: ApiServer,
+    shutdown: CancellationToken,
+    _dir: tempfile::TempDir,
+}
+
+impl Cluster {
+    pub(crate) async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = edge_storage::Lmdb::open(&dir.path().join("db")).unwrap();
+        let options = edge_registry::Options {
+            service_network: "10.43.0.0".parse().unwrap(),
+            service_prefix_len: 16,
+            node_ports: 30000..=32767,
+        };
+        let registry = edge_registry::Registry::open(Arc::new(storage), options).await.unwrap();
+        let key = edge_pki::ServiceAccountKey::load_or_create(&dir.path().join("service.key")).unwrap();
+        let issuer = "https://kubernetes.default.svc.cluster.local".to_owned();
+        let audiences = vec![issuer.clone()];
+        let authenticator =
+            edge_auth::Authenticator::new(Arc::new(key), edge_auth::AuthenticatorOptions { issuer, audiences });
+        let shutdown = CancellationToken::new();
+        let api = ApiServer::new(Parts {
+            registry,
+            authenticator: Arc::new(authenticator),
+            dialer: Arc::new(NoNode),
+            shutdown: shutdown.clone(),
+            options: Options {
+                git_version: "v1.36.0+edge1".into(),
+                git_commit: String::new(),
+                build_date: "2026-11-24T00:00:00Z".into(),
+                advertise_address: "192.0.2.1".parse().unwrap(),
+                advertise_port: 6443,
+                service_ip: "10.43.0.1".parse().unwrap(),
+                dns_ip: "10.43.0.10".parse().unwrap(),
+                cluster_ca_pem: Bytes::from_static(b"-----BEGIN CERTIFICATE-----\n"),
+                max_read_only_in_flight: 400,
+                max_mutating_in_flight: 200,
+            },
+        });
+        api.bootstrap().await.unwrap();
+        let cluster = Self { api, shutdown, _dir: dir };
+        let account = serde_json::json!({"metadata": {"name": "default"}});
+        cluster.create("/api/v1/namespaces/default/serviceaccounts", &account).await;
+        cluster
+    }
+
+    /// Sends a request and gives back the answer with its body unread.
+    pub(crate) async fn open(&self, request: Request) -> http::Response<Body> {
+        self.api.call(request.user, request.builder.body(Body::from(request.body)).unwrap()).await
+    }
+
+    pub(crate) async fn send(&self, request: Request) -> Answer {
+        let (parts, body) = self.open(request).await.into_parts();
+        let bytes = body.into_bytes(usize::MAX).await.unwrap();
+        Answer { code: parts.status.as_u16(), headers: parts.headers, bytes }
+    }
+
+    #[track_caller]
+    pub(crate) fn create<'a>(&'a self, path: &'a str, object: &'a Value) -> impl Future<Output = Value> + 'a {
+        let request = Request::new("POST", path).content_type(JSON).body(object.to_string());
+        async move {
+            let answer = self.send(request).await;
+            assert_eq!(answer.code, 201, "{path}: {}", String::from_utf8_lossy(&answer.bytes));
+            answer.json()
+        }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Value {
+        self.send(Request::new("GET", path)).await.ok()
+    }
+
+    /// How many objects a collection holds, not counting what every namespace has.
+    pub(crate) async fn count(&self, path: &str) -> usize {
+        self.get(path).await["items"].as_array().unwrap().len()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
     }
 }

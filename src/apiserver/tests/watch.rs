@@ -1,0 +1,123 @@
+//! Watches: order, resumption, shapes, encodings, their end.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use bytes::{Bytes, BytesMut};
+use common::{Cluster, JSON, MERGE, PROTOBUF, Request};
+use edge_apiserver::Body;
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+/// Reads the JSON lines of a watch.
+struct Events {
+    body: Body,
+    rest: BytesMut,
+}
+
+impl Events {
+    async fn open(c: &Cluster, query: &str) -> Self {
+        let response = c.open(Request::new("GET", &format!("{MAPS}?watch=true{query}"))).await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], JSON);
+        Self { body: response.into_body(), rest: BytesMut::new() }
+    }
+
+    /// The next event; `None` at the end.
+    async fn next(&mut self) -> Option<Value> {
+        loop {
+            if let Some(end) = self.rest.iter().position(|b| *b == b'\n') {
+                return Some(serde_json::from_slice(&self.rest.split_to(end + 1)).unwrap());
+            }
+            let frame = tokio::time::timeout(Duration::from_secs(20), self.body.frame()).await.expect("an event");
+            let data: Bytes = frame?.unwrap().into_data().unwrap();
+            self.rest.extend_from_slice(&data);
+        }
+    }
+
+    async fn expect(&mut self, kind: &str, name: &str) -> Value {
+        let event = self.next().await.unwrap();
+        assert_eq!((&event["type"], &event["object"]["metadata"]["name"]), (&json!(kind), &json!(name)), "{event}");
+        event["object"].clone()
+    }
+}
+
+async fn label(c: &Cluster, name: &str, value: Value) {
+    let body = json!({"metadata": {"labels": {"a": value}}}).to_string();
+    c.send(Request::new("PATCH", &format!("{MAPS}/{name}")).content_type(MERGE).body(body)).await.ok();
+}
+
+#[tokio::test]
+async fn changes_arrive_in_order_and_can_be_resumed() {
+    let c = Cluster::start().await;
+    let list = c.get(MAPS).await;
+    let from = list["metadata"]["resourceVersion"].as_str().unwrap();
+    let mut live = Events::open(&c, &format!("&resourceVersion={from}")).await;
+    let made = c.create(MAPS, &json!({"metadata": {"name": "x"}})).await;
+    label(&c, "x", json!("1")).await;
+    c.send(Request::new("DELETE", &format!("{MAPS}/x"))).await.ok();
+    live.expect("ADDED", "x").await;
+    live.expect("MODIFIED", "x").await;
+    live.expect("DELETED", "x").await;
+    let after = made["metadata"]["resourceVersion"].as_str().unwrap();
+    let mut resumed = Events::open(&c, &format!("&resourceVersion={after}")).await;
+    resumed.expect("MODIFIED", "x").await;
+    let last = resumed.expect("DELETED", "x").await;
+    assert_ne!(last["metadata"]["resourceVersion"], made["metadata"]["resourceVersion"]);
+    let a = c.send(Request::new("GET", &format!("{MAPS}?watch=1&resourceVersion=x"))).await;
+    a.status(400, "BadRequest");
+}
+
+#[tokio::test]
+async fn a_selector_turns_changes_into_coming_and_going() {
+    let c = Cluster::start().await;
+    c.create(MAPS, &json!({"metadata": {"name": "x"}})).await;
+    let mut events = Events::open(&c, "&labelSelector=a%3D1").await;
+    label(&c, "x", json!("1")).await;
+    events.expect("ADDED", "x").await;
+    label(&c, "x", json!("2")).await;
+    events.expect("DELETED", "x").await;
+}
+
+#[tokio::test]
+async fn initial_events_end_with_a_marked_bookmark() {
+    let c = Cluster::start().await;
+    c.create(MAPS, &json!({"metadata": {"name": "x"}})).await;
+    let query = "&sendInitialEvents=true&allowWatchBookmarks=true&resourceVersionMatch=NotOlderThan";
+    let mut events = Events::open(&c, query).await;
+    events.expect("ADDED", "x").await;
+    let bookmark = events.next().await.unwrap();
+    assert_eq!(bookmark["type"], "BOOKMARK");
+    assert_eq!(bookmark["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
+    c.create(MAPS, &json!({"metadata": {"name": "y"}})).await;
+    events.expect("ADDED", "y").await;
+}
+
+#[tokio::test]
+async fn a_watch_ends_when_its_time_is_up() {
+    let c = Cluster::start().await;
+    c.create(MAPS, &json!({"metadata": {"name": "x"}})).await;
+    let mut events = Events::open(&c, "&timeoutSeconds=1").await;
+    events.expect("ADDED", "x").await;
+    assert_eq!(events.next().await, None);
+}
+
+#[tokio::test]
+async fn watches_come_in_protobuf_and_as_tables() {
+    let c = Cluster::start().await;
+    c.create(MAPS, &json!({"metadata": {"name": "x"}})).await;
+    let request = Request::new("GET", &format!("{MAPS}?watch=1&timeoutSeconds=1"));
+    let a = c.send(request.accept("application/vnd.kubernetes.protobuf;stream=watch")).await;
+    assert_eq!(a.headers["content-type"], format!("{PROTOBUF};stream=watch"));
+    let length = u32::from_be_bytes(a.bytes[..4].try_into().unwrap()) as usize;
+    assert_eq!(length + 4, a.bytes.len(), "one frame with its length");
+    let request = Request::new("GET", &format!("{MAPS}?watch=1&timeoutSeconds=1"));
+    let a = c.send(request.accept("application/json;as=Table;v=v1;g=meta.k8s.io")).await;
+    assert_eq!(
+        (&a.json()["object"]["kind"], &a.json()["object"]["rows"][0]["cells"][0]),
+        (&json!("Table"), &json!("x"))
+    );
+}
