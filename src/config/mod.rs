@@ -7,5 +7,5 @@
 mod file;
 mod server;
 
-pub(crate) use file::{FileError, with_files};
-pub(crate) use server::{ConfigError, ServerArgs, ServerConfig};
+pub(crate) use file::with_files;
+pub(crate) use server::{ServerArgs, ServerConfig};

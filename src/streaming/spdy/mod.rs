@@ -11,8 +11,6 @@ mod frame;
 mod headers;
 mod io;
 
-#[cfg(test)]
-pub(crate) use frame::{Decoder, Encoder};
 pub(crate) use frame::{Event, StreamId};
 pub(crate) use headers::Headers;
 pub(crate) use io::{EventReader, write_frames};
