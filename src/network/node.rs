@@ -243,7 +243,12 @@ impl NodeNetwork {
     pub fn cleanup_stale(&self, known: &BTreeSet<String>) -> Result<(), Error> {
         let mut stale: BTreeSet<String> = lock(&self.leases).all().keys().cloned().collect();
         let dir = self.config.run_dir.join("netns");
-        for entry in fs::read_dir(&dir).map_err(|source| Error::file(&dir, source))? {
+        let entries = match fs::read_dir(&dir) {
+            // After a teardown.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            other => Some(other.map_err(|source| Error::file(&dir, source))?),
+        };
+        for entry in entries.into_iter().flatten() {
             let name = entry.map_err(|source| Error::file(&dir, source))?.file_name();
             stale.extend(name.to_str().filter(|name| validate_uid(name).is_ok()).map(str::to_owned));
         }

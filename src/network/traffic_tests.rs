@@ -311,6 +311,12 @@ fn external_addresses_are_translated_before_they_are_routed() {
     .unwrap();
     assert_eq!(ask(&world.outside(), external, 443), format!("a {GATEWAY}"));
     world.apply(&[(frontend, Route::to(Vec::new()))]);
+    // A packet that is not translated must have some way to go, to be refused on it.
+    world.with(|_| {
+        let mut socket = Socket::route().unwrap();
+        let index = link::find(&mut socket, "wan0").unwrap().unwrap().index;
+        link::ensure_link_route(&mut socket, "198.51.100.0/24".parse().unwrap(), index, None).unwrap();
+    });
     assert_eq!(ask(&world.outside(), external, 443), "ConnectionRefused");
 }
 
