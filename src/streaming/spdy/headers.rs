@@ -187,7 +187,7 @@ mod tests {
     fn bombs_and_garbage_are_refused() {
         let bomb = Headers::of(&[("a", &"0".repeat(10 << 20))]);
         let compressed = HeaderCompressor::new().compress(&bomb);
-        assert!(compressed.len() < 100_000, "{}", compressed.len());
+        assert!(compressed.len() < 1 << 18, "{}", compressed.len());
         assert!(HeaderDecompressor::new().decompress(&compressed).is_err());
         assert!(HeaderDecompressor::new().decompress(b"").is_err());
         assert!(HeaderDecompressor::new().decompress(b"garbage").is_err());
