@@ -149,7 +149,7 @@ fn endpoints<'a>(
                 && parse_protocol(p.protocol.as_deref()) == Some(protocol)
         });
         let Some(number) = same.find_map(|p| p.port.and_then(port_number)) else { continue };
-        for endpoint in &slice.endpoints {
+        for endpoint in slice.endpoints.iter().flatten() {
             // All addresses of an endpoint are the same pod; consumers use the first.
             let Some(address) = endpoint.addresses.first().and_then(|address| address.parse().ok()) else { continue };
             let local = endpoint.node_name.as_deref() == Some(node);

@@ -42,10 +42,12 @@ pub async fn run(informers: Informers, network: Arc<NodeNetwork>, node: Node) {
     tokio::join!(services.synced(), slices.synced());
     let mut model = Model::new(node);
     let mut retry = None;
+    // The first table is always handed on: rules of an earlier process may be for services that are gone.
+    let mut first = true;
     loop {
         drain(&mut service_changes, |change| model.service_changed(change));
         drain(&mut slice_changes, |change| model.slice_changed(change));
-        if model.refresh() || retry.is_some() {
+        if model.refresh() || std::mem::take(&mut first) || retry.is_some() {
             retry = match apply(network.clone(), model.table()).await {
                 Ok(()) => None,
                 Err(error) => {

@@ -80,7 +80,7 @@ impl Model {
         self.changed.insert(service);
     }
 
-    /// Compiles the services that have changed; tells whether the table is another one now (and so for a first, empty one).
+    /// Compiles the services that have changed; tells whether the table is another one now.
     pub fn refresh(&mut self) -> bool {
         let mut differs = false;
         for key in std::mem::take(&mut self.changed) {
