@@ -1,1 +1,107 @@
-//! Room `dns`.
+//! Room `dns`: the cluster's DNS, in process, after the Kubernetes DNS specification 1.1.
+//!
+//! Comes in: the informers of Services, EndpointSlices and Namespaces; queries over UDP and TCP; the host's `resolv.conf`.
+//! Goes out: answers for the cluster's domain from memory, also while the API is away; for every other name the answer of
+//! the host's name servers, cached for a short time.
+//!
+//! [`Records`] is pure: what exists and what a name stands for. `answer` makes messages of it, `server` owns the
+//! sockets, `upstream` asks others.
+
+mod answer;
+mod records;
+mod server;
+mod service;
+#[cfg(test)]
+mod tests;
+mod upstream;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use edge_client::{Change, Informers, Key};
+use hickory_proto::rr::Name;
+use k8s_openapi::api::core::v1::{Namespace, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use parking_lot::RwLock;
+
+pub use records::{Found, Lookup, Records};
+pub use server::Server;
+pub use upstream::Upstream;
+
+/// What the server needs to know.
+#[derive(Clone, Debug)]
+pub struct DnsConfig {
+    /// Where to listen, UDP and TCP: the cluster's DNS address, usually with port 53.
+    pub listen: SocketAddr,
+    /// The cluster's domain, for instance `cluster.local`.
+    pub domain: String,
+    /// Where the host's name servers are listed, usually `/etc/resolv.conf`.
+    pub resolv_conf: PathBuf,
+}
+
+/// Why the server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address cannot be listened on.
+    #[error("listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The cluster's domain is no domain name.
+    #[error("{domain:?} is not a domain name")]
+    InvalidDomain {
+        /// The text.
+        domain: String,
+        /// Why.
+        #[source]
+        source: hickory_proto::ProtoError,
+    },
+}
+
+/// Serves the cluster's DNS. Ends only with an error at the start; drop the future to stop.
+///
+/// # Errors
+/// When the address cannot be listened on or the domain is none.
+pub async fn run(informers: Informers, config: DnsConfig) -> Result<(), Error> {
+    let domain = config.domain.trim_end_matches('.');
+    let zone = Name::from_ascii(format!("{domain}."))
+        .map_err(|source| Error::InvalidDomain { domain: config.domain.clone(), source })?;
+    let records = Arc::new(RwLock::new(Records::new(zone, config.listen.ip())));
+    let upstream = Upstream::new(config.resolv_conf, config.listen.ip());
+    let server = Server::bind(config.listen, records.clone(), upstream).await?;
+    tokio::join!(server.run(), follow(informers, records));
+    Ok(())
+}
+
+/// Keeps the records in step with the cluster.
+async fn follow(informers: Informers, records: Arc<RwLock<Records>>) {
+    let (services, slices, namespaces) =
+        (informers.of::<Service>(), informers.of::<EndpointSlice>(), informers.of::<Namespace>());
+    let (mut service_changes, mut slice_changes) = (services.subscribe(), slices.subscribe());
+    let mut namespace_changes = namespaces.subscribe();
+    let synced = async { tokio::join!(services.synced(), slices.synced(), namespaces.synced()) };
+    let mut synced = std::pin::pin!(synced);
+    let mut complete = false;
+    loop {
+        tokio::select! {
+            // The changes first: all that was listed is in the records before they count as complete.
+            biased;
+            Some(change) = service_changes.recv() => records.write().service_changed(&change),
+            Some(change) = slice_changes.recv() => records.write().slice_changed(&change),
+            Some(change) = namespace_changes.recv() => {
+                let present = matches!(change, Change::Applied { .. });
+                records.write().namespace_changed(&Key::of(change.object().as_ref()).name, present);
+            }
+            _ = &mut synced, if !complete => {
+                complete = true;
+                records.write().set_complete();
+            }
+        }
+    }
+}

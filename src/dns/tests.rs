@@ -1,0 +1,449 @@
+//! The server over real sockets, asked as `dig` would.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::rr::rdata::SOA;
+use hickory_proto::rr::{RData, Record, RecordType};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::time::timeout;
+
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(5);
+const DNS: &str = "10.43.0.10";
+
+fn name(text: &str) -> Name {
+    Name::from_ascii(text).unwrap()
+}
+
+fn service(namespace: &str, service: &str, spec: Value) -> Change<Service> {
+    let object = json!({"metadata": {"namespace": namespace, "name": service}, "spec": spec});
+    Change::Applied { old: None, new: Arc::new(serde_json::from_value(object).unwrap()) }
+}
+
+fn slice(service: &str, kind: &str, endpoints: Value) -> EndpointSlice {
+    serde_json::from_value(json!({
+        "metadata": {"namespace": "ns", "name": format!("{service}-{kind}"), "labels": {"kubernetes.io/service-name": service}},
+        "addressType": kind, "endpoints": endpoints,
+        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}, {"port": 9, "protocol": "UDP"}],
+    }))
+    .unwrap()
+}
+
+fn cluster() -> Records {
+    let mut records = Records::new(name("cluster.local."), DNS.parse().unwrap());
+    records.namespace_changed("ns", true);
+    let ports = json!([{"name": "http", "port": 80}, {"name": "dns", "port": 53, "protocol": "UDP"}]);
+    records.service_changed(&service("ns", "web", json!({"clusterIPs": ["10.43.0.5", "fd00::5"], "ports": ports})));
+    records.service_changed(&service(
+        "ns",
+        "db",
+        json!({"clusterIP": "None", "ports": [{"name": "http", "port": 80}]}),
+    ));
+    records.service_changed(&service("ns", "all", json!({"clusterIP": "None", "publishNotReadyAddresses": true})));
+    records.service_changed(&service("ns", "none", json!({"clusterIP": "None"})));
+    records.service_changed(&service("ns", "far", json!({"type": "ExternalName", "externalName": "far.example"})));
+    records.service_changed(&service(
+        "ns",
+        "near",
+        json!({"type": "ExternalName", "externalName": "web.ns.svc.cluster.local."}),
+    ));
+    records.service_changed(&service(
+        "ns",
+        "loop",
+        json!({"type": "ExternalName", "externalName": "loop.ns.svc.cluster.local"}),
+    ));
+    let endpoints = json!([
+        {"addresses": ["10.42.0.7"], "hostname": "db-0", "conditions": {"ready": true}},
+        {"addresses": ["10.42.0.8"]},
+        {"addresses": ["10.42.0.9"], "conditions": {"ready": false}},
+    ]);
+    for (service, kind) in [("db", "IPv4"), ("all", "IPv4")] {
+        let new = Arc::new(slice(service, kind, endpoints.clone()));
+        records.slice_changed(&Change::Applied { old: None, new });
+    }
+    records.set_complete();
+    records
+}
+
+fn show(data: &RData) -> String {
+    match data {
+        RData::SRV(srv) => format!("{} {} {} {}", srv.priority, srv.weight, srv.port, srv.target),
+        RData::TXT(txt) => txt.to_string(),
+        other => other.to_string(),
+    }
+}
+
+fn found(records: &Records, text: &str, kind: RecordType) -> String {
+    match records.lookup(&name(text), kind) {
+        Lookup::Found(found) => {
+            let all: BTreeSet<String> = found.answers.iter().map(show).collect();
+            all.into_iter().collect::<Vec<_>>().join(" | ")
+        }
+        Lookup::Alias(target) => format!("-> {target}"),
+        other => format!("{other:?}"),
+    }
+}
+
+#[test]
+fn names_of_the_specification() {
+    use RecordType::{A, AAAA, NS, PTR, SRV, TXT};
+    let records = cluster();
+    for (text, kind, expected) in [
+        ("web.ns.svc.cluster.local.", A, "10.43.0.5"),
+        ("WEB.Ns.sVc.Cluster.Local.", A, "10.43.0.5"),
+        ("web.ns.svc.cluster.local.", AAAA, "fd00::5"),
+        ("web.ns.svc.cluster.local.", TXT, ""),
+        ("_http._tcp.web.ns.svc.cluster.local.", SRV, "0 100 80 web.ns.svc.cluster.local."),
+        ("_dns._udp.web.ns.svc.cluster.local.", SRV, "0 100 53 web.ns.svc.cluster.local."),
+        ("_http._tcp.web.ns.svc.cluster.local.", A, ""),
+        ("_tcp.web.ns.svc.cluster.local.", SRV, ""),
+        ("_sctp.web.ns.svc.cluster.local.", SRV, "NoName"),
+        ("_nope._tcp.web.ns.svc.cluster.local.", SRV, "NoName"),
+        ("db.ns.svc.cluster.local.", A, "10.42.0.7 | 10.42.0.8"),
+        ("db.ns.svc.cluster.local.", AAAA, ""),
+        ("db-0.db.ns.svc.cluster.local.", A, "10.42.0.7"),
+        ("10-42-0-8.db.ns.svc.cluster.local.", A, "10.42.0.8"),
+        ("10-42-0-7.db.ns.svc.cluster.local.", A, "NoName"),
+        ("10-42-0-9.db.ns.svc.cluster.local.", A, "NoName"),
+        ("10-42-0-9.all.ns.svc.cluster.local.", A, "10.42.0.9"),
+        (
+            "_http._tcp.db.ns.svc.cluster.local.",
+            SRV,
+            "0 50 8080 10-42-0-8.db.ns.svc.cluster.local. | 0 50 8080 db-0.db.ns.svc.cluster.local.",
+        ),
+        ("_._udp.db.ns.svc.cluster.local.", SRV, "NoName"),
+        ("none.ns.svc.cluster.local.", A, "NoName"),
+        ("far.ns.svc.cluster.local.", A, "-> far.example."),
+        ("x.far.ns.svc.cluster.local.", A, "NoName"),
+        ("10-42-0-99.ns.pod.cluster.local.", A, "10.42.0.99"),
+        ("fd00--9.ns.pod.cluster.local.", AAAA, "fd00::9"),
+        ("10-42-0-99.ns.pod.cluster.local.", AAAA, ""),
+        ("10-42-0-99.other.pod.cluster.local.", A, "NoName"),
+        ("10-42-0.ns.pod.cluster.local.", A, "NoName"),
+        ("5.0.43.10.in-addr.arpa.", PTR, "web.ns.svc.cluster.local."),
+        ("7.0.42.10.in-addr.arpa.", PTR, "db-0.all.ns.svc.cluster.local. | db-0.db.ns.svc.cluster.local."),
+        ("9.0.42.10.in-addr.arpa.", PTR, "10-42-0-9.all.ns.svc.cluster.local."),
+        ("1.2.0.192.in-addr.arpa.", PTR, "Outside"),
+        ("0.42.10.in-addr.arpa.", PTR, "Outside"),
+        ("dns-version.cluster.local.", TXT, "1.1.0"),
+        ("cluster.local.", NS, "ns.dns.cluster.local."),
+        ("ns.dns.cluster.local.", A, DNS),
+        ("cluster.local.", A, ""),
+        ("svc.cluster.local.", A, ""),
+        ("ns.svc.cluster.local.", A, ""),
+        ("other.svc.cluster.local.", A, "NoName"),
+        ("missing.ns.svc.cluster.local.", A, "NoName"),
+        ("web.cluster.local.", A, "NoName"),
+        ("example.com.", A, "Outside"),
+        ("xcluster.local.", A, "Outside"),
+        (".", NS, "Outside"),
+    ] {
+        assert_eq!(found(&records, text, kind), expected, "{text} {kind}");
+    }
+    let Lookup::Found(srv) = records.lookup(&name("_http._tcp.db.ns.svc.cluster.local."), SRV) else { panic!() };
+    assert_eq!(srv.additionals.len(), 2, "the targets' addresses come along");
+}
+
+#[test]
+fn changes_are_seen_and_leave_nothing() {
+    use RecordType::{A, PTR};
+    let mut records = cluster();
+    let old = Arc::new(slice("db", "IPv4", json!([{"addresses": ["10.42.0.7"], "hostname": "db-0"}])));
+    let mut moved = old.as_ref().clone();
+    moved.metadata.labels = Some([("kubernetes.io/service-name".to_owned(), "none".to_owned())].into());
+    records.slice_changed(&Change::Applied { old: Some(old), new: Arc::new(moved) });
+    assert_eq!(found(&records, "db.ns.svc.cluster.local.", A), "NoName");
+    assert_eq!(found(&records, "db-0.none.ns.svc.cluster.local.", A), "10.42.0.7");
+    let Change::Applied { new, .. } = service("ns", "web", json!({})) else { panic!() };
+    records.service_changed(&Change::Deleted(new));
+    assert_eq!(found(&records, "web.ns.svc.cluster.local.", A), "NoName");
+    assert_eq!(found(&records, "5.0.43.10.in-addr.arpa.", PTR), "Outside");
+    let mut unknown = Records::new(name("cluster.local."), DNS.parse().unwrap());
+    assert_eq!(found(&unknown, "web.ns.svc.cluster.local.", A), "NotReady", "not known is not \"no\"");
+    unknown.set_complete();
+    assert_eq!(found(&unknown, "web.ns.svc.cluster.local.", A), "NoName");
+}
+
+/// A server with the records of [`cluster`] whose upstreams are listed in a file of its own.
+struct Fixture {
+    address: SocketAddr,
+    resolv_conf: tempfile::NamedTempFile,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+async fn serve(mut records: Records, upstreams: &[SocketAddr]) -> Fixture {
+    let many: Vec<Value> = (0..200).map(|n| json!({"addresses": [format!("10.42.1.{n}")]})).collect();
+    records.service_changed(&service("ns", "many", json!({"clusterIP": "None"})));
+    records.slice_changed(&Change::Applied { old: None, new: Arc::new(slice("many", "IPv4", json!(many))) });
+    let resolv_conf = tempfile::NamedTempFile::new().unwrap();
+    let lines = upstreams.iter().map(|upstream| format!("nameserver {}#{}\n", upstream.ip(), upstream.port()));
+    fs::write(resolv_conf.path(), lines.collect::<String>()).unwrap();
+    let upstream = Upstream::new(resolv_conf.path().to_owned(), DNS.parse().unwrap());
+    let records = Arc::new(RwLock::new(records));
+    let server = Server::bind("127.0.0.1:0".parse().unwrap(), records, upstream).await.unwrap();
+    Fixture { address: server.address().unwrap(), resolv_conf, serving: tokio::spawn(server.run()) }
+}
+
+fn question(text: &str, kind: RecordType) -> Message {
+    let mut message = Message::query();
+    message.metadata.recursion_desired = true;
+    message.add_query(Query::query(name(text), kind));
+    message
+}
+
+async fn by_udp(server: SocketAddr, query: &Message) -> Message {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.send_to(&query.to_vec().unwrap(), server).await.unwrap();
+    let mut buffer = vec![0; 65_535];
+    let length = timeout(PATIENCE, socket.recv(&mut buffer)).await.expect("an answer").unwrap();
+    let answer = Message::from_vec(&buffer[..length]).unwrap();
+    assert_eq!((answer.metadata.id, &answer.queries), (query.metadata.id, &query.queries));
+    answer
+}
+
+async fn tcp_exchange(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<Message> {
+    stream.write_all(&[&(bytes.len() as u16).to_be_bytes(), bytes].concat()).await?;
+    let mut buffer = vec![0; usize::from(stream.read_u16().await?)];
+    stream.read_exact(&mut buffer).await?;
+    Ok(Message::from_vec(&buffer).unwrap())
+}
+
+async fn by_tcp(server: SocketAddr, query: &Message) -> Message {
+    let mut stream = TcpStream::connect(server).await.unwrap();
+    timeout(PATIENCE, tcp_exchange(&mut stream, &query.to_vec().unwrap())).await.expect("an answer").unwrap()
+}
+
+fn texts(answer: &Message) -> Vec<String> {
+    answer.answers.iter().map(|record| show(&record.data)).collect()
+}
+
+#[tokio::test]
+async fn answers_over_udp_and_tcp() {
+    let fixture = serve(cluster(), &[]).await;
+    for tcp in [false, true] {
+        let ask = async |query: Message| {
+            if tcp { by_tcp(fixture.address, &query).await } else { by_udp(fixture.address, &query).await }
+        };
+        let answer = ask(question("wEb.ns.svc.cluster.LOCAL.", RecordType::A)).await;
+        assert_eq!(texts(&answer), ["10.43.0.5"]);
+        assert_eq!(answer.answers[0].name.to_ascii(), "wEb.ns.svc.cluster.LOCAL.", "the letters as they were asked");
+        assert_eq!(answer.answers[0].ttl, 5);
+        assert!(answer.metadata.authoritative && answer.metadata.recursion_available && answer.edns.is_none());
+        let missing = ask(question("nope.ns.svc.cluster.local.", RecordType::A)).await;
+        assert_eq!(missing.metadata.response_code, ResponseCode::NXDomain);
+        assert_eq!(missing.authorities[0].record_type(), RecordType::SOA);
+        let no_data = ask(question("web.ns.svc.cluster.local.", RecordType::MX)).await;
+        assert_eq!((no_data.metadata.response_code, no_data.answers.len()), (ResponseCode::NoError, 0));
+        assert_eq!(no_data.authorities[0].record_type(), RecordType::SOA);
+        let near = ask(question("near.ns.svc.cluster.local.", RecordType::A)).await;
+        assert_eq!(texts(&near), ["web.ns.svc.cluster.local.", "10.43.0.5"]);
+        let circle = ask(question("loop.ns.svc.cluster.local.", RecordType::A)).await;
+        assert_eq!(circle.metadata.response_code, ResponseCode::ServFail);
+        let outside = ask(question("example.com.", RecordType::A)).await;
+        assert_eq!(outside.metadata.response_code, ResponseCode::Refused, "no name servers: at once");
+    }
+}
+
+#[tokio::test]
+async fn large_answers_are_truncated_and_whole_over_tcp() {
+    let fixture = serve(cluster(), &[]).await;
+    let mut query = question("many.ns.svc.cluster.local.", RecordType::A);
+    let short = by_udp(fixture.address, &query).await;
+    assert!(short.metadata.truncation && short.answers.is_empty());
+    let mut edns = Edns::new();
+    edns.set_max_payload(65_000);
+    query.set_edns(edns);
+    let still_short = by_udp(fixture.address, &query).await;
+    assert!(still_short.metadata.truncation, "no datagram that would be fragmented");
+    assert!(still_short.edns.is_some());
+    let whole = by_tcp(fixture.address, &query).await;
+    assert_eq!((whole.metadata.truncation, whole.answers.len()), (false, 200));
+    let again = by_tcp(fixture.address, &query).await;
+    assert_ne!(texts(&whole)[0], texts(&again)[0], "the order turns");
+}
+
+#[tokio::test]
+async fn unusual_queries() {
+    let fixture = serve(cluster(), &[]).await;
+    let mut version = question("web.ns.svc.cluster.local.", RecordType::A);
+    let mut edns = Edns::new();
+    edns.set_version(9);
+    version.set_edns(edns);
+    let answer = by_udp(fixture.address, &version).await;
+    assert_eq!(answer.edns.as_ref().unwrap().rcode_high(), 1, "BADVERS");
+    let mut update = question("web.ns.svc.cluster.local.", RecordType::A);
+    update.metadata.op_code = OpCode::Status;
+    assert_eq!(by_udp(fixture.address, &update).await.metadata.response_code, ResponseCode::NotImp);
+    let mut two = question("web.ns.svc.cluster.local.", RecordType::A);
+    two.add_query(Query::query(name("a."), RecordType::A));
+    assert_eq!(by_udp(fixture.address, &two).await.metadata.response_code, ResponseCode::FormErr);
+    assert_eq!(
+        texts(&by_udp(fixture.address, &question("web.ns.svc.cluster.local.", RecordType::ANY)).await),
+        ["10.43.0.5"]
+    );
+}
+
+/// Random, truncated and mutated packets on both sockets: no harm, and the server answers afterwards.
+#[tokio::test]
+async fn malformed_packets_never_hurt() {
+    let fixture = serve(cluster(), &[]).await;
+    let good = question("_http._tcp.db.ns.svc.cluster.local.", RecordType::SRV).to_vec().unwrap();
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let mut state = 3_u64;
+    let mut random = move || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) as usize
+    };
+    for round in 0..3000 {
+        let mut packet = good.clone();
+        for _ in 0..=random() % 6 {
+            let at = random() % packet.len();
+            packet[at] = random() as u8;
+        }
+        packet.truncate(random() % (packet.len() + 1));
+        if round % 3 == 0 {
+            packet = (0..random() % 80).map(|_| random() as u8).collect();
+        }
+        socket.send_to(&packet, fixture.address).await.unwrap();
+        if round % 100 == 0 {
+            let mut stream = TcpStream::connect(fixture.address).await.unwrap();
+            let _ = timeout(Duration::from_millis(20), tcp_exchange(&mut stream, &packet)).await;
+            // A length that is never followed by so many bytes.
+            let _ = stream.write_all(&[0xff, 0xff, 1, 2, 3]).await;
+        }
+    }
+    let header_only = by_udp_raw(fixture.address, &[0xab, 0xcd, 1, 0, 0, 9, 0, 0, 0, 0, 0, 0]).await;
+    assert_eq!((header_only.metadata.id, header_only.metadata.response_code), (0xabcd, ResponseCode::FormErr));
+    let answer = by_udp(fixture.address, &question("web.ns.svc.cluster.local.", RecordType::A)).await;
+    assert_eq!(texts(&answer), ["10.43.0.5"]);
+    assert_eq!(
+        texts(&by_tcp(fixture.address, &question("web.ns.svc.cluster.local.", RecordType::A)).await),
+        ["10.43.0.5"]
+    );
+}
+
+async fn by_udp_raw(server: SocketAddr, bytes: &[u8]) -> Message {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.send_to(bytes, server).await.unwrap();
+    let mut buffer = vec![0; 65_535];
+    let length = timeout(PATIENCE, socket.recv(&mut buffer)).await.expect("an answer").unwrap();
+    Message::from_vec(&buffer[..length]).unwrap()
+}
+
+/// Somebody else's name server: every name is 192.0.2.7, `missing.*` does not exist, `big.*` fits only TCP, `slow.*` takes its time.
+async fn other_server(asked: Arc<AtomicUsize>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let socket = Arc::new(UdpSocket::bind(address).await.unwrap());
+    let answer = move |bytes: &[u8], tcp: bool| {
+        asked.fetch_add(1, Ordering::SeqCst);
+        let query = Message::from_vec(bytes).unwrap();
+        let mut message = Message::new(query.metadata.id, MessageType::Response, OpCode::Query);
+        message.add_queries(query.queries.clone());
+        let name = query.queries[0].name.clone();
+        let first = String::from_utf8(name.iter().next().unwrap().to_vec()).unwrap();
+        let record = |data| Record::from_rdata(name.clone(), 60, data);
+        match first.as_str() {
+            "missing" => {
+                message.metadata.response_code = ResponseCode::NXDomain;
+                message.add_authority(record(RData::SOA(SOA::new(name.clone(), name.clone(), 1, 1, 1, 1, 60))));
+            }
+            "big" if !tcp => message.metadata.truncation = true,
+            _ => {
+                message.add_answer(record(RData::A(Ipv4Addr::new(192, 0, 2, 7).into())));
+            }
+        }
+        (message.to_vec().unwrap(), first == "slow")
+    };
+    let udp_answer = answer.clone();
+    tokio::spawn(async move {
+        let mut buffer = [0; 2000];
+        while let Ok((length, client)) = socket.recv_from(&mut buffer).await {
+            let (bytes, slow) = udp_answer(&buffer[..length], false);
+            // A forged answer with another id comes first and must be ignored.
+            let mut forged = bytes.clone();
+            forged[0] ^= 0xff;
+            socket.send_to(&forged, client).await.unwrap();
+            if slow {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            socket.send_to(&bytes, client).await.unwrap();
+        }
+    });
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut query = vec![0; usize::from(stream.read_u16().await.unwrap())];
+            stream.read_exact(&mut query).await.unwrap();
+            let (bytes, _) = answer(&query, true);
+            stream.write_all(&[&(bytes.len() as u16).to_be_bytes(), bytes.as_slice()].concat()).await.unwrap();
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn other_names_are_forwarded_cached_and_asked_once() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let upstream = other_server(asked.clone()).await;
+    // Nobody listens at the first one: the second one is asked at once.
+    let nobody = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let fixture = serve(cluster(), &[nobody, upstream]).await;
+    let ask = async |text: &str| by_udp(fixture.address, &question(text, RecordType::A)).await;
+    let count = || asked.swap(0, Ordering::SeqCst);
+
+    let answer = ask("www.Example.com.").await;
+    assert_eq!(texts(&answer), ["192.0.2.7"]);
+    assert!(!answer.metadata.authoritative);
+    assert_eq!(texts(&ask("WWW.example.com.").await), ["192.0.2.7"]);
+    assert_eq!(count(), 1, "the second answer is remembered");
+
+    assert_eq!(ask("missing.example.com.").await.metadata.response_code, ResponseCode::NXDomain);
+    assert_eq!(ask("missing.example.com.").await.authorities.len(), 1);
+    assert_eq!(count(), 1, "so is a no");
+
+    assert_eq!(texts(&ask("big.example.com.").await), ["192.0.2.7"]);
+    assert_eq!(count(), 2, "once more by TCP");
+
+    assert_eq!(texts(&ask("far.ns.svc.cluster.local.").await), ["far.example.", "192.0.2.7"]);
+    assert_eq!(count(), 1);
+
+    let (a, b, own, c) = tokio::join!(
+        ask("slow.example.com."),
+        ask("slow.example.com."),
+        ask("web.ns.svc.cluster.local."),
+        ask("slow.example.com."),
+    );
+    assert_eq!([&a, &b, &c].map(texts), [["192.0.2.7"]; 3].map(|one| one.map(str::to_owned).to_vec()));
+    assert_eq!(texts(&own), ["10.43.0.5"]);
+    assert_eq!(count(), 1, "three questions at the same time are one");
+}
+
+#[tokio::test]
+async fn changed_name_servers_are_noticed() {
+    let fixture = serve(cluster(), &[]).await;
+    let ask = async || by_udp(fixture.address, &question("www.example.com.", RecordType::A)).await;
+    assert_eq!(ask().await.metadata.response_code, ResponseCode::Refused);
+    let upstream = other_server(Arc::default()).await;
+    let file = fixture.resolv_conf.path();
+    // Our own address is never asked, even if somebody lists it.
+    fs::write(file, format!("nameserver {DNS}\nnameserver {}#{}\n", upstream.ip(), upstream.port())).unwrap();
+    let later = std::time::SystemTime::now() + Duration::from_secs(5);
+    fs::File::options().append(true).open(file).unwrap().set_modified(later).unwrap();
+    assert_eq!(texts(&ask().await), ["192.0.2.7"]);
+    assert_eq!(IpAddr::from([192, 0, 2, 7]).to_string(), texts(&ask().await)[0]);
+}
