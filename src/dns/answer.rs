@@ -80,8 +80,7 @@ pub(crate) fn answer(records: &Records, query: &Message, rotation: usize) -> Out
         let mut edns = Edns::new();
         edns.set_max_payload(MAX_DATAGRAM).set_version(0);
         if asked.version() != 0 {
-            // BADVERS is 16: its upper bits are in the EDNS record, its lower four in the header.
-            edns.set_rcode_high(1);
+            message.metadata.response_code = ResponseCode::BADVERS;
             message.set_edns(edns);
             return Outcome::Answer(message);
         }

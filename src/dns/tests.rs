@@ -285,7 +285,7 @@ async fn unusual_queries() {
     edns.set_version(9);
     version.set_edns(edns);
     let answer = by_udp(fixture.address, &version).await;
-    assert_eq!(answer.edns.as_ref().unwrap().rcode_high(), 1, "BADVERS");
+    assert_eq!((answer.metadata.response_code, answer.answers.len()), (ResponseCode::BADVERS, 0));
     let mut update = question("web.ns.svc.cluster.local.", RecordType::A);
     update.metadata.op_code = OpCode::Status;
     assert_eq!(by_udp(fixture.address, &update).await.metadata.response_code, ResponseCode::NotImp);
