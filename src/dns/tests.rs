@@ -285,7 +285,8 @@ async fn unusual_queries() {
     edns.set_version(9);
     version.set_edns(edns);
     let answer = by_udp(fixture.address, &version).await;
-    assert_eq!((answer.metadata.response_code, answer.answers.len()), (ResponseCode::BADVERS, 0));
+    // BADVERS and BADSIG are the same number.
+    assert_eq!((u16::from(answer.metadata.response_code), answer.answers.len()), (16, 0));
     let mut update = question("web.ns.svc.cluster.local.", RecordType::A);
     update.metadata.op_code = OpCode::Status;
     assert_eq!(by_udp(fixture.address, &update).await.metadata.response_code, ResponseCode::NotImp);
