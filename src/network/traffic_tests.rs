@@ -29,15 +29,32 @@ const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 /// Long enough for any answer, short enough for the tests that expect none.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
+/// A directory with the namespaces `node` and `outside`, which end with it, whatever fails in between.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        for name in ["node", "outside"] {
+            let _ = netns::delete(&self.path().join(name));
+        }
+    }
+}
+
 struct World {
-    dir: tempfile::TempDir,
+    dir: Place,
     network: NodeNetwork,
 }
 
 impl World {
     fn new() -> Self {
         assert!(nix::unistd::geteuid().is_root(), "this test needs root");
-        let dir = tempfile::tempdir().unwrap();
+        let dir = Place(tempfile::tempdir().unwrap());
         let path = |name: &str| dir.path().join(name);
         netns::create(&path("node")).unwrap();
         netns::create(&path("outside")).unwrap();
@@ -103,8 +120,6 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         let torn_down = self.with(NodeNetwork::teardown);
-        let _ = netns::delete(&self.outside());
-        let _ = netns::delete(&self.node());
         if !thread::panicking() {
             torn_down.unwrap();
         }
