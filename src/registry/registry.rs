@@ -1,14 +1,24 @@
 //! The registry's face: everything that can be done with objects, for every resource alike.
 
 use crate::admission::Admission;
+use crate::allocate::Allocator;
 use crate::catalog::Catalog;
-use crate::options::{DeleteOptions, ListOptions, Target, UpdateKind, WatchOptions, WriteOptions};
+use crate::hub::Hub;
+use crate::options::{
+    DeleteOptions, ListOptions, Target, UpdateKind, WatchOptions, WriteOptions, parse_resource_version,
+};
+use crate::read;
+use crate::resource::SubresourceKind;
+use crate::scale;
 use crate::stored::{List, Stored};
 use crate::watch::WatchStream;
 use edge_api::{Object, Status};
+use edge_storage::Storage;
+use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use tokio::task::JoinHandle;
 
 /// What the registry must know of the cluster.
 #[derive(Clone, Debug)]
@@ -40,28 +50,54 @@ pub enum Deleted {
 }
 
 /// The objects of a cluster.
-#[derive(Debug)]
 pub struct Registry {
+    pub(crate) storage: Arc<dyn Storage>,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) allocator: Arc<Allocator>,
+    pub(crate) admission: OnceLock<Arc<dyn Admission>>,
     catalog: Catalog,
+    follower: JoinHandle<()>,
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry").field("storage", &self.storage).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        self.follower.abort();
+    }
 }
 
 /// Makes the new object out of the live one (`None`: there is none). Called again when the live object has changed in
 /// between, so it must not have effects.
+///
+/// The live object is of the stored version; what is returned is of the row's.
 pub type Transform<'a> = &'a (dyn Fn(Option<&Object>) -> Result<Object, Status> + Send + Sync);
 
 impl Registry {
-    /// Reads what is stored and follows it from then on.
+    /// Reads what is stored and follows it from then on, in a task of the current runtime.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub async fn open(storage: Arc<dyn edge_storage::Storage>, options: Options) -> Result<Arc<Self>, Status> {
-        let _ = (storage, options);
-        Err(unfinished())
+    pub async fn open(storage: Arc<dyn Storage>, options: Options) -> Result<Arc<Self>, edge_storage::Error> {
+        let catalog = Catalog::builtin();
+        let allocator =
+            Arc::new(Allocator::new(options.service_network, options.service_prefix_len, options.node_ports));
+        let rows = catalog.rows();
+        let (hub, watcher) =
+            Hub::fill(storage.as_ref(), rows.iter().map(AsRef::as_ref), allocator.clone()).await?;
+        let follower = tokio::spawn(hub.clone().follow(storage.clone(), watcher));
+        Ok(Arc::new(Self { storage, hub, allocator, admission: OnceLock::new(), catalog, follower }))
     }
 
     /// Sets admission control; without it, everything is admitted. Only the first call counts.
     pub fn set_admission(&self, admission: Arc<dyn Admission>) {
-        drop(admission);
+        if self.admission.set(admission).is_err() {
+            tracing::warn!("admission control was set already");
+        }
     }
 
     /// The rows.
@@ -71,7 +107,7 @@ impl Registry {
 
     /// The newest revision that reads and watches show.
     pub fn revision(&self) -> u64 {
-        0
+        self.hub.revision()
     }
 
     /// One object, from memory.
@@ -79,8 +115,7 @@ impl Registry {
     /// # Errors
     /// 404.
     pub fn get(&self, target: &Target<'_>) -> Result<Stored, Status> {
-        let _ = target;
-        Err(unfinished())
+        read::get(&self.hub, target)
     }
 
     /// One object that is at least as new as `resource_version` (as given; empty: the newest). With the subresource
@@ -89,8 +124,14 @@ impl Registry {
     /// # Errors
     /// 404, 400 for a malformed version, 504 for one from the future.
     pub async fn get_at(&self, target: &Target<'_>, resource_version: &str) -> Result<Stored, Status> {
-        let _ = (target, resource_version);
-        Err(unfinished())
+        if let Some(revision) = parse_resource_version(resource_version)? {
+            read::wait_for(&self.hub, revision).await?;
+        }
+        let stored = read::get(&self.hub, target)?;
+        match target.info.subresource(target.subresource).map(|s| s.serves) {
+            Some(SubresourceKind::Scale) => scale::of(target.info, &stored),
+            _ => Ok(stored),
+        }
     }
 
     /// Objects of a namespace or of all.
@@ -98,8 +139,7 @@ impl Registry {
     /// # Errors
     /// 400 for bad options, 410 for a page or version that is too old.
     pub async fn list(&self, target: &Target<'_>, options: &ListOptions) -> Result<List, Status> {
-        let _ = (target, options);
-        Err(unfinished())
+        read::list(&self.hub, target, options).await
     }
 
     /// Follows the objects of a namespace, of all, or (with a name) one.
@@ -107,8 +147,7 @@ impl Registry {
     /// # Errors
     /// 400 for bad options, 410 (`Expired`) for a version that is too old.
     pub async fn watch(&self, target: &Target<'_>, options: &WatchOptions) -> Result<WatchStream, Status> {
-        let _ = (target, options);
-        Err(unfinished())
+        read::watch(&self.hub, target, options).await
     }
 
     /// Creates an object, or submits one to a subresource (`binding`, `eviction`).
@@ -121,8 +160,7 @@ impl Registry {
         options: &WriteOptions<'_>,
         object: Object,
     ) -> Result<Stored, Status> {
-        let _ = (target, options, object);
-        Err(unfinished())
+        Box::pin(self.do_create(target, options, object)).await
     }
 
     /// Changes an object or one of its subresources: reads it, calls `transform`, writes, and begins again when somebody
@@ -137,8 +175,7 @@ impl Registry {
         kind: UpdateKind,
         transform: Transform<'_>,
     ) -> Result<Updated, Status> {
-        let _ = (target, options, kind, transform);
-        Err(unfinished())
+        Box::pin(self.do_update(target, options, kind, transform)).await
     }
 
     /// Deletes an object, at once or in the end.
@@ -151,8 +188,7 @@ impl Registry {
         options: &WriteOptions<'_>,
         deletion: &DeleteOptions,
     ) -> Result<Deleted, Status> {
-        let _ = (target, options, deletion);
-        Err(unfinished())
+        Box::pin(self.do_delete(target, options, deletion)).await
     }
 
     /// Deletes what a list selects, and answers with it.
@@ -166,11 +202,6 @@ impl Registry {
         selection: &ListOptions,
         deletion: &DeleteOptions,
     ) -> Result<List, Status> {
-        let _ = (target, options, selection, deletion);
-        Err(unfinished())
+        Box::pin(self.do_delete_collection(target, options, selection, deletion)).await
     }
-}
-
-fn unfinished() -> Status {
-    Status::unavailable("the registry is being written")
 }

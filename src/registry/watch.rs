@@ -10,8 +10,14 @@ use tokio::sync::mpsc;
 /// Events of a watch, in order. Ends when the reader is too slow or the registry closes; the client then watches again.
 #[derive(Debug)]
 pub struct WatchStream {
-    pub(crate) initial: VecDeque<WatchEvent>,
-    pub(crate) live: mpsc::Receiver<WatchEvent>,
+    initial: VecDeque<WatchEvent>,
+    live: mpsc::Receiver<WatchEvent>,
+}
+
+impl WatchStream {
+    pub(crate) fn new(initial: VecDeque<WatchEvent>, live: mpsc::Receiver<WatchEvent>) -> Self {
+        Self { initial, live }
+    }
 }
 
 impl Stream for WatchStream {

@@ -52,6 +52,10 @@ pub struct Strategy {
     pub validate_update: fn(&Object, &Object, &mut ErrorList),
     /// The grace period in seconds that a deletion gets, given what was asked for; `None`: no graceful deletion.
     pub grace_period: Option<fn(&Object, Option<i64>) -> i64>,
+    /// Whether something keeps a deleted object from going.
+    pub is_held: fn(&Object) -> bool,
+    /// What a deletion that is not at its end leaves on the object.
+    pub prepare_delete: fn(&mut Object),
     /// What becomes of dependents when the client does not say.
     pub propagation: Propagation,
     /// What is allocated along with the object.
@@ -71,6 +75,8 @@ impl Strategy {
         validate: |_, _| {},
         validate_update: |_, _, _| {},
         grace_period: None,
+        is_held: |o| o.finalizers().next().is_some(),
+        prepare_delete: |_| {},
         propagation: Propagation::Background,
         allocation: Allocation::None,
     };

@@ -1,0 +1,408 @@
+//! Cluster addresses and node ports of services.
+//!
+//! In: services as they are written, and every change that the hub sees. Out: free addresses and ports. What is taken is
+//! known from the stored services alone, so nothing leaks over a restart; what a write in progress has taken is held
+//! beside it until that write is visible or has failed.
+
+use crate::hub::Change;
+use crate::stored::Stored;
+use edge_api::Object;
+use edge_api::field::{ErrorList, Path};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
+
+/// Prefix of the services' row.
+const SERVICES: &str = "services/specs";
+/// The lower part of the network is left to those who ask for a certain address (kube-apiserver's bounds).
+const STATIC_LEAST: u128 = 16;
+const STATIC_MOST: u128 = 256;
+
+/// What services take.
+#[derive(Debug)]
+pub(crate) struct Allocator {
+    network: u128,
+    size: u128,
+    is_ipv4: bool,
+    node_ports: RangeInclusive<u16>,
+    random: RandomState,
+    taken: Mutex<Taken>,
+}
+
+/// Each with how often: a stored service counts once, a write in progress once more.
+#[derive(Debug, Default)]
+struct Taken {
+    addresses: HashMap<IpAddr, u32>,
+    ports: HashMap<(Protocol, u16), u32>,
+    counter: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl Protocol {
+    fn of(port: &Value) -> Self {
+        match port.get("protocol").and_then(Value::as_str) {
+            Some("UDP") => Self::Udp,
+            Some("SCTP") => Self::Sctp,
+            _ => Self::Tcp,
+        }
+    }
+}
+
+/// What a write in progress has taken; given back when it is dropped.
+#[derive(Debug, Default)]
+pub(crate) struct Claim<'a> {
+    allocator: Option<&'a Allocator>,
+    addresses: Vec<IpAddr>,
+    ports: Vec<(Protocol, u16)>,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        if let Some(allocator) = self.allocator {
+            let mut taken = allocator.taken.lock();
+            self.addresses.iter().for_each(|a| release(&mut taken.addresses, *a));
+            self.ports.iter().for_each(|p| release(&mut taken.ports, *p));
+        }
+    }
+}
+
+fn release<K: std::hash::Hash + Eq>(map: &mut HashMap<K, u32>, key: K) {
+    if let Some(count) = map.get_mut(&key) {
+        *count -= 1;
+        if *count == 0 {
+            map.remove(&key);
+        }
+    }
+}
+
+impl Allocator {
+    pub(crate) fn new(network: IpAddr, prefix_len: u8, node_ports: RangeInclusive<u16>) -> Self {
+        let (bits, is_ipv4) = match network {
+            IpAddr::V4(a) => (u128::from(u32::from(a)), true),
+            IpAddr::V6(a) => (u128::from(a), false),
+        };
+        let width: u32 = if is_ipv4 { 32 } else { 128 };
+        // more than 2^20 addresses are of no use to anybody
+        let host_bits = width.saturating_sub(u32::from(prefix_len)).min(20);
+        let size = 1u128 << host_bits;
+        Self {
+            network: bits & !(size - 1),
+            size,
+            is_ipv4,
+            node_ports,
+            random: RandomState::new(),
+            taken: Mutex::default(),
+        }
+    }
+
+    fn address(&self, offset: u128) -> IpAddr {
+        let bits = self.network + offset;
+        if self.is_ipv4 {
+            IpAddr::V4(Ipv4Addr::from(u32::try_from(bits).unwrap_or_default()))
+        } else {
+            IpAddr::V6(Ipv6Addr::from(bits))
+        }
+    }
+
+    /// Whether services may have the address: in the network, but not its first or (IPv4: broadcast) last.
+    fn contains(&self, address: IpAddr) -> bool {
+        let bits = match (address, self.is_ipv4) {
+            (IpAddr::V4(a), true) => u128::from(u32::from(a)),
+            (IpAddr::V6(a), false) => u128::from(a),
+            _ => return false,
+        };
+        let last = self.network + self.size - 1;
+        bits > self.network && (bits < last || !self.is_ipv4 && bits == last)
+    }
+
+    /// Takes a visible change of a service in.
+    pub(crate) fn observe(&self, prefix: &str, change: &Change) {
+        if prefix != SERVICES {
+            return;
+        }
+        let mut taken = self.taken.lock();
+        if let Some((addresses, ports)) = change.after.as_ref().and_then(taken_by) {
+            addresses.into_iter().for_each(|a| *taken.addresses.entry(a).or_default() += 1);
+            ports.into_iter().for_each(|p| *taken.ports.entry(p).or_default() += 1);
+        }
+        if let Some((addresses, ports)) = change.before.as_ref().and_then(taken_by) {
+            addresses.into_iter().for_each(|a| release(&mut taken.addresses, a));
+            ports.into_iter().for_each(|p| release(&mut taken.ports, p));
+        }
+    }
+
+    /// Completes a service with addresses and node ports, and checks those that it names itself. `live` is the service
+    /// as stored; what it has already, it may keep.
+    ///
+    /// # Errors
+    /// Field errors when something is taken, out of range, or none is left.
+    pub(crate) fn allocate(&self, service: &mut Object, live: Option<&Object>) -> Result<Claim<'_>, ErrorList> {
+        let mut claim = Claim { allocator: Some(self), ..Claim::default() };
+        let mut errors = ErrorList::new();
+        let (own_addresses, own_ports) = live.map(of_service).unwrap_or_default();
+        let mut taken = self.taken.lock();
+        if service.str_at("/spec/type") != "ExternalName" {
+            self.allocate_address(&mut taken, &mut claim, service, &own_addresses, &mut errors);
+        }
+        self.allocate_ports(&mut taken, &mut claim, service, &own_ports, &mut errors);
+        drop(taken);
+        if errors.is_empty() { Ok(claim) } else { Err(errors) }
+    }
+
+    fn allocate_address(
+        &self,
+        taken: &mut Taken,
+        claim: &mut Claim<'_>,
+        service: &mut Object,
+        own: &[IpAddr],
+        errors: &mut ErrorList,
+    ) {
+        let path = Path::new("spec").child("clusterIPs");
+        let asked = service.str_at("/spec/clusterIP").to_owned();
+        let family = if self.is_ipv4 { "IPv4" } else { "IPv6" };
+        let address = match asked.as_str() {
+            "None" => None,
+            "" => match self.free_address(taken) {
+                Some(address) => Some(address),
+                None => {
+                    let detail = "failed to allocate a serviceIP: range is full";
+                    errors.push(edge_api::field::ErrorKind::Invalid, &path, detail);
+                    return;
+                }
+            },
+            text => {
+                let wrong = |errors: &mut ErrorList, why: &str| {
+                    errors.invalid(&path, &json!([text]), &format!("failed to allocate IP {text}: {why}"));
+                };
+                let Ok(address) = text.parse() else { return };
+                if !own.contains(&address) {
+                    if !self.contains(address) {
+                        return wrong(errors, "the provided IP is not in the valid range of the service network");
+                    }
+                    if taken.addresses.contains_key(&address) {
+                        return wrong(errors, "provided IP is already allocated");
+                    }
+                }
+                Some(address)
+            }
+        };
+        let text = address.map_or_else(|| "None".to_owned(), |a| a.to_string());
+        if let Some(address) = address {
+            *taken.addresses.entry(address).or_default() += 1;
+            claim.addresses.push(address);
+        }
+        let spec = service.section_mut("spec");
+        spec.insert("clusterIP".into(), text.as_str().into());
+        spec.insert("clusterIPs".into(), json!([text]));
+        spec.entry("ipFamilies").or_insert_with(|| json!([family]));
+        spec.entry("ipFamilyPolicy").or_insert_with(|| "SingleStack".into());
+    }
+
+    fn free_address(&self, taken: &mut Taken) -> Option<IpAddr> {
+        let reserved = (self.size / 16).clamp(STATIC_LEAST, STATIC_MOST).min(self.size / 2);
+        let dynamic = self.size.saturating_sub(reserved).max(1);
+        let start = u128::from(self.number(taken)) % dynamic;
+        // first above the part for certain addresses, then in it
+        let upper = (0..dynamic).map(|i| reserved + (start + i) % dynamic);
+        let mut offsets = upper.chain(1..reserved);
+        offsets.find_map(|o| Some(self.address(o)).filter(|a| self.contains(*a) && !taken.addresses.contains_key(a)))
+    }
+
+    fn number(&self, taken: &mut Taken) -> u64 {
+        taken.counter += 1;
+        self.random.hash_one(taken.counter)
+    }
+
+    fn allocate_ports(
+        &self,
+        taken: &mut Taken,
+        claim: &mut Claim<'_>,
+        service: &mut Object,
+        own: &[(Protocol, u16)],
+        errors: &mut ErrorList,
+    ) {
+        let wanted = match service.str_at("/spec/type") {
+            "NodePort" => true,
+            "LoadBalancer" => service.pointer("/spec/allocateLoadBalancerNodePorts") != Some(&Value::Bool(false)),
+            _ => false,
+        };
+        let start = self.number(taken);
+        let spec = service.section_mut("spec");
+        let local = spec.get("externalTrafficPolicy").and_then(Value::as_str) == Some("Local");
+        let health = local && spec.get("type").and_then(Value::as_str) == Some("LoadBalancer");
+        let mut shared: HashMap<u16, Vec<Protocol>> = HashMap::new();
+        for (i, port) in spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten().enumerate() {
+            let path = Path::new("spec").child("ports").index(i).child("nodePort");
+            let protocol = Protocol::of(port);
+            let asked = port.get("nodePort").and_then(Value::as_u64).unwrap_or(0);
+            let number = match u16::try_from(asked) {
+                Ok(0) if !wanted => continue,
+                // one node port may serve several protocols of the same port number
+                Ok(0) => self.free_port(taken, protocol, start, &shared),
+                Ok(n) => self.asked_port(taken, (protocol, n), own, &path, errors),
+                Err(_) => None,
+            };
+            let Some(number) = number else {
+                if asked == 0 {
+                    errors.push(
+                        edge_api::field::ErrorKind::Invalid,
+                        &path,
+                        "failed to allocate a nodePort: range is full",
+                    );
+                }
+                continue;
+            };
+            shared.entry(number).or_default().push(protocol);
+            *taken.ports.entry((protocol, number)).or_default() += 1;
+            claim.ports.push((protocol, number));
+            port["nodePort"] = number.into();
+        }
+        let has_health = spec.get("healthCheckNodePort").and_then(Value::as_u64).unwrap_or(0) != 0;
+        if health && !has_health {
+            if let Some(number) = self.free_port(taken, Protocol::Tcp, start, &shared) {
+                *taken.ports.entry((Protocol::Tcp, number)).or_default() += 1;
+                claim.ports.push((Protocol::Tcp, number));
+                spec.insert("healthCheckNodePort".into(), number.into());
+            }
+        }
+    }
+
+    fn asked_port(
+        &self,
+        taken: &Taken,
+        port: (Protocol, u16),
+        own: &[(Protocol, u16)],
+        path: &Path,
+        errors: &mut ErrorList,
+    ) -> Option<u16> {
+        let (first, last) = (self.node_ports.start(), self.node_ports.end());
+        if own.contains(&port) {
+            return Some(port.1);
+        }
+        if !self.node_ports.contains(&port.1) {
+            let detail = format!("provided port is not in the valid range. The range of valid ports is {first}-{last}");
+            errors.invalid(path, &port.1.into(), &detail);
+            return None;
+        }
+        if taken.ports.contains_key(&port) {
+            errors.invalid(path, &port.1.into(), "provided port is already allocated");
+            return None;
+        }
+        Some(port.1)
+    }
+
+    fn free_port(
+        &self,
+        taken: &Taken,
+        protocol: Protocol,
+        start: u64,
+        shared: &HashMap<u16, Vec<Protocol>>,
+    ) -> Option<u16> {
+        let count = u64::from(*self.node_ports.end() - *self.node_ports.start()) + 1;
+        (0..count)
+            .filter_map(|i| u16::try_from(u64::from(*self.node_ports.start()) + (start + i) % count).ok())
+            .find(|n| !taken.ports.contains_key(&(protocol, *n)) && !shared.contains_key(n))
+    }
+}
+
+fn taken_by(service: &Stored) -> Option<(Vec<IpAddr>, Vec<(Protocol, u16)>)> {
+    match service.object() {
+        Ok(object) => Some(of_service(&object)),
+        Err(error) => {
+            tracing::error!(%error, service = service.key(), "stored service cannot be read");
+            None
+        }
+    }
+}
+
+/// Addresses and node ports of a service.
+fn of_service(service: &Object) -> (Vec<IpAddr>, Vec<(Protocol, u16)>) {
+    let list = service.pointer("/spec/clusterIPs").and_then(Value::as_array);
+    let addresses = list.into_iter().flatten().filter_map(|v| v.as_str()?.parse().ok()).collect();
+    let port = |v: &Value| v.as_u64().and_then(|n| u16::try_from(n).ok()).filter(|n| *n != 0);
+    let list = service.pointer("/spec/ports").and_then(Value::as_array);
+    let mut ports: Vec<(Protocol, u16)> = list
+        .into_iter()
+        .flatten()
+        .filter_map(|p| Some((Protocol::of(p), p.get("nodePort").and_then(port)?)))
+        .collect();
+    if let Some(n) = service.pointer("/spec/healthCheckNodePort").and_then(port) {
+        ports.push((Protocol::Tcp, n));
+    }
+    (addresses, ports)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn service(spec: Value) -> Object {
+        Object::from_value(json!({"kind": "Service", "spec": spec})).unwrap()
+    }
+
+    fn small() -> Allocator {
+        Allocator::new("10.43.0.0".parse().unwrap(), 29, 30000..=30002)
+    }
+
+    #[test]
+    fn addresses_are_unique_come_back_and_run_out() {
+        let a = small();
+        let mut claims = Vec::new();
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..6 {
+            let mut s = service(json!({"type": "ClusterIP"}));
+            claims.push(a.allocate(&mut s, None).unwrap());
+            assert!(seen.insert(s.str_at("/spec/clusterIP").to_owned()));
+            assert_eq!(s.pointer("/spec/clusterIPs/0").unwrap(), s.str_at("/spec/clusterIP"));
+        }
+        assert!(!seen.contains("10.43.0.0") && !seen.contains("10.43.0.7"), "{seen:?}");
+        let errors = a.allocate(&mut service(json!({})), None).unwrap_err();
+        assert!(errors.to_string().contains("range is full"), "{errors}");
+        claims.pop();
+        a.allocate(&mut service(json!({})), None).unwrap();
+    }
+
+    #[test]
+    fn certain_addresses_must_be_in_range_and_free() {
+        let a = small();
+        let mut dns = service(json!({"clusterIP": "10.43.0.2"}));
+        let _claim = a.allocate(&mut dns, None).unwrap();
+        for (ip, why) in [("10.43.0.2", "already allocated"), ("10.44.0.1", "not in the valid range")] {
+            let errors = a.allocate(&mut service(json!({"clusterIP": ip})), None).unwrap_err();
+            assert!(errors.to_string().contains(why), "{errors}");
+        }
+        let _kept = a.allocate(&mut dns.clone(), Some(&dns)).unwrap();
+        let mut headless = service(json!({"clusterIP": "None"}));
+        let _claim = a.allocate(&mut headless, None).unwrap();
+        assert_eq!(headless.pointer("/spec/clusterIPs").unwrap(), &json!(["None"]));
+    }
+
+    #[test]
+    fn node_ports_are_per_protocol_and_run_out() {
+        let a = small();
+        let ports = json!([{"port": 53, "protocol": "TCP"}, {"port": 53, "protocol": "UDP", "nodePort": 30001}]);
+        let mut s = service(json!({"type": "NodePort", "clusterIP": "None", "ports": ports}));
+        let _claim = a.allocate(&mut s, None).unwrap();
+        let first = s.pointer("/spec/ports/0/nodePort").unwrap().as_u64().unwrap();
+        assert!((30000..=30002).contains(&first));
+        let taken = json!([{"port": 1, "protocol": "UDP", "nodePort": 30001}]);
+        let mut s = service(json!({"type": "NodePort", "clusterIP": "None", "ports": taken}));
+        assert!(a.allocate(&mut s, None).unwrap_err().to_string().contains("provided port is already allocated"));
+        let far = json!([{"port": 1, "nodePort": 80}]);
+        let mut s = service(json!({"type": "NodePort", "clusterIP": "None", "ports": far}));
+        assert!(a.allocate(&mut s, None).unwrap_err().to_string().contains("The range of valid ports is 30000-30002"));
+        let many = json!([{"port": 1}, {"port": 2}, {"port": 3}, {"port": 4}]);
+        let mut s = service(json!({"type": "NodePort", "clusterIP": "None", "ports": many}));
+        assert!(a.allocate(&mut s, None).is_err());
+    }
+}

@@ -1,0 +1,69 @@
+//! The scale subresource: `autoscaling/v1` `Scale` in front of the replicas of a workload.
+
+use crate::options::Target;
+use crate::registry::Transform;
+use crate::resource::ResourceInfo;
+use crate::stored::Stored;
+use edge_api::field::{ErrorList, Path};
+use edge_api::selector::LabelSelector;
+use edge_api::{GroupKind, Object, Status};
+use serde_json::{Value, json};
+
+/// The scale of a stored object.
+///
+/// # Errors
+/// 500 when the object cannot be read.
+pub(crate) fn of(info: &ResourceInfo, stored: &Stored) -> Result<Stored, Status> {
+    let scale = view(info, &stored.object()?);
+    Ok(Stored::opaque(stored.key(), scale.to_json().into(), stored.resource_version()))
+}
+
+fn view(info: &ResourceInfo, object: &Object) -> Object {
+    let mut meta = serde_json::Map::new();
+    for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        if let Some(value) = object.metadata().and_then(|m| m.get(field)) {
+            meta.insert(field.into(), value.clone());
+        }
+    }
+    let number = |pointer: &str| object.pointer(pointer).and_then(Value::as_i64).unwrap_or(0);
+    let mut status = json!({"replicas": number("/status/replicas")});
+    let selector = object.pointer("/spec/selector").unwrap_or(&Value::Null);
+    // a replication controller's selector is a plain map
+    let parsed = if info.plural == "replicationcontrollers" {
+        let pairs = selector.as_object().into_iter().flatten();
+        Ok(LabelSelector::from_map(pairs.map(|(k, v)| (k.as_str(), v.as_str().unwrap_or_default()))))
+    } else {
+        LabelSelector::from_value(selector)
+    };
+    if let Ok(parsed) = parsed {
+        status["selector"] = parsed.to_string().into();
+    }
+    let scale = json!({
+        "apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": meta,
+        "spec": {"replicas": number("/spec/replicas")}, "status": status,
+    });
+    Object::from_value(scale).unwrap_or_default()
+}
+
+/// Makes a transformation of the scale one of the object.
+///
+/// # Errors
+/// What the transformation says, 409 for another resourceVersion, 422 for a bad number.
+pub(crate) fn update(target: &Target<'_>, live: Option<&Object>, transform: Transform<'_>) -> Result<Object, Status> {
+    let live = live.ok_or_else(|| Status::not_found(&target.info.group_resource(), target.name))?;
+    let scale = transform(Some(&view(target.info, live)))?;
+    if !scale.resource_version().is_empty() && scale.resource_version() != live.resource_version() {
+        return Err(Status::modified(&target.info.group_resource(), target.name));
+    }
+    let replicas = scale.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
+    if replicas < 0 {
+        let mut errors = ErrorList::new();
+        let path = Path::new("spec").child("replicas");
+        errors.invalid(&path, &replicas.into(), "must be greater than or equal to 0");
+        let kind = GroupKind { group: "autoscaling".into(), kind: "Scale".into() };
+        return Err(Status::invalid(&kind, target.name, &errors));
+    }
+    let mut object = live.clone();
+    object.section_mut("spec").insert("replicas".into(), replicas.into());
+    Ok(object)
+}

@@ -1,0 +1,198 @@
+//! Update and every kind of patch: read, transform, prepare, write; again when somebody else was faster.
+
+use super::{Change, Committed, attributes, invalid_unless_empty, record_fields, to_stored};
+use crate::admission::Operation;
+use crate::hub::ResourceHub;
+use crate::meta;
+use crate::options::{Target, UpdateKind, WriteOptions};
+use crate::read::resource_of;
+use crate::registry::{Registry, Transform, Updated};
+use crate::resource::{ResourceInfo, SubresourceKind};
+use crate::scale;
+use crate::stored::Stored;
+use edge_api::field::{ErrorList, Path};
+use edge_api::{Object, Status};
+use std::borrow::Cow;
+
+impl Registry {
+    pub(crate) async fn do_update(
+        &self,
+        target: &Target<'_>,
+        options: &WriteOptions<'_>,
+        kind: UpdateKind,
+        transform: Transform<'_>,
+    ) -> Result<Updated, Status> {
+        if target.subresource.is_empty() {
+            return self.update_object(target, options, kind, transform).await;
+        }
+        match target.info.subresource(target.subresource).map(|s| s.serves) {
+            Some(SubresourceKind::Scale) => {
+                let rescale = |live: Option<&Object>| scale::update(target, live, transform);
+                let updated = self.update_object(target, options, kind, &rescale).await?;
+                let object = scale::of(target.info, &updated.object)?;
+                Ok(Updated { object, ..updated })
+            }
+            Some(SubresourceKind::Fields(_)) => self.update_object(target, options, kind, transform).await,
+            _ => Err(Status::method_not_supported(&target.info.group_resource(), "update")),
+        }
+    }
+
+    async fn update_object(
+        &self,
+        target: &Target<'_>,
+        options: &WriteOptions<'_>,
+        kind: UpdateKind,
+        transform: Transform<'_>,
+    ) -> Result<Updated, Status> {
+        let hub = resource_of(&self.hub, target, "update")?;
+        let key = crate::read::object_key(target);
+        loop {
+            let Some(live) = hub.get(&key) else {
+                match self.create_by_update(target, options, kind, transform).await {
+                    // it came into being meanwhile
+                    Err(e) if e.reason == edge_api::Reason::AlreadyExists => continue,
+                    other => return other,
+                }
+            };
+            let old = live.object()?;
+            let new = transform(Some(&old))?;
+            check_version(target, kind, &new, &old)?;
+            if let Some(object) = self.attempt(target, options, kind, &hub, &live, (&old, new)).await? {
+                return Ok(Updated { object, created: false });
+            }
+        }
+    }
+
+    async fn create_by_update(
+        &self,
+        target: &Target<'_>,
+        options: &WriteOptions<'_>,
+        kind: UpdateKind,
+        transform: Transform<'_>,
+    ) -> Result<Updated, Status> {
+        let info = target.info;
+        let creates = match kind {
+            UpdateKind::Replace => info.strategy.create_on_update,
+            UpdateKind::Apply => true,
+            UpdateKind::Patch => false,
+        };
+        if !creates || !target.subresource.is_empty() {
+            return Err(Status::not_found(&info.group_resource(), target.name));
+        }
+        let mut object = transform(None)?;
+        if !object.resource_version().is_empty() {
+            return Err(Status::modified(&info.group_resource(), target.name));
+        }
+        object.set_meta("name", target.name);
+        let object = self.create_once(target, options, object).await?;
+        Ok(Updated { object, created: true })
+    }
+
+    /// One attempt; `None` when somebody else was faster.
+    async fn attempt(
+        &self,
+        target: &Target<'_>,
+        options: &WriteOptions<'_>,
+        kind: UpdateKind,
+        hub: &ResourceHub,
+        live: &Stored,
+        (old, mut new): (&Object, Object),
+    ) -> Result<Option<Stored>, Status> {
+        let info = target.info;
+        new.set_gvk(&info.gvk());
+        let served_old = as_served(info, old);
+        meta::carry_over(&mut new, &served_old);
+        let a = attributes(Operation::Update, target, options, Some(&served_old));
+        self.mutate(&a, &mut new).await?;
+        let main = target.subresource.is_empty();
+        if let Some(SubresourceKind::Fields(merge)) = info.subresource(target.subresource).map(|s| s.serves) {
+            merge(&mut new, &served_old);
+        } else if info.subresource("status").is_some() {
+            copy_field(&mut new, &served_old, "status");
+        }
+        if main {
+            (info.strategy.prepare_update)(&mut new, &served_old);
+        }
+        if info.strategy.generation && meta::desired_state_differs(&new, &served_old) {
+            meta::set_generation(&mut new, old.generation() + 1);
+        }
+        if kind != UpdateKind::Apply || target.subresource == "scale" {
+            record_fields(target, options, Some(&served_old), &mut new);
+        }
+        to_stored(info, &mut new);
+        let mut errors = ErrorList::new();
+        meta::validate(info, &new, &mut errors);
+        meta::validate_update(&new, old, &mut errors);
+        if target.subresource != "status" {
+            (info.strategy.validate)(&new, &mut errors);
+        }
+        if main {
+            (info.strategy.validate_update)(&new, old, &mut errors);
+        }
+        invalid_unless_empty(info, target.name, &errors)?;
+        self.validate_admission(&a, Some(&new)).await?;
+        if new == *old {
+            return Ok(Some(live.clone()));
+        }
+        let _claim = if main { self.allocate(info, &mut new, Some(old))? } else { Default::default() };
+        // the last finalizer of an object that is to be deleted has gone
+        let ends = new.is_terminating()
+            && !(info.strategy.is_held)(&new)
+            && new.metadata().and_then(|m| m.get("deletionGracePeriodSeconds")).is_none_or(|g| g.as_i64() == Some(0));
+        let change = if ends { Change::Delete } else { Change::Put(&new) };
+        match self.commit(target, hub, Some(live), change, options.dry_run).await? {
+            Committed::Done(stored) => Ok(Some(stored)),
+            Committed::Lost => Ok(None),
+        }
+    }
+}
+
+/// The live object in the version of the row.
+fn as_served<'o>(info: &ResourceInfo, live: &'o Object) -> Cow<'o, Object> {
+    match info.conversion {
+        Some(conversion) => {
+            let mut object = live.clone();
+            (conversion.from_stored)(&mut object);
+            Cow::Owned(object)
+        }
+        None => Cow::Borrowed(live),
+    }
+}
+
+pub(crate) fn copy_field(to: &mut Object, from: &Object, field: &str) {
+    match from.fields().get(field) {
+        Some(value) => drop(to.fields_mut().insert(field.into(), value.clone())),
+        None => drop(to.fields_mut().remove(field)),
+    }
+}
+
+/// Whether the new object may follow the live one.
+fn check_version(target: &Target<'_>, kind: UpdateKind, new: &Object, live: &Object) -> Result<(), Status> {
+    let info = target.info;
+    let version = new.resource_version();
+    if version.is_empty() || version == "0" {
+        if kind == UpdateKind::Replace && !info.strategy.unconditional_update && target.subresource != "scale" {
+            let mut errors = ErrorList::new();
+            let path = Path::new("metadata").child("resourceVersion");
+            errors.invalid(&path, &version.into(), "must be specified for an update");
+            return Err(Status::invalid(&info.group_kind(), target.name, &errors));
+        }
+    } else if version != live.resource_version() {
+        if version.parse::<u64>().is_err() {
+            let mut errors = ErrorList::new();
+            let path = Path::new("metadata").child("resourceVersion");
+            errors.invalid(&path, &version.into(), "must be a number");
+            return Err(Status::invalid(&info.group_kind(), target.name, &errors));
+        }
+        return Err(Status::modified(&info.group_resource(), target.name));
+    }
+    if !new.uid().is_empty() && new.uid() != live.uid() {
+        let why = format!(
+            "Precondition failed: UID in precondition: {}, UID in object meta: {}",
+            new.uid(),
+            live.uid()
+        );
+        return Err(Status::conflict(&info.group_resource(), target.name, &why));
+    }
+    Ok(())
+}
