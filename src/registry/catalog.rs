@@ -11,6 +11,12 @@ pub struct Catalog {
 }
 
 impl Catalog {
+    /// The built-in rows.
+    pub fn builtin() -> Self {
+        let rows = crate::table::rows().into_iter().map(Arc::new).collect();
+        Self { rows: RwLock::new(Arc::new(rows)) }
+    }
+
     /// All rows as of now, in the order in which discovery lists groups.
     pub fn rows(&self) -> Arc<Vec<Arc<ResourceInfo>>> {
         self.rows.read().clone()

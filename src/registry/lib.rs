@@ -7,14 +7,24 @@
 //! event is visible to readers and watchers.
 
 pub mod admission;
+mod allocate;
 mod catalog;
 pub mod columns;
+mod conversion;
+mod hub;
+mod meta;
 pub mod options;
+mod read;
 mod registry;
 pub mod resource;
+mod scale;
+mod scan;
+mod selection;
 mod stored;
 pub mod strategy;
+mod table;
 mod watch;
+mod write;
 
 pub use admission::{Admission, AdmitAll, Attributes, Operation};
 pub use catalog::Catalog;

@@ -3,6 +3,13 @@
 //! In: the submitted object (defaults filled in) and, for updates, the live one. Out: the object as it is stored, or field
 //! errors in Kubernetes' wording. The generic store calls them in the order prepare, validate.
 
+pub(crate) mod config;
+pub(crate) mod namespace;
+pub(crate) mod pod;
+pub(crate) mod service;
+pub(crate) mod template;
+pub(crate) mod workload;
+
 use crate::options::Propagation;
 use edge_api::Object;
 use edge_api::field::ErrorList;
@@ -82,5 +89,73 @@ impl Strategy {
     };
 }
 
-/// The row of a resource that does nothing special.
-pub static DEFAULT: Strategy = Strategy::DEFAULT;
+/// What ordinary resources do.
+static DEFAULT: Strategy = Strategy::DEFAULT;
+/// Objects whose desired state is counted.
+static COUNTED: Strategy = Strategy { generation: true, ..Strategy::DEFAULT };
+/// Nodes bring their status along.
+static NODE: Strategy = Strategy { keeps_status_on_create: true, ..Strategy::DEFAULT };
+/// RBAC's names may be anything that fits into a path.
+static RBAC: Strategy = Strategy { name: NameRule::PathSegment, ..Strategy::DEFAULT };
+/// Leases may be made by an update, and need a version to be updated.
+static LEASE: Strategy = Strategy { create_on_update: true, unconditional_update: false, ..Strategy::DEFAULT };
+/// Events may be made by an update.
+static EVENT: Strategy = Strategy { create_on_update: true, ..Strategy::DEFAULT };
+
+/// The strategy of a built-in resource.
+pub(crate) fn of(group: &str, plural: &str) -> &'static Strategy {
+    match (group, plural) {
+        ("", "pods") => &pod::STRATEGY,
+        ("", "services") => &service::STRATEGY,
+        ("", "configmaps") => &config::CONFIG_MAP,
+        ("", "secrets") => &config::SECRET,
+        ("", "namespaces") => &namespace::STRATEGY,
+        ("", "nodes") => &NODE,
+        ("", "replicationcontrollers") => &workload::REPLICATION_CONTROLLER,
+        ("apps", "deployments") => &workload::DEPLOYMENT,
+        ("apps", "replicasets") => &workload::REPLICA_SET,
+        ("apps", "statefulsets") => &workload::STATEFUL_SET,
+        ("apps", "daemonsets") => &workload::DAEMON_SET,
+        ("batch", "jobs") => &workload::JOB,
+        ("batch", "cronjobs") => &workload::CRON_JOB,
+        ("" | "events.k8s.io", "events") => &EVENT,
+        ("coordination.k8s.io", _) => &LEASE,
+        ("rbac.authorization.k8s.io", _) => &RBAC,
+        ("discovery.k8s.io" | "networking.k8s.io" | "policy" | "autoscaling" | "admissionregistration.k8s.io", _) => &COUNTED,
+        ("flowcontrol.apiserver.k8s.io", _) => &COUNTED,
+        _ => &DEFAULT,
+    }
+}
+
+/// What `/status` may change: the status, and metadata that clients may change.
+pub(crate) fn status_only(new: &mut Object, live: &Object) {
+    keep_other_fields(new, live, &["metadata", "status"]);
+}
+
+/// What `/approval` may change: the conditions.
+pub(crate) fn approval_only(new: &mut Object, live: &Object) {
+    let conditions = new.pointer("/status/conditions").cloned();
+    keep_other_fields(new, live, &[]);
+    if let Some(conditions) = conditions {
+        new.section_mut("status").insert("conditions".into(), conditions);
+    }
+}
+
+/// Gives every top-level field but some the live object's value.
+pub(crate) fn keep_other_fields(new: &mut Object, live: &Object, changed: &[&str]) {
+    new.fields_mut().retain(|k, _| changed.contains(&k.as_str()));
+    for (k, v) in live.fields() {
+        if !changed.contains(&k.as_str()) {
+            new.fields_mut().insert(k.clone(), v.clone());
+        }
+    }
+}
+
+/// Complains when a field that may not change did.
+pub(crate) fn immutable(new: &Object, live: &Object, pointer: &str, errors: &mut ErrorList) {
+    if new.pointer(pointer) != live.pointer(pointer) {
+        let path = edge_api::field::Path::new(&pointer.trim_start_matches('/').replace('/', "."));
+        let value = new.pointer(pointer).cloned().unwrap_or_default();
+        errors.invalid(&path, &value, "field is immutable");
+    }
+}
