@@ -151,9 +151,10 @@ fn with_detail(head: &str, detail: &str) -> String {
 }
 
 impl fmt::Display for ErrorList {
-    /// One error as it is; several as `[a, b]`.
+    /// One error as it is; several as `[a, b]`; none as nothing.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.as_slice() {
+            [] => Ok(()),
             [one] => one.fmt(f),
             many => {
                 f.write_str("[")?;

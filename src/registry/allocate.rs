@@ -146,7 +146,8 @@ impl Allocator {
     /// # Errors
     /// Field errors when something is taken, out of range, or none is left.
     pub(crate) fn allocate(&self, service: &mut Object, live: Option<&Object>) -> Result<Claim<'_>, ErrorList> {
-        let mut claim = Claim { allocator: Some(self), ..Claim::default() };
+        let mut claim = Claim::default();
+        claim.allocator = Some(self);
         let mut errors = ErrorList::new();
         let (own_addresses, own_ports) = live.map(of_service).unwrap_or_default();
         let mut taken = self.taken.lock();
@@ -267,12 +268,13 @@ impl Allocator {
             port["nodePort"] = number.into();
         }
         let has_health = spec.get("healthCheckNodePort").and_then(Value::as_u64).unwrap_or(0) != 0;
-        if health && !has_health {
-            if let Some(number) = self.free_port(taken, Protocol::Tcp, start, &shared) {
-                *taken.ports.entry((Protocol::Tcp, number)).or_default() += 1;
-                claim.ports.push((Protocol::Tcp, number));
-                spec.insert("healthCheckNodePort".into(), number.into());
-            }
+        if health
+            && !has_health
+            && let Some(number) = self.free_port(taken, Protocol::Tcp, start, &shared)
+        {
+            *taken.ports.entry((Protocol::Tcp, number)).or_default() += 1;
+            claim.ports.push((Protocol::Tcp, number));
+            spec.insert("healthCheckNodePort".into(), number.into());
         }
     }
 
@@ -314,7 +316,10 @@ impl Allocator {
     }
 }
 
-fn taken_by(service: &Stored) -> Option<(Vec<IpAddr>, Vec<(Protocol, u16)>)> {
+/// Addresses and ports that a service holds.
+type Held = (Vec<IpAddr>, Vec<(Protocol, u16)>);
+
+fn taken_by(service: &Stored) -> Option<Held> {
     match service.object() {
         Ok(object) => Some(of_service(&object)),
         Err(error) => {
@@ -330,11 +335,8 @@ fn of_service(service: &Object) -> (Vec<IpAddr>, Vec<(Protocol, u16)>) {
     let addresses = list.into_iter().flatten().filter_map(|v| v.as_str()?.parse().ok()).collect();
     let port = |v: &Value| v.as_u64().and_then(|n| u16::try_from(n).ok()).filter(|n| *n != 0);
     let list = service.pointer("/spec/ports").and_then(Value::as_array);
-    let mut ports: Vec<(Protocol, u16)> = list
-        .into_iter()
-        .flatten()
-        .filter_map(|p| Some((Protocol::of(p), p.get("nodePort").and_then(port)?)))
-        .collect();
+    let mut ports: Vec<(Protocol, u16)> =
+        list.into_iter().flatten().filter_map(|p| Some((Protocol::of(p), p.get("nodePort").and_then(port)?))).collect();
     if let Some(n) = service.pointer("/spec/healthCheckNodePort").and_then(port) {
         ports.push((Protocol::Tcp, n));
     }

@@ -35,7 +35,8 @@ pub(crate) fn generate_name(base: &str) -> Result<String, Status> {
     while !base.is_char_boundary(end) {
         end -= 1;
     }
-    let suffix = random::<SUFFIX_LENGTH>()?.map(|b| char::from(SUFFIX_ALPHABET[usize::from(b) % SUFFIX_ALPHABET.len()]));
+    let suffix =
+        random::<SUFFIX_LENGTH>()?.map(|b| char::from(SUFFIX_ALPHABET[usize::from(b) % SUFFIX_ALPHABET.len()]));
     Ok(base[..end].chars().chain(suffix).collect())
 }
 
@@ -105,7 +106,11 @@ pub(crate) fn validate(info: &ResourceInfo, object: &Object, errors: &mut ErrorL
         if let Err(why) = names::qualified_name(finalizer) {
             errors.invalid(&path, &finalizer.into(), &why);
         } else if !finalizer.contains('/') && !matches!(finalizer, "orphan" | "foregroundDeletion" | "kubernetes") {
-            errors.invalid(&path, &finalizer.into(), "name is neither a standard finalizer name nor is it fully qualified");
+            errors.invalid(
+                &path,
+                &finalizer.into(),
+                "name is neither a standard finalizer name nor is it fully qualified",
+            );
         }
     }
 }
@@ -178,11 +183,9 @@ fn validate_owners(owners: Option<&Value>, path: &Path, errors: &mut ErrorList) 
         if version.is_none() {
             errors.invalid(&path.child("apiVersion"), &text("apiVersion").into(), "version must not be empty");
         }
-        for (field, detail) in [
-            ("kind", "must not be empty"),
-            ("name", "must not be empty"),
-            ("uid", "must not be empty"),
-        ] {
+        for (field, detail) in
+            [("kind", "must not be empty"), ("name", "must not be empty"), ("uid", "must not be empty")]
+        {
             if text(field).is_empty() {
                 errors.invalid(&path.child(field), &"".into(), detail);
             }
@@ -265,7 +268,8 @@ mod tests {
             (json!({"name": "a", "namespace": "b", "ownerReferences": [{}]}), "ownerReferences[0].uid"),
             (json!({"name": "a", "namespace": "b", "annotations": {"a": "x".repeat(MAX_ANNOTATIONS)}}), "Too long"),
         ] {
-            assert!(check(meta.clone()).contains(says), "{meta}: {}", check(meta));
+            let errors = check(meta.clone());
+            assert!(errors.contains(says), "{meta}: {errors}");
         }
     }
 }

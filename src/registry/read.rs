@@ -100,11 +100,7 @@ pub(crate) async fn list(hub: &Hub, target: &Target<'_>, options: &ListOptions) 
         (token.revision, token.after)
     };
     let (items, following) = resource.list(&selection, revision, &after, options.limit).map_err(|e| {
-        if options.continue_token.is_empty() {
-            too_old(revision, e)
-        } else {
-            Status::expired(CONTINUE_EXPIRED)
-        }
+        if options.continue_token.is_empty() { too_old(revision, e) } else { Status::expired(CONTINUE_EXPIRED) }
     })?;
     let continue_token = match items.last().filter(|_| following > 0) {
         Some(last) => Continue::encode(revision, last.key()),
@@ -139,12 +135,12 @@ fn check_list(options: &ListOptions, asked: Option<u64>) -> Result<(), Status> {
         Some(_) if !options.continue_token.is_empty() => {
             bad("resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden when continue is provided")
         }
-        Some(_) if asked.is_none() => bad(
-            "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided",
-        ),
-        Some(VersionMatch::Exact) if asked == Some(0) => {
-            bad("resourceVersionMatch: Forbidden: resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"")
+        Some(_) if asked.is_none() => {
+            bad("resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided")
         }
+        Some(VersionMatch::Exact) if asked == Some(0) => bad(
+            "resourceVersionMatch: Forbidden: resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+        ),
         _ => Ok(()),
     }
 }
@@ -169,7 +165,6 @@ pub(crate) async fn watch(hub: &Hub, target: &Target<'_>, options: &WatchOptions
 fn too_old(asked: u64, error: TooOld) -> Status {
     Status::expired(format!("too old resource version: {asked} ({})", error.oldest))
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -87,8 +87,7 @@ impl Registry {
         let allocator =
             Arc::new(Allocator::new(options.service_network, options.service_prefix_len, options.node_ports));
         let rows = catalog.rows();
-        let (hub, watcher) =
-            Hub::fill(storage.as_ref(), rows.iter().map(AsRef::as_ref), allocator.clone()).await?;
+        let (hub, watcher) = Hub::fill(storage.as_ref(), rows.iter().map(AsRef::as_ref), allocator.clone()).await?;
         let follower = tokio::spawn(hub.clone().follow(storage.clone(), watcher));
         Ok(Arc::new(Self { storage, hub, allocator, admission: OnceLock::new(), catalog, follower }))
     }

@@ -47,12 +47,7 @@ impl Selection {
             let source = source(target.info, &r.field, indexed)?;
             terms.push(Term { source, value: r.value.as_str().into(), equal: r.equal });
         }
-        Ok(Self {
-            namespace: target.namespace.into(),
-            name: target.name.into(),
-            labels: labels.clone(),
-            fields: terms,
-        })
+        Ok(Self { namespace: target.namespace.into(), name: target.name.into(), labels: labels.clone(), fields: terms })
     }
 
     /// The namespace, where there is but one.

@@ -37,13 +37,7 @@ impl Stored {
     pub(crate) fn new(key: &str, json: &[u8], revision: u64, paths: &Paths) -> Result<Self, serde_json::Error> {
         let Found { labels, fields } = paths.scan(json)?;
         let bytes = splice(json, revision);
-        Ok(Self(Arc::new(Entry {
-            bytes,
-            revision,
-            key: key.into(),
-            labels: labels.into(),
-            fields: fields.into(),
-        })))
+        Ok(Self(Arc::new(Entry { bytes, revision, key: key.into(), labels: labels.into(), fields: fields.into() })))
     }
 
     /// Finished JSON that selectors have no business with, such as a `Scale` or a bookmark.

@@ -140,7 +140,8 @@ mod tests {
             }
         }
         assert!(rows.len() > 50);
-        let stored: Vec<_> = rows.iter().filter(|r| r.is_stored() && r.conversion.is_none()).map(|r| &r.prefix).collect();
+        let stored: Vec<_> =
+            rows.iter().filter(|r| r.is_stored() && r.conversion.is_none()).map(|r| &r.prefix).collect();
         assert_eq!(stored.iter().collect::<HashSet<_>>().len(), stored.len(), "a place in the store for each");
     }
 }

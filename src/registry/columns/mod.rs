@@ -1,9 +1,15 @@
 //! Server-side tables: columns as data, computed cells as named functions.
 
+mod cells;
+mod table;
+
 use crate::resource::{ResourceInfo, Text};
 use crate::stored::Stored;
 use edge_api::Object;
-use serde_json::Value;
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+pub(crate) use table::of;
 
 /// What a cell shows.
 #[derive(Clone, Debug)]
@@ -47,12 +53,105 @@ pub enum IncludeObject {
 
 /// The `columnDefinitions` of a resource's table, beginning with `Name`.
 pub fn definitions(info: &ResourceInfo) -> Value {
-    let _ = info;
-    Value::Null
+    let name = json!({"name": "Name", "type": "string", "format": "name", "priority": 0, "description": "Name of the object, unique within its namespace."});
+    let others = info.columns.iter().map(|c| {
+        json!({"name": c.name, "type": c.kind, "format": c.format, "priority": c.priority, "description": c.description})
+    });
+    std::iter::once(name).chain(others).collect()
 }
 
 /// The rows of a table. Objects that cannot be read give a row with their name only.
 pub fn rows(info: &ResourceInfo, objects: &[Stored], include: IncludeObject) -> Vec<Value> {
-    let _ = (info, objects, include);
-    Vec::new()
+    let now = Timestamp::now();
+    objects.iter().map(|stored| row(info, stored, include, now)).collect()
+}
+
+fn row(info: &ResourceInfo, stored: &Stored, include: IncludeObject, now: Timestamp) -> Value {
+    let mut object = stored.object().unwrap_or_default();
+    let mut cells: Vec<Value> = vec![stored.name().into()];
+    cells.extend(info.columns.iter().map(|c| cell(c, &object, now)));
+    if let Some(conversion) = info.conversion {
+        (conversion.from_stored)(&mut object);
+    }
+    let carried = match include {
+        IncludeObject::None => None,
+        IncludeObject::Object => Some(object.into_value()),
+        IncludeObject::Metadata => {
+            let meta = object.metadata().cloned().unwrap_or_default();
+            Some(json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": meta}))
+        }
+    };
+    let mut row = Map::from_iter([("cells".to_owned(), Value::from(cells))]);
+    if let Some(object) = carried {
+        row.insert("object".into(), object);
+    }
+    row.into()
+}
+
+fn cell(column: &Column, object: &Object, now: Timestamp) -> Value {
+    match &column.cell {
+        Cell::Computed(f) => f(object),
+        Cell::Age(pointer) => age(object.pointer(pointer), now).into(),
+        Cell::Pointer(pointer) => match object.pointer(pointer) {
+            None | Some(Value::Null) if column.kind == "integer" => 0.into(),
+            None | Some(Value::Null) => "<none>".into(),
+            Some(Value::String(text)) if text.is_empty() => "<none>".into(),
+            Some(scalar @ (Value::String(_) | Value::Number(_))) => scalar.clone(),
+            Some(Value::Bool(b)) => b.to_string().into(),
+            Some(other) => other.to_string().into(),
+        },
+    }
+}
+
+fn age(timestamp: Option<&Value>, now: Timestamp) -> String {
+    match timestamp.and_then(Value::as_str).and_then(edge_api::meta::parse_time) {
+        Some(then) => human_duration(now.as_second() - then.as_second()),
+        None => "<unknown>".into(),
+    }
+}
+
+/// A duration in seconds as kubectl writes it: two parts while it is short, fewer the longer it is.
+pub(crate) fn human_duration(seconds: i64) -> String {
+    let (m, h, d) = (seconds / 60, seconds / 3600, seconds / 86400);
+    let two = |a: i64, a_unit: &str, b: i64, b_unit: &str| {
+        if b == 0 { format!("{a}{a_unit}") } else { format!("{a}{a_unit}{b}{b_unit}") }
+    };
+    match seconds {
+        ..-1 => "<invalid>".into(),
+        -1..=0 => "0s".into(),
+        1..120 => format!("{seconds}s"),
+        120..600 => two(m, "m", seconds % 60, "s"),
+        600..10_800 => format!("{m}m"),
+        10_800..28_800 => two(h, "h", m % 60, "m"),
+        28_800..172_800 => format!("{h}h"),
+        172_800..691_200 => two(d, "d", h % 24, "h"),
+        691_200..63_072_000 => format!("{d}d"),
+        63_072_000..252_288_000 => two(d / 365, "y", d % 365, "d"),
+        _ => format!("{}y", d / 365),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        for (seconds, text) in [
+            (0, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (125, "2m5s"),
+            (601, "10m"),
+            (10_800, "3h"),
+            (11_000, "3h3m"),
+            (100_000, "27h"),
+            (200_000, "2d7h"),
+            (700_000, "8d"),
+            (70_000_000, "2y80d"),
+            (-5, "<invalid>"),
+        ] {
+            assert_eq!(human_duration(seconds), text, "{seconds}");
+        }
+    }
 }

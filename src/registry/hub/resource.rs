@@ -340,13 +340,16 @@ mod tests {
 
     fn put(hub: &ResourceHub, key: &str, label: &str, revision: u64) {
         let name = key.rsplit('/').next().unwrap();
-        let json = format!(r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"{name}","labels":{{"l":"{label}"}}}}}}"#);
+        let json = format!(
+            r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"{name}","labels":{{"l":"{label}"}}}}}}"#
+        );
         hub.apply(key, Some(json.as_bytes()), revision, |_| {});
     }
 
     fn select(row: &ResourceInfo, hub: &ResourceHub, namespace: &str, labels: &str) -> Selection {
         let target = Target { info: row, namespace, name: "", subresource: "" };
-        Selection::new(&target, &LabelSelector::parse(labels).unwrap(), &FieldSelector::default(), hub.fields()).unwrap()
+        Selection::new(&target, &LabelSelector::parse(labels).unwrap(), &FieldSelector::default(), hub.fields())
+            .unwrap()
     }
 
     fn seen(stream: &mut WatchStream) -> Vec<String> {
@@ -383,7 +386,8 @@ mod tests {
             put(&hub, key, "x", i as u64 + 1);
         }
         let b = select(&row, &hub, "b", "");
-        let keys = |list: &(Vec<Stored>, usize)| (list.0.iter().map(|o| o.key().to_owned()).collect::<Vec<_>>(), list.1);
+        let keys =
+            |list: &(Vec<Stored>, usize)| (list.0.iter().map(|o| o.key().to_owned()).collect::<Vec<_>>(), list.1);
         let first = hub.list(&b, 5, "", 2).unwrap();
         assert_eq!(keys(&first), (vec!["b/1".to_owned(), "b/2".to_owned()], 1));
         hub.apply("b/3", None, 6, |_| {});

@@ -121,7 +121,9 @@ pub(crate) fn of(group: &str, plural: &str) -> &'static Strategy {
         ("" | "events.k8s.io", "events") => &EVENT,
         ("coordination.k8s.io", _) => &LEASE,
         ("rbac.authorization.k8s.io", _) => &RBAC,
-        ("discovery.k8s.io" | "networking.k8s.io" | "policy" | "autoscaling" | "admissionregistration.k8s.io", _) => &COUNTED,
+        ("discovery.k8s.io" | "networking.k8s.io" | "policy" | "autoscaling" | "admissionregistration.k8s.io", _) => {
+            &COUNTED
+        }
         ("flowcontrol.apiserver.k8s.io", _) => &COUNTED,
         _ => &DEFAULT,
     }

@@ -8,16 +8,21 @@ pub(crate) static STRATEGY: Strategy = Strategy {
     name: NameRule::Label,
     prepare_create: |o| {
         let name = o.name().to_owned();
-        edge_api::object::object_entry(o.metadata_mut(), "labels").insert("kubernetes.io/metadata.name".into(), name.into());
+        edge_api::object::object_entry(o.metadata_mut(), "labels")
+            .insert("kubernetes.io/metadata.name".into(), name.into());
         o.fields_mut().insert("spec".into(), json!({"finalizers": ["kubernetes"]}));
         o.fields_mut().insert("status".into(), json!({"phase": "Active"}));
     },
     prepare_update: |new, live| {
         keep_other_fields(new, live, &["metadata"]);
         let name = new.name().to_owned();
-        edge_api::object::object_entry(new.metadata_mut(), "labels").insert("kubernetes.io/metadata.name".into(), name.into());
+        edge_api::object::object_entry(new.metadata_mut(), "labels")
+            .insert("kubernetes.io/metadata.name".into(), name.into());
     },
-    is_held: |o| o.finalizers().next().is_some() || o.pointer("/spec/finalizers").and_then(Value::as_array).is_some_and(|f| !f.is_empty()),
+    is_held: |o| {
+        o.finalizers().next().is_some()
+            || o.pointer("/spec/finalizers").and_then(Value::as_array).is_some_and(|f| !f.is_empty())
+    },
     prepare_delete: |o| {
         o.section_mut("status").insert("phase".into(), "Terminating".into());
     },

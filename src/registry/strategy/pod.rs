@@ -24,7 +24,8 @@ pub(crate) static STRATEGY: Strategy = Strategy {
 /// What a deletion gives: what was asked for, else what the pod says; nothing when no node has it to end, or it has ended.
 fn grace_period(pod: &Object, asked: Option<i64>) -> i64 {
     let own = pod.pointer("/spec/terminationGracePeriodSeconds").and_then(Value::as_i64).unwrap_or(30);
-    let running = !pod.str_at("/spec/nodeName").is_empty() && !matches!(pod.str_at("/status/phase"), "Succeeded" | "Failed");
+    let running =
+        !pod.str_at("/spec/nodeName").is_empty() && !matches!(pod.str_at("/status/phase"), "Succeeded" | "Failed");
     let grace = asked.unwrap_or(own);
     // a negative period means "at once, but gracefully"
     if running { if grace < 0 { 1 } else { grace } } else { 0 }
@@ -120,7 +121,10 @@ mod tests {
     #[test]
     fn classes_of_service() {
         let pod = |limits: Value, requests: Value| json!({"containers": [{"resources": {"limits": limits, "requests": requests}}]});
-        assert_eq!(qos_class(&pod(json!({"cpu": "1", "memory": "1Gi"}), json!({"cpu": "1000m", "memory": "1Gi"}))), "Guaranteed");
+        assert_eq!(
+            qos_class(&pod(json!({"cpu": "1", "memory": "1Gi"}), json!({"cpu": "1000m", "memory": "1Gi"}))),
+            "Guaranteed"
+        );
         assert_eq!(qos_class(&pod(json!({"cpu": "1"}), json!({"cpu": "1"}))), "Burstable");
         assert_eq!(qos_class(&pod(json!({}), json!({}))), "BestEffort");
         assert_eq!(qos_class(&json!({"containers": [{}]})), "BestEffort");

@@ -69,7 +69,11 @@ fn validate(o: &Object, errors: &mut ErrorList) {
         }
     }
     if headless && matches!(kind, "NodePort" | "LoadBalancer") {
-        errors.invalid(&path.child("clusterIPs").index(0), &"None".into(), &format!("may not be set to 'None' for {kind} services"));
+        errors.invalid(
+            &path.child("clusterIPs").index(0),
+            &"None".into(),
+            &format!("may not be set to 'None' for {kind} services"),
+        );
     }
     let ports = o.pointer("/spec/ports").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     if ports.is_empty() && !headless && kind != "ExternalName" {

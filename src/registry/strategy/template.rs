@@ -38,7 +38,9 @@ pub(crate) fn pod_spec(spec: &Value, path: &Path, errors: &mut ErrorList) {
     if let Some(n) = spec.get("activeDeadlineSeconds").and_then(Value::as_i64).filter(|n| *n < 1) {
         errors.invalid(&path.child("activeDeadlineSeconds"), &n.into(), "must be between 1 and 2147483647, inclusive");
     }
-    for (field, rule) in [("hostname", names::dns1123_label as fn(&str) -> Result<(), String>), ("subdomain", names::dns1123_label)] {
+    for (field, rule) in
+        [("hostname", names::dns1123_label as fn(&str) -> Result<(), String>), ("subdomain", names::dns1123_label)]
+    {
         let value = text(spec, field);
         if !value.is_empty()
             && let Err(why) = rule(value)
@@ -114,7 +116,11 @@ fn container(c: &Value, path: &Path, volumes: &HashSet<&str>, errors: &mut Error
         if text(e, "name").is_empty() {
             errors.required(&at.child("name"), "");
         } else if text(e, "name").contains('=') {
-            errors.invalid(&at.child("name"), &text(e, "name").into(), "a valid environment variable name must consist only of printable ASCII characters other than '='");
+            errors.invalid(
+                &at.child("name"),
+                &text(e, "name").into(),
+                "a valid environment variable name must consist only of printable ASCII characters other than '='",
+            );
         }
         if e.get("valueFrom").is_some() && !text(e, "value").is_empty() {
             errors.invalid(&at.child("valueFrom"), &"".into(), "may not be specified when `value` is not empty");

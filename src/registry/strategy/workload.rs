@@ -34,7 +34,11 @@ pub(crate) static REPLICATION_CONTROLLER: Strategy = Strategy {
     prepare_create: no_pods,
     validate: |o, errors| {
         numbers(o, errors);
-        template::pod_spec(&o.get("spec")["template"]["spec"], &Path::new("spec").child("template").child("spec"), errors);
+        template::pod_spec(
+            &o.get("spec")["template"]["spec"],
+            &Path::new("spec").child("template").child("spec"),
+            errors,
+        );
     },
     ..BASE
 };
@@ -43,7 +47,9 @@ pub(crate) static STATEFUL_SET: Strategy = Strategy {
     prepare_create: no_pods,
     validate: selected_template,
     validate_update: |new, live, errors| {
-        for pointer in ["/spec/selector", "/spec/serviceName", "/spec/podManagementPolicy", "/spec/volumeClaimTemplates"] {
+        for pointer in
+            ["/spec/selector", "/spec/serviceName", "/spec/podManagementPolicy", "/spec/volumeClaimTemplates"]
+        {
             if new.pointer(pointer) != live.pointer(pointer) {
                 errors.forbidden(&Path::new("spec"), "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden");
                 return;
@@ -113,7 +119,15 @@ fn no_pods(o: &mut Object) {
 }
 
 fn numbers(o: &Object, errors: &mut ErrorList) {
-    for field in ["replicas", "minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds", "completions", "parallelism", "backoffLimit"] {
+    for field in [
+        "replicas",
+        "minReadySeconds",
+        "revisionHistoryLimit",
+        "progressDeadlineSeconds",
+        "completions",
+        "parallelism",
+        "backoffLimit",
+    ] {
         if let Some(n) = o.get("spec").get(field).and_then(Value::as_i64).filter(|n| *n < 0) {
             errors.invalid(&Path::new("spec").child(field), &n.into(), "must be greater than or equal to 0");
         }
@@ -129,9 +143,15 @@ fn selected_template(o: &Object, errors: &mut ErrorList) {
     match LabelSelector::from_value(selector) {
         Err(e) => errors.invalid(&path.child("selector"), selector, &e.to_string()),
         Ok(_) if selector.is_null() => errors.required(&path.child("selector"), ""),
-        Ok(s) if s.is_everything() => errors.invalid(&path.child("selector"), selector, "empty selector is invalid for deployment"),
+        Ok(s) if s.is_everything() => {
+            errors.invalid(&path.child("selector"), selector, "empty selector is invalid for deployment")
+        }
         Ok(s) if !s.matches(|k| labels.get(k).and_then(Value::as_str)) => {
-            errors.invalid(&path.child("template").child("metadata").child("labels"), labels, "`selector` does not match template `labels`");
+            errors.invalid(
+                &path.child("template").child("metadata").child("labels"),
+                labels,
+                "`selector` does not match template `labels`",
+            );
         }
         Ok(_) => {}
     }

@@ -116,7 +116,8 @@ impl Registry {
             let mut pod = live.object()?;
             check_unassigned(target, &pod, binding)?;
             pod.section_mut("spec").insert("nodeName".into(), node.into());
-            if let Some(annotations) = binding.metadata().and_then(|m| m.get("annotations")).and_then(Value::as_object) {
+            if let Some(annotations) = binding.metadata().and_then(|m| m.get("annotations")).and_then(Value::as_object)
+            {
                 let own = edge_api::object::object_entry(pod.metadata_mut(), "annotations");
                 own.extend(annotations.clone());
             }

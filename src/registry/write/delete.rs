@@ -94,8 +94,7 @@ fn check_preconditions(target: &Target<'_>, deletion: &DeleteOptions, object: &O
     ];
     for (what, wanted, found) in pairs {
         if let Some(wanted) = wanted.filter(|w| *w != found) {
-            let why =
-                format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}");
+            let why = format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}");
             return Err(Status::conflict(&target.info.group_resource(), target.name, &why));
         }
     }
@@ -201,8 +200,7 @@ mod tests {
             let options = DeleteOptions { propagation: Some(policy), ..DeleteOptions::default() };
             let Step::Mark(marked) = step(&row, &options, &plain, now()) else { panic!("not marked") };
             assert_eq!((marked.finalizers().collect::<Vec<_>>(), marked.generation()), (vec![finalizer], 4));
-            let background =
-                DeleteOptions { propagation: Some(Propagation::Background), ..DeleteOptions::default() };
+            let background = DeleteOptions { propagation: Some(Propagation::Background), ..DeleteOptions::default() };
             assert_eq!(step(&row, &background, &marked, now()), Step::Remove);
         }
     }

@@ -36,12 +36,7 @@ impl Registry {
     }
 
     /// Takes one disruption out of the budget that covers the pod, if one does.
-    async fn spend_budget(
-        &self,
-        target: &Target<'_>,
-        options: &WriteOptions<'_>,
-        pod: &Object,
-    ) -> Result<(), Status> {
+    async fn spend_budget(&self, target: &Target<'_>, options: &WriteOptions<'_>, pod: &Object) -> Result<(), Status> {
         let Some(row) = self.catalog().preferred("policy", "poddisruptionbudgets") else { return Ok(()) };
         loop {
             let Some(live) = self.budget_of(target, &row, pod)? else { return Ok(()) };
@@ -68,7 +63,9 @@ impl Registry {
             }
         }
         if covering.len() > 1 {
-            return Err(Status::internal("This pod has more than one PodDisruptionBudget, which the eviction subresource does not support."));
+            return Err(Status::internal(
+                "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
+            ));
         }
         Ok(covering.pop())
     }
@@ -103,7 +100,11 @@ fn spend(budget: &mut Object, pod: &Object) -> Result<(), Status> {
     let disrupted = budget.pointer("/status/disruptedPods").and_then(Value::as_object).map_or(0, |m| m.len());
     if allowed < 0 || disrupted > MAX_DISRUPTED {
         let resource = edge_api::GroupResource::new("policy", "poddisruptionbudgets");
-        return Err(Status::forbidden(&resource, &name, "pdb disruptions allowed is negative or its disrupted pods are too many"));
+        return Err(Status::forbidden(
+            &resource,
+            &name,
+            "pdb disruptions allowed is negative or its disrupted pods are too many",
+        ));
     }
     if allowed == 0 {
         let (healthy, desired) = (number(budget, "currentHealthy"), number(budget, "desiredHealthy"));

@@ -14,8 +14,8 @@ use crate::hub::ResourceHub;
 use crate::options::{Target, WriteOptions};
 use crate::registry::Registry;
 use crate::resource::{ResourceInfo, StorageClass};
-use crate::strategy::Allocation;
 use crate::stored::Stored;
+use crate::strategy::Allocation;
 use bytes::Bytes;
 use edge_api::field::ErrorList;
 use edge_api::{Object, Status};
@@ -177,7 +177,11 @@ fn record_fields(target: &Target<'_>, options: &WriteOptions<'_>, live: Option<&
     let now = edge_api::meta::now();
     let api_version = target.info.api_version();
     let resets: &[&str] = match target.subresource {
-        "" if target.info.subresource("status").is_some() && !(live.is_none() && target.info.strategy.keeps_status_on_create) => &["status"],
+        "" if target.info.subresource("status").is_some()
+            && !(live.is_none() && target.info.strategy.keeps_status_on_create) =>
+        {
+            &["status"]
+        }
         "status" => &["spec"],
         _ => &[],
     };
@@ -196,7 +200,9 @@ fn record_fields(target: &Target<'_>, options: &WriteOptions<'_>, live: Option<&
 
 fn storage_status(error: edge_storage::Error) -> Status {
     match &error {
-        edge_storage::Error::KeyLength { .. } => Status::bad_request(format!("namespace and name are too long: {error}")),
+        edge_storage::Error::KeyLength { .. } => {
+            Status::bad_request(format!("namespace and name are too long: {error}"))
+        }
         edge_storage::Error::Closed => Status::unavailable("the server is stopping"),
         _ => {
             tracing::error!(%error, "write failed");

@@ -187,11 +187,8 @@ fn check_version(target: &Target<'_>, kind: UpdateKind, new: &Object, live: &Obj
         return Err(Status::modified(&info.group_resource(), target.name));
     }
     if !new.uid().is_empty() && new.uid() != live.uid() {
-        let why = format!(
-            "Precondition failed: UID in precondition: {}, UID in object meta: {}",
-            new.uid(),
-            live.uid()
-        );
+        let why =
+            format!("Precondition failed: UID in precondition: {}, UID in object meta: {}", new.uid(), live.uid());
         return Err(Status::conflict(&info.group_resource(), target.name, &why));
     }
     Ok(())
