@@ -8,6 +8,7 @@ use crate::request_info::RequestInfo;
 use crate::{Peer, Server, discovery, encode, handler, impersonation};
 use edge_api::{Reason, Status, UserInfo};
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use std::hash::{BuildHasher, RandomState};
 use std::panic::AssertUnwindSafe;
@@ -43,7 +44,9 @@ pub(crate) async fn handle(server: &Arc<Server>, origin: Origin<'_>, request: Re
     let accepted = accepted_for_errors(request.headers(), &query);
     let (info, result) = match RequestInfo::parse(request.method(), uri.path(), &query) {
         Ok(info) => {
-            let passing = AssertUnwindSafe(Box::pin(pass(server, origin, &info, &query, request)));
+            let passing: BoxFuture<'_, Result<Response<Body>, Status>> =
+                Box::pin(pass(server, origin, &info, &query, request));
+            let passing = AssertUnwindSafe(passing);
             let result = passing.catch_unwind().await.unwrap_or_else(|_| {
                 tracing::error!(?audit_id, verb = info.verb, path = info.path, "request handler panicked");
                 Err(Status::new(

@@ -90,7 +90,7 @@ impl Strategy {
 }
 
 /// What ordinary resources do.
-static DEFAULT: Strategy = Strategy::DEFAULT;
+pub static DEFAULT: Strategy = Strategy::DEFAULT;
 /// Objects whose desired state is counted.
 static COUNTED: Strategy = Strategy { generation: true, ..Strategy::DEFAULT };
 /// Nodes bring their status along.

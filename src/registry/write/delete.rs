@@ -9,7 +9,8 @@ use crate::registry::{Deleted, Registry};
 use crate::resource::ResourceInfo;
 use crate::stored::{List, Stored};
 use edge_api::{Object, Reason, Status};
-use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::FutureExt;
+use futures::future::{BoxFuture, try_join_all};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
@@ -64,10 +65,11 @@ impl Registry {
         deletion: &DeleteOptions,
     ) -> Result<List, Status> {
         let list = read::list(&self.hub, target, selection).await?;
-        stream::iter(list.items.iter().map(|item| self.delete_item(target, options, deletion, item)))
-            .buffer_unordered(AT_ONCE)
-            .try_collect::<Vec<()>>()
-            .await?;
+        for chunk in list.items.chunks(AT_ONCE) {
+            let deletions: Vec<BoxFuture<'_, Result<(), Status>>> =
+                chunk.iter().map(|item| self.delete_item(target, options, deletion, item).boxed()).collect();
+            try_join_all(deletions).await?;
+        }
         Ok(list)
     }
 
