@@ -57,7 +57,12 @@ async fn start_to_ready(cluster: &mut Cluster, name: &str) -> kube::Client {
     let nodes: Api<Node> = Api::all(client.clone());
     let mut watch = nodes.watch(&WatchParams::default(), "0").await.unwrap().boxed();
     while let Some(WatchEvent::Added(node) | WatchEvent::Modified(node)) = watch.try_next().await.unwrap() {
-        let ready = node.status.and_then(|s| s.conditions).into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+        let ready = node
+            .status
+            .and_then(|s| s.conditions)
+            .into_iter()
+            .flatten()
+            .any(|c| c.type_ == "Ready" && c.status == "True");
         if ready {
             break;
         }
@@ -75,7 +80,9 @@ fn processes(cluster: &Cluster) -> Vec<PathBuf> {
         .unwrap()
         .flatten()
         .map(|e| e.path())
-        .filter(|p| std::fs::read(p.join("environ")).unwrap_or_default().split(|b| *b == 0).any(|v| v == mark.as_bytes()))
+        .filter(|p| {
+            std::fs::read(p.join("environ")).unwrap_or_default().split(|b| *b == 0).any(|v| v == mark.as_bytes())
+        })
         .collect()
 }
 
@@ -133,7 +140,8 @@ async fn pods_in_sequence(client: &kube::Client, n: usize) {
     let (mut created, mut deleted) = (Vec::new(), Vec::new());
     for i in 0..n {
         let name = format!("seq-{i}");
-        let mut watch = pods.watch(&WatchParams::default().fields(&format!("metadata.name={name}")), "0").await.unwrap().boxed();
+        let mut watch =
+            pods.watch(&WatchParams::default().fields(&format!("metadata.name={name}")), "0").await.unwrap().boxed();
         let start = Instant::now();
         pods.create(&PostParams::default(), &pod(&name)).await.unwrap();
         while let Some(event) = watch.try_next().await.unwrap() {
@@ -172,9 +180,15 @@ async fn burst(client: &kube::Client, n: usize) {
             up.insert(p.metadata.name.unwrap());
         }
     }
-    row(&format!("{n} pods at once, until all are Running"), format!("{:.2} s", start.elapsed().as_secs_f64()), "31 s (6.1 s)");
+    row(
+        &format!("{n} pods at once, until all are Running"),
+        format!("{:.2} s", start.elapsed().as_secs_f64()),
+        "31 s (6.1 s)",
+    );
     let start = Instant::now();
-    pods.delete_collection(&DeleteParams::default(), &kube::api::ListParams::default().labels("bench=yes")).await.unwrap();
+    pods.delete_collection(&DeleteParams::default(), &kube::api::ListParams::default().labels("bench=yes"))
+        .await
+        .unwrap();
     let mut gone = 0;
     while gone < n {
         if let Some(WatchEvent::Deleted(_)) = watch.try_next().await.unwrap() {
@@ -189,7 +203,10 @@ async fn api_rates(cluster: &Cluster) {
     let clients = futures::future::join_all((0..CONNECTIONS).map(|_| connect(cluster))).await;
     for c in &clients {
         // the handshake is not part of the rate
-        Api::<ConfigMap>::default_namespaced(c.clone()).list_metadata(&kube::api::ListParams::default().limit(1)).await.unwrap();
+        Api::<ConfigMap>::default_namespaced(c.clone())
+            .list_metadata(&kube::api::ListParams::default().limit(1))
+            .await
+            .unwrap();
     }
     let start = Instant::now();
     futures::future::join_all(clients.iter().enumerate().map(|(c, client)| {
@@ -204,7 +221,11 @@ async fn api_rates(cluster: &Cluster) {
         })
     }))
     .await;
-    row("ConfigMap creates, 10 connections", format!("{:.0} /s", 2000.0 / start.elapsed().as_secs_f64()), "824-1229 /s");
+    row(
+        "ConfigMap creates, 10 connections",
+        format!("{:.0} /s", 2000.0 / start.elapsed().as_secs_f64()),
+        "824-1229 /s",
+    );
     let start = Instant::now();
     futures::future::join_all(clients.iter().enumerate().map(|(c, client)| {
         let api: Api<ConfigMap> = Api::default_namespaced(client.clone());

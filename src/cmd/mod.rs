@@ -1,5 +1,9 @@
 //! The composition root: the only room that knows all others. Wiring, no logic.
 
+mod agent;
+mod identities;
+mod logging;
+mod notify;
 mod server;
 
 use crate::config::{ServerArgs, with_files};
@@ -7,12 +11,15 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::error::Error;
 use std::process::ExitCode;
 
+/// The version of Kubernetes that is claimed, and which edge it is.
+pub(crate) const GIT_VERSION: &str = concat!("v1.36.0+edge", env!("CARGO_PKG_VERSION"));
+
 /// Wrong usage or configuration.
 const USAGE: u8 = 2;
 
 /// A complete Kubernetes in one small binary, for the edge.
 #[derive(Parser)]
-#[command(name = "edge", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
+#[command(name = "edge", version = GIT_VERSION, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     command: Commands,
@@ -47,10 +54,13 @@ pub(crate) fn main() -> ExitCode {
         }
     };
     match cli.command {
-        Commands::Server(args) => match args.check() {
-            Ok(config) => server::main(&config),
-            Err(error) => fail(USAGE, &error),
-        },
+        Commands::Server(args) => {
+            let debug = args.debug;
+            match args.check() {
+                Ok(config) => server::main(config, debug),
+                Err(error) => fail(USAGE, &error),
+            }
+        }
     }
 }
 

@@ -1,5 +1,4 @@
 //! What `edge server` can be told, and the checked form of it.
-#![allow(dead_code, reason = "read by the wiring, which waits for the API server")]
 
 use clap::Args;
 use std::collections::BTreeMap;

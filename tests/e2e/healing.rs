@@ -86,7 +86,8 @@ fn a_rolling_update_loses_no_request() {
             failures
         });
         cluster.kubectl(&["set", "image", "deploy/web", "web=echo:v2"]);
-        let rolled = cluster.try_kubectl(crate::harness::Kubectl::Newest, &["rollout", "status", "deploy/web", "--timeout=60s"]);
+        let rolled =
+            cluster.try_kubectl(crate::harness::Kubectl::Newest, &["rollout", "status", "deploy/web", "--timeout=60s"]);
         eventually("some requests reach v2", || {
             if new.load(Ordering::Relaxed) > 20 { Ok(()) } else { Err("none did".into()) }
         });
@@ -94,6 +95,11 @@ fn a_rolling_update_loses_no_request() {
         assert!(rolled.status.success());
         load.join().unwrap()
     });
-    assert!(failures.is_empty(), "{} of {} requests failed: {failures:?}", failures.len(), good.load(Ordering::Relaxed));
+    assert!(
+        failures.is_empty(),
+        "{} of {} requests failed: {failures:?}",
+        failures.len(),
+        good.load(Ordering::Relaxed)
+    );
     assert!(good.load(Ordering::Relaxed) > 50);
 }

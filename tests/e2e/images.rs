@@ -34,7 +34,9 @@ impl Registry {
             .spawn()
             .expect("scripts/setup installs docker-registry");
         let registry = Self { child, address: format!("{ip}:{port}") };
-        eventually("the registry listens", || TcpStream::connect(&registry.address).map_err(|e| e.to_string()).map(drop));
+        eventually("the registry listens", || {
+            TcpStream::connect(&registry.address).map_err(|e| e.to_string()).map(drop)
+        });
         registry
     }
 
@@ -64,7 +66,8 @@ impl Registry {
             let location = head.lines().find_map(|l| l.strip_prefix("Location: ")).unwrap().trim().to_owned();
             let path = location.split_once("/v2/").unwrap().1;
             let query = if path.contains('?') { "&" } else { "?" };
-            let (code, head) = self.request("PUT", &format!("/v2/{path}{query}digest={d}"), "application/octet-stream", data);
+            let (code, head) =
+                self.request("PUT", &format!("/v2/{path}{query}digest={d}"), "application/octet-stream", data);
             assert_eq!(code, 201, "{head}");
         }
         let media = "application/vnd.oci.image.manifest.v1+json";
@@ -108,7 +111,9 @@ fn waiting(cluster: &Cluster, name: &str, reasons: &[&str], says: &str) {
         let w = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
         let events = cluster.kubectl(&["get", "events", "--field-selector", &format!("involvedObject.name={name}")]);
         let reason = w["reason"].as_str().unwrap_or_default();
-        if reasons.contains(&reason) && (events.contains(says) || w["message"].as_str().unwrap_or_default().contains(says)) {
+        if reasons.contains(&reason)
+            && (events.contains(says) || w["message"].as_str().unwrap_or_default().contains(says))
+        {
             Ok(())
         } else {
             Err(format!("{w} {events}"))
@@ -122,11 +127,8 @@ fn plain_http_by_tag_and_digest_and_the_pull_policies() {
     let registry = Registry::start(&cluster, 5000, "");
     let at = registry.address.clone();
     let digest = registry.push(busybox_archive(), "tools/box", "v1");
-    fs::write(
-        cluster.dir.join("registries.yaml"),
-        format!("mirrors:\n  \"{at}\": {{endpoint: [\"http://{at}\"]}}\n"),
-    )
-    .unwrap();
+    fs::write(cluster.dir.join("registries.yaml"), format!("mirrors:\n  \"{at}\": {{endpoint: [\"http://{at}\"]}}\n"))
+        .unwrap();
     cluster.launch();
     cluster.apply(&pod("tag", &format!("{at}/tools/box:v1"), "IfNotPresent"));
     cluster.wait_for("pod/tag", "condition=Ready");
@@ -162,10 +164,12 @@ fn https_with_basic_authentication() {
     fs::write(&cert_file, key.cert.pem()).unwrap();
     fs::write(&key_file, key.signing_key.serialize_pem()).unwrap();
     let users = cluster.dir.join("htpasswd");
-    let made = Command::new("htpasswd").args(["-Bbc"]).arg(&users).args(["anna", "geheim"]).stderr(Stdio::null()).status();
+    let made =
+        Command::new("htpasswd").args(["-Bbc"]).arg(&users).args(["anna", "geheim"]).stderr(Stdio::null()).status();
     assert!(made.expect("scripts/setup installs apache2-utils").success());
     fs::create_dir_all(cluster.dir.join("registry-5001")).unwrap();
-    std::os::unix::fs::symlink(cluster.dir.join("registry-5000/docker"), cluster.dir.join("registry-5001/docker")).unwrap();
+    std::os::unix::fs::symlink(cluster.dir.join("registry-5000/docker"), cluster.dir.join("registry-5001/docker"))
+        .unwrap();
     let tls = Registry::start(
         &cluster,
         5001,
@@ -177,16 +181,25 @@ fn https_with_basic_authentication() {
         ),
     );
     let at = tls.address.clone();
-    fs::write(cluster.dir.join("registries.yaml"), format!("configs:\n  \"{at}\": {{tls: {{ca_file: {}}}}}\n", cert_file.display()))
-        .unwrap();
+    fs::write(
+        cluster.dir.join("registries.yaml"),
+        format!("configs:\n  \"{at}\": {{tls: {{ca_file: {}}}}}\n", cert_file.display()),
+    )
+    .unwrap();
     cluster.launch();
     cluster.apply(&pod("denied", &format!("{at}/secret/box:v1"), "IfNotPresent"));
     waiting(&cluster, "denied", &["ErrImagePull", "ImagePullBackOff"], "uthoriz");
     cluster.kubectl(&[
-        "create", "secret", "docker-registry", "login", &format!("--docker-server={at}"),
-        "--docker-username=anna", "--docker-password=geheim",
+        "create",
+        "secret",
+        "docker-registry",
+        "login",
+        &format!("--docker-server={at}"),
+        "--docker-username=anna",
+        "--docker-password=geheim",
     ]);
-    let with_secret = pod("allowed", &format!("{at}/secret/box:v1"), "IfNotPresent") + "  imagePullSecrets: [{name: login}]\n";
+    let with_secret =
+        pod("allowed", &format!("{at}/secret/box:v1"), "IfNotPresent") + "  imagePullSecrets: [{name: login}]\n";
     cluster.apply(&with_secret);
     cluster.wait_for("pod/allowed", "condition=Ready");
 }

@@ -70,12 +70,18 @@ fn services_names_and_the_world() {
         assert!(sh("client", &format!("wget -qO- http://{host}/")).contains("host=named"), "{host}");
     }
     for host in ["headless", "named.headless", "named.headless.default.svc.cluster.local"] {
-        assert!(sh("client", &format!("nslookup {host}.default.svc.cluster.local || nslookup {host}")).contains(&ip), "{host}");
+        assert!(
+            sh("client", &format!("nslookup {host}.default.svc.cluster.local || nslookup {host}")).contains(&ip),
+            "{host}"
+        );
     }
     let dashed = ip.replace('.', "-");
     assert!(sh("client", &format!("nslookup {dashed}.default.pod.cluster.local")).contains(&ip));
     assert!(sh("client", "cat /etc/resolv.conf").contains("nameserver 10.43.0.10"));
-    assert!(sh("client", "cat /etc/resolv.conf").contains("search default.svc.cluster.local svc.cluster.local cluster.local"));
+    assert!(
+        sh("client", "cat /etc/resolv.conf")
+            .contains("search default.svc.cluster.local svc.cluster.local cluster.local")
+    );
 
     // a pod reaches itself through its own service (hairpin)
     assert!(sh("server", "wget -qO- http://web/").contains("host=named"));

@@ -66,12 +66,15 @@ spec:
     assert!(sh("ls /host").contains("passwd"));
     let ip = cluster.kubectl(&["get", "pod", "shared", "-o", "jsonpath={.status.podIP}"]);
     assert_eq!(sh("echo $PASSWORD $COLOR $MY_IP $MEMORY $GREETING"), format!("geheim red {ip} 67108864 hello red\n"));
-    let ipc = |c: &str| cluster.kubectl(&["exec", "shared", "-c", c, "--", "sh", "-c", "ls -l /proc/self/ns/ipc | cat"]);
+    let ipc =
+        |c: &str| cluster.kubectl(&["exec", "shared", "-c", c, "--", "sh", "-c", "ls -l /proc/self/ns/ipc | cat"]);
     let inode = |s: String| s.rsplit("ipc:").next().unwrap().trim().to_owned();
     assert_eq!(inode(ipc("side")), inode(ipc("web")));
     assert!(sh("cat /var/run/secrets/kubernetes.io/serviceaccount/namespace").contains("default"));
     // the service account's token is good for the API, from inside a pod, by the cluster's DNS name
-    let answer = sh("wget -qO- --no-check-certificate --header \"Authorization: Bearer $(cat /var/run/secrets/kubernetes.io/serviceaccount/token)\" https://kubernetes.default.svc/version 2>&1 || true");
+    let answer = sh(
+        "wget -qO- --no-check-certificate --header \"Authorization: Bearer $(cat /var/run/secrets/kubernetes.io/serviceaccount/token)\" https://kubernetes.default.svc/version 2>&1 || true",
+    );
     assert!(answer.contains("v1.36") || answer.contains("not an http"), "{answer}");
 
     // a changed ConfigMap reaches the volume

@@ -26,13 +26,15 @@ async fn typed_access_watch_and_apply() {
     let version = made.metadata.resource_version.clone().unwrap();
 
     let mut watch = api.watch(&WatchParams::default().fields("metadata.name=a"), &version).await.unwrap().boxed();
-    let apply = serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"l": "2"}});
+    let apply =
+        serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"l": "2"}});
     api.patch("a", &PatchParams::apply("tester"), &Patch::Apply(&apply)).await.unwrap();
     let event = watch.try_next().await.unwrap().unwrap();
     let WatchEvent::Modified(seen) = event else { panic!("{event:?}") };
     assert_eq!(seen.data.unwrap().len(), 2);
 
-    let conflict = serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"l": "3"}});
+    let conflict =
+        serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"l": "3"}});
     let error = api.patch("a", &PatchParams::apply("other"), &Patch::Apply(&conflict)).await.unwrap_err();
     let kube::Error::Api(status) = &error else { panic!("{error}") };
     assert_eq!((status.code, status.reason.as_str()), (409, "Conflict"), "{status:?}");
@@ -45,5 +47,7 @@ async fn typed_access_watch_and_apply() {
 
     api.delete("a", &Default::default()).await.unwrap();
     assert!(matches!(watch.try_next().await.unwrap().unwrap(), WatchEvent::Deleted(_)));
-    assert!(!api.list(&ListParams::default()).await.unwrap().items.iter().any(|m| m.metadata.name.as_deref() == Some("a")));
+    assert!(
+        !api.list(&ListParams::default()).await.unwrap().items.iter().any(|m| m.metadata.name.as_deref() == Some("a"))
+    );
 }

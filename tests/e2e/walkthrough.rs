@@ -158,7 +158,8 @@ fn daily_tools(which: Kubectl) {
     assert_eq!(String::from_utf8_lossy(&denied.stdout).trim(), "no");
 
     let file = cluster.dir.join("cm.yaml");
-    let manifest = |v: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: settings}}\ndata: {{color: {v}}}\n");
+    let manifest =
+        |v: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: settings}}\ndata: {{color: {v}}}\n");
     std::fs::write(&file, manifest("red")).unwrap();
     let file = file.display().to_string();
     assert!(k(&["apply", "-f", &file]).contains("created"));

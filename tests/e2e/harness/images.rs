@@ -7,17 +7,21 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-pub const BUSYBOX_IMAGE: &str = "docker.io/library/busybox:test";
-pub const ECHO_IMAGE: &str = "docker.io/library/echo:v1";
+pub(crate) const BUSYBOX_IMAGE: &str = "docker.io/library/busybox:test";
+pub(crate) const ECHO_IMAGE: &str = "docker.io/library/echo:v1";
 
 /// An OCI archive of busybox with all its applets, tagged [`BUSYBOX_IMAGE`].
-pub fn busybox_archive() -> &'static Path {
+pub(crate) fn busybox_archive() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| once("busybox.tar", |to| archive_of(&busybox_layer(), &json!({"Cmd": ["sh"], "Env": ["PATH=/bin"]}), &[BUSYBOX_IMAGE], to)))
+    PATH.get_or_init(|| {
+        once("busybox.tar", |to| {
+            archive_of(&busybox_layer(), &json!({"Cmd": ["sh"], "Env": ["PATH=/bin"]}), &[BUSYBOX_IMAGE], to)
+        })
+    })
 }
 
 /// An OCI archive of the echo server on port 8080, tagged [`ECHO_IMAGE`] and `echo:v2` (which answers `v2`).
-pub fn echo_archive() -> &'static Path {
+pub(crate) fn echo_archive() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {
         once("echo.tar", |to| {
@@ -26,10 +30,13 @@ pub fn echo_archive() -> &'static Path {
                        "ExposedPorts": {"8080/tcp": {}}})
             };
             let layer = echo_layer();
-            archive_with(&[
-                (&layer, &config("v1"), &["docker.io/library/echo:v1"][..]),
-                (&layer, &config("v2"), &["docker.io/library/echo:v2"][..]),
-            ], to);
+            archive_with(
+                &[
+                    (&layer, &config("v1"), &["docker.io/library/echo:v1"][..]),
+                    (&layer, &config("v2"), &["docker.io/library/echo:v2"][..]),
+                ],
+                to,
+            );
         })
     })
 }
@@ -113,7 +120,7 @@ fn file(tar: &mut tar::Builder<Vec<u8>>, path: &str, mode: u32, data: &[u8]) {
 }
 
 /// Writes an OCI layout archive of one image with one layer.
-pub fn archive_of(layer: &[u8], config: &serde_json::Value, tags: &[&str], to: &Path) {
+pub(crate) fn archive_of(layer: &[u8], config: &serde_json::Value, tags: &[&str], to: &Path) {
     archive_with(&[(layer, config, tags)], to);
 }
 

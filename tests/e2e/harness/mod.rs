@@ -10,7 +10,7 @@ mod cleanup;
 mod images;
 mod network;
 
-pub use images::{ECHO_IMAGE, BUSYBOX_IMAGE, archive_of, busybox_archive, echo_archive};
+pub(crate) use images::{BUSYBOX_IMAGE, ECHO_IMAGE, archive_of, busybox_archive, echo_archive};
 
 use serde_json::Value;
 use std::fs;
@@ -23,11 +23,11 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long anything may take before a test gives up. Not a speed limit: a loaded machine is slow.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Which kubectl: both are unmodified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kubectl {
+pub(crate) enum Kubectl {
     /// The newest that a package registry has.
     Newest,
     /// What Debian packages (1.20).
@@ -47,9 +47,9 @@ impl Kubectl {
 }
 
 /// A running cluster of one node.
-pub struct Cluster {
-    pub dir: PathBuf,
-    pub ip: Ipv4Addr,
+pub(crate) struct Cluster {
+    pub(crate) dir: PathBuf,
+    pub(crate) ip: Ipv4Addr,
     net: network::TestNetwork,
     child: Option<Child>,
     extra_args: Vec<String>,
@@ -57,19 +57,19 @@ pub struct Cluster {
 
 impl Cluster {
     /// Starts a cluster with the images of the tests already in its drop folder, and waits until it is ready.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_with(&[])
     }
 
     /// The same with further flags for `edge server`.
-    pub fn start_with(args: &[&str]) -> Self {
+    pub(crate) fn start_with(args: &[&str]) -> Self {
         let mut cluster = Self::prepare(args);
         cluster.launch();
         cluster
     }
 
     /// Makes the directories and the network, but starts nothing.
-    pub fn prepare(args: &[&str]) -> Self {
+    pub(crate) fn prepare(args: &[&str]) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "the end-to-end tests need root (namespaces, mounts, cgroups)");
         cleanup::sweep();
         let net = network::TestNetwork::create();
@@ -84,18 +84,18 @@ impl Cluster {
     }
 
     /// Puts an image archive into the drop folder.
-    pub fn drop_image(&self, name: &str, archive: &Path) {
+    pub(crate) fn drop_image(&self, name: &str, archive: &Path) {
         let target = self.data_dir().join("agent/images").join(name);
         let part = self.dir.join(name);
         fs::copy(archive, &part).unwrap();
         fs::rename(part, target).unwrap();
     }
 
-    pub fn data_dir(&self) -> PathBuf {
+    pub(crate) fn data_dir(&self) -> PathBuf {
         self.dir.join("data")
     }
 
-    pub fn kubeconfig(&self) -> PathBuf {
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.dir.join("edge.yaml")
     }
 
@@ -104,7 +104,7 @@ impl Cluster {
     }
 
     /// `edge server` with all that keeps it apart from the machine and from other tests.
-    pub fn server_command(&self) -> Command {
+    pub(crate) fn server_command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_edge"));
         command
             .arg("server")
@@ -131,7 +131,7 @@ impl Cluster {
     }
 
     /// Starts `edge server` and waits for its readiness notification.
-    pub fn launch(&mut self) {
+    pub(crate) fn launch(&mut self) {
         assert!(self.child.is_none(), "the server runs already");
         let notify = self.dir.join("notify.sock");
         let _ = fs::remove_file(&notify);
@@ -151,19 +151,19 @@ impl Cluster {
     }
 
     /// The process id of the server.
-    pub fn server_pid(&self) -> u32 {
+    pub(crate) fn server_pid(&self) -> u32 {
         self.child.as_ref().expect("the server runs").id()
     }
 
     /// Ends the server with a signal and waits for it; gives its exit status.
-    pub fn stop(&mut self, signal: nix::sys::signal::Signal) -> std::process::ExitStatus {
+    pub(crate) fn stop(&mut self, signal: nix::sys::signal::Signal) -> std::process::ExitStatus {
         let mut child = self.child.take().expect("the server runs");
         let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
         nix::sys::signal::kill(pid, signal).unwrap();
         child.wait().unwrap()
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.join("edge.log")).unwrap_or_default()
     }
 
@@ -181,18 +181,18 @@ impl Cluster {
     }
 
     /// Runs kubectl and gives what it did, whatever it was.
-    pub fn try_kubectl(&self, which: Kubectl, args: &[&str]) -> Output {
+    pub(crate) fn try_kubectl(&self, which: Kubectl, args: &[&str]) -> Output {
         self.kubectl_command(which, args).output().unwrap()
     }
 
     /// Runs a kubectl in the background, with its output piped.
-    pub fn spawn_kubectl(&self, which: Kubectl, args: &[&str]) -> Background {
+    pub(crate) fn spawn_kubectl(&self, which: Kubectl, args: &[&str]) -> Background {
         let mut command = self.kubectl_command(which, args);
         Background(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
     }
 
     /// Runs kubectl with text on its standard input.
-    pub fn kubectl_stdin(&self, which: Kubectl, args: &[&str], input: &str) -> Output {
+    pub(crate) fn kubectl_stdin(&self, which: Kubectl, args: &[&str], input: &str) -> Output {
         let mut child = self
             .kubectl_command(which, args)
             .stdin(Stdio::piped())
@@ -205,35 +205,35 @@ impl Cluster {
     }
 
     /// Runs the newest kubectl, which must succeed; gives its standard output.
-    pub fn kubectl(&self, args: &[&str]) -> String {
+    pub(crate) fn kubectl(&self, args: &[&str]) -> String {
         self.kubectl_as(Kubectl::Newest, args)
     }
 
     /// Runs one of the kubectls, which must succeed; gives its standard output.
-    pub fn kubectl_as(&self, which: Kubectl, args: &[&str]) -> String {
+    pub(crate) fn kubectl_as(&self, which: Kubectl, args: &[&str]) -> String {
         success(&format!("{which:?} kubectl {}", args.join(" ")), self.try_kubectl(which, args))
     }
 
     /// `kubectl apply -f -`, which must succeed.
-    pub fn apply(&self, manifest: &str) -> String {
+    pub(crate) fn apply(&self, manifest: &str) -> String {
         success("kubectl apply", self.kubectl_stdin(Kubectl::Newest, &["apply", "-f", "-"], manifest))
     }
 
     /// An object as JSON.
-    pub fn get(&self, args: &[&str]) -> Value {
+    pub(crate) fn get(&self, args: &[&str]) -> Value {
         let mut all = vec!["get", "-o", "json"];
         all.extend(args);
         serde_json::from_str(&self.kubectl(&all)).unwrap()
     }
 
     /// Waits for a condition by `kubectl wait`.
-    pub fn wait_for(&self, what: &str, condition: &str) {
+    pub(crate) fn wait_for(&self, what: &str, condition: &str) {
         let timeout = format!("--timeout={}s", PATIENCE.as_secs());
         self.kubectl(&["wait", what, &format!("--for={condition}"), &timeout]);
     }
 
     /// Runs a closure on a thread inside the node's network namespace.
-    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let netns = self.net.open();
         std::thread::scope(|s| {
             s.spawn(|| {
@@ -246,7 +246,7 @@ impl Cluster {
     }
 
     /// The cgroup directories of this cluster, one per mounted hierarchy.
-    pub fn cgroup_dirs(&self) -> Vec<PathBuf> {
+    pub(crate) fn cgroup_dirs(&self) -> Vec<PathBuf> {
         cleanup::cgroup_dirs(self.id())
     }
 }
@@ -272,11 +272,11 @@ impl Drop for Cluster {
 }
 
 /// A child process that ends with its owner.
-pub struct Background(Child);
+pub(crate) struct Background(Child);
 
 impl Background {
     /// Reads standard output until it contains `text`; gives all that was read.
-    pub fn read_until(&mut self, text: &str) -> String {
+    pub(crate) fn read_until(&mut self, text: &str) -> String {
         let mut read = String::new();
         let mut byte = [0u8; 1];
         let out = self.0.stdout.as_mut().unwrap();
@@ -294,13 +294,13 @@ impl Background {
     }
 
     /// Writes to standard input.
-    pub fn write(&mut self, text: &str) {
+    pub(crate) fn write(&mut self, text: &str) {
         self.0.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
         self.0.stdin.as_mut().unwrap().flush().unwrap();
     }
 
     /// Closes standard input and waits for the end.
-    pub fn finish(mut self) -> Output {
+    pub(crate) fn finish(mut self) -> Output {
         drop(self.0.stdin.take());
         let mut out = Vec::new();
         let mut err = Vec::new();
@@ -319,7 +319,7 @@ impl Drop for Background {
 }
 
 /// The standard output of a command that must have succeeded.
-pub fn success(what: &str, output: Output) -> String {
+pub(crate) fn success(what: &str, output: Output) -> String {
     let out = String::from_utf8_lossy(&output.stdout).into_owned();
     let err = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{what}: {}\n{out}\n{err}", output.status);
@@ -327,7 +327,7 @@ pub fn success(what: &str, output: Output) -> String {
 }
 
 /// Tries until it succeeds; for what has no event to wait for from outside (a port that begins to answer).
-pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Result<T, String>) -> T {
+pub(crate) fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Result<T, String>) -> T {
     let start = Instant::now();
     loop {
         match attempt() {
@@ -339,7 +339,7 @@ pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Result<T, String>)
 }
 
 /// A plain HTTP/1.1 GET; gives the body.
-pub fn http_get(address: SocketAddr, path: &str) -> Result<String, String> {
+pub(crate) fn http_get(address: SocketAddr, path: &str) -> Result<String, String> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(3)).map_err(|e| e.to_string())?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).map_err(|e| e.to_string())?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").map_err(|e| e.to_string())?;
