@@ -1,6 +1,7 @@
 //! Where images come from: archives, and Debian's docker-registry over plain HTTP, TLS and basic authentication.
 
-use crate::harness::{Cluster, busybox_archive, eventually};
+use crate::harness::images::{archive_of, busybox_archive};
+use crate::harness::{Cluster, eventually};
 use sha2::{Digest, Sha256};
 use std::fs;
 use std::io::{Read, Write};
@@ -214,7 +215,7 @@ fn archives_are_imported_while_running_and_bad_ones_do_no_harm() {
     let layer = fs::read(busybox_archive()).unwrap();
     let gz = cluster.dir.join("late.tar.gz");
     let rename = |tag: &str, to: &Path| {
-        crate::harness::archive_of(&busybox_rootfs(&layer), &serde_json::json!({"Env": ["PATH=/bin"]}), &[tag], to);
+        archive_of(&busybox_rootfs(&layer), &serde_json::json!({"Env": ["PATH=/bin"]}), &[tag], to);
     };
     let tar = cluster.dir.join("late.tar");
     rename("docker.io/library/late:v1", &tar);

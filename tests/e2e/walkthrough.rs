@@ -1,6 +1,7 @@
 //! A first day with Kubernetes, by both kubectls.
 
-use crate::harness::{Cluster, ECHO_IMAGE, Kubectl, eventually, http_get, success};
+use crate::harness::images::ECHO_IMAGE;
+use crate::harness::{Cluster, Kubectl, eventually, http_get, success};
 use std::net::SocketAddr;
 
 fn first_day(which: Kubectl) {

@@ -7,10 +7,10 @@
 //! ```
 
 mod cleanup;
-mod images;
+pub(crate) mod images;
 mod network;
 
-pub(crate) use images::{BUSYBOX_IMAGE, ECHO_IMAGE, archive_of, busybox_archive, echo_archive};
+use images::{busybox_archive, echo_archive};
 
 use serde_json::Value;
 use std::fs;
