@@ -30,6 +30,7 @@ pub(crate) fn remove(name: &str) {
         remove_cgroup(&dir);
     }
     let _ = fs::remove_dir_all(Path::new("/tmp").join(name));
+    let _ = Command::new("ip").args(["link", "del", &super::network::host_end(name)]).output();
     let _ = Command::new("ip").args(["netns", "del", name]).output();
 }
 

@@ -86,7 +86,7 @@ impl Cluster {
     /// Puts an image archive into the drop folder.
     pub(crate) fn drop_image(&self, name: &str, archive: &Path) {
         let target = self.data_dir().join("agent/images").join(name);
-        let part = self.dir.join(name);
+        let part = self.dir.join(format!("{name}.part"));
         fs::copy(archive, &part).unwrap();
         fs::rename(part, target).unwrap();
     }

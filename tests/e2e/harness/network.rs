@@ -19,7 +19,9 @@ impl TestNetwork {
             if !made.status.success() {
                 continue;
             }
-            let host = format!("eev{n}");
+            let host = host_end(&name);
+            // a namespace that processes still hold keeps its links for a moment after its name is gone
+            let _ = Command::new("ip").args(["link", "del", &host]).output();
             ip(&["link", "add", &host, "type", "veth", "peer", "name", "eth0", "netns", &name]);
             ip(&["addr", "add", &format!("10.254.{n}.1/30"), "dev", &host]);
             ip(&["link", "set", &host, "up"]);
@@ -36,6 +38,11 @@ impl TestNetwork {
     pub(crate) fn open(&self) -> File {
         File::open(format!("/run/netns/{}", self.name)).expect("the namespace exists")
     }
+}
+
+/// The host's end of the link to a namespace.
+pub(crate) fn host_end(name: &str) -> String {
+    format!("eev{}", name.trim_start_matches("edge-e2e-"))
 }
 
 fn ip(args: &[&str]) {
