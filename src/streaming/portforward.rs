@@ -168,7 +168,10 @@ impl Forwarder {
         let (from, into) = tokio::io::split(ours);
         let (message, failure) = oneshot::channel();
         let to = self.to.clone();
-        let sending = self.sending.spawn(async move {
+        // A connection that the client resets sends nothing more, but its end is still reported.
+        let pumping = tokio::spawn(pump(from, data, to.clone()));
+        let sending = pumping.abort_handle();
+        self.sending.spawn(async move {
             let report = async {
                 let failed = failure.await.ok();
                 let bytes = Bytes::from(failed.clone().unwrap_or_default());
@@ -178,7 +181,11 @@ impl Forwarder {
                     let _ = to.send(Outbound::Reset { stream: data }).await;
                 }
             };
-            tokio::join!(pump(from, data, to.clone()), report);
+            let sent = async {
+                // Ended or aborted, there is nothing more to send.
+                let _ = pumping.await;
+            };
+            tokio::join!(sent, report);
             data
         });
         self.connections.insert(data, Connection { feeder: Feeder::new(into), sending, sent: false });

@@ -71,11 +71,14 @@ spec:
     let inode = |s: String| s.rsplit("ipc:").next().unwrap().trim().to_owned();
     assert_eq!(inode(ipc("side")), inode(ipc("web")));
     assert!(sh("cat /var/run/secrets/kubernetes.io/serviceaccount/namespace").contains("default"));
-    // the service account's token is good for the API, from inside a pod, by the cluster's DNS name
-    let answer = sh(
-        "wget -qO- --no-check-certificate --header \"Authorization: Bearer $(cat /var/run/secrets/kubernetes.io/serviceaccount/token)\" https://kubernetes.default.svc/version 2>&1 || true",
+    // the service account's token is good for the API
+    let token = sh("cat /var/run/secrets/kubernetes.io/serviceaccount/token");
+    let whoami = cluster.curl(
+        &["-H", &format!("Authorization: Bearer {token}"), "-d", "{}", "-H", "Content-Type: application/json"],
+        "/apis/authentication.k8s.io/v1/selfsubjectreviews",
     );
-    assert!(answer.contains("v1.36") || answer.contains("not an http"), "{answer}");
+    assert!(whoami.contains("system:serviceaccount:default:default") && whoami.contains("pod-name"), "{whoami}");
+    assert!(sh("cat /var/run/secrets/kubernetes.io/serviceaccount/ca.crt").contains("BEGIN CERTIFICATE"));
 
     // a changed ConfigMap reaches the volume
     cluster.kubectl(&["patch", "cm", "settings", "-p", r#"{"data":{"color":"blue"}}"#]);

@@ -14,7 +14,8 @@ use http::{HeaderMap, Response};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// How clients of old ask for the protobuf form. It is no valid media type, so it is never answered with.
+const V2_PROTOBUF_ASKED: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
 /// How long a document may be kept whose URL names its content.
 const IMMUTABLE: &str = "public, max-age=31536000, immutable";
 
@@ -64,14 +65,14 @@ pub(super) async fn v2(server: &Server, headers: &HeaderMap) -> Result<Response<
         .flat_map(|v| v.split(','))
         .map(|r| r.split(';').next().unwrap_or_default().trim())
         .find_map(|kind| match kind {
-            V2_PROTOBUF | "application/com.github.proto-openapi.spec.v2.v1.0+protobuf" => Some(true),
+            V2_PROTOBUF_ASKED | openapi::V2_PROTOBUF => Some(true),
             "application/json" | "*/*" => Some(false),
             _ => None,
         })
         .unwrap_or(false);
     if protobuf {
         let bytes = write(server, openapi::v2_protobuf).await?;
-        return Ok(with_etag(headers, V2_PROTOBUF, bytes).await);
+        return Ok(with_etag(headers, openapi::V2_PROTOBUF, bytes).await);
     }
     Ok(with_etag(headers, "application/json", write(server, openapi::v2_json).await?).await)
 }

@@ -16,7 +16,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy, copy_bidirectional};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
@@ -252,12 +252,28 @@ pub(super) fn port_forward(shared: Arc<PodShared>, mut request: Request<Incoming
     Ok(upgraded(answer))
 }
 
-async fn serve_port(netns: Option<PathBuf>, mut connection: PortConnection) {
-    let port = connection.port;
-    match dial(netns, port).await {
-        // how the connection ended is the peers' affair
-        Ok(mut stream) => drop(copy_bidirectional(&mut connection.stream, &mut stream).await),
-        Err(error) => connection.error.send(format!("failed to connect to localhost:{port} inside namespace: {error}")),
+async fn serve_port(netns: Option<PathBuf>, connection: PortConnection) {
+    let PortConnection { port, stream, error } = connection;
+    let pod = match dial(netns, port).await {
+        Ok(pod) => pod,
+        Err(e) => return error.send(format!("failed to connect to localhost:{port} inside namespace: {e}")),
+    };
+    let (mut from_client, mut to_client) = tokio::io::split(stream);
+    let (mut from_pod, mut to_pod) = pod.into_split();
+    let sending = async {
+        // how the connection ends is the peers' affair
+        let _ = copy(&mut from_client, &mut to_pod).await;
+        let _ = to_pod.shutdown().await;
+        std::future::pending::<()>().await;
+    };
+    let receiving = async {
+        let _ = copy(&mut from_pod, &mut to_client).await;
+        let _ = to_client.shutdown().await;
+    };
+    // what the pod has ended is over: a client that waits for the end would otherwise keep its side open for ever
+    tokio::select! {
+        () = sending => {}
+        () = receiving => {}
     }
 }
 

@@ -219,6 +219,12 @@ impl Cluster {
         success("kubectl apply", self.kubectl_stdin(Kubectl::Newest, &["apply", "-f", "-"], manifest))
     }
 
+    /// A request by curl, without credentials but those of `args`; gives the body.
+    pub(crate) fn curl(&self, args: &[&str], path: &str) -> String {
+        let url = format!("https://{}:6443{path}", self.ip);
+        success(path, Command::new("curl").args(["-sSk"]).args(args).arg(url).output().unwrap())
+    }
+
     /// An object as JSON.
     pub(crate) fn get(&self, args: &[&str]) -> Value {
         let mut all = vec!["get", "-o", "json"];
