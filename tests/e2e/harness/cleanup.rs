@@ -34,7 +34,7 @@ pub(crate) fn remove(name: &str) {
     let _ = Command::new("ip").args(["netns", "del", name]).output();
 }
 
-pub(crate) fn cgroup_dirs(name: &str) -> Vec<PathBuf> {
+fn cgroup_dirs(name: &str) -> Vec<PathBuf> {
     let mut roots = vec![PathBuf::from("/sys/fs/cgroup")];
     roots.extend(fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|e| e.path()));
     roots.into_iter().map(|r| r.join(name)).filter(|d| d.is_dir()).collect()

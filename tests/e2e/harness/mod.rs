@@ -150,11 +150,6 @@ impl Cluster {
         }
     }
 
-    /// The process id of the server.
-    pub(crate) fn server_pid(&self) -> u32 {
-        self.child.as_ref().expect("the server runs").id()
-    }
-
     /// Ends the server with a signal and waits for it; gives its exit status.
     pub(crate) fn stop(&mut self, signal: nix::sys::signal::Signal) -> std::process::ExitStatus {
         let mut child = self.child.take().expect("the server runs");
@@ -249,11 +244,6 @@ impl Cluster {
             .join()
             .unwrap()
         })
-    }
-
-    /// The cgroup directories of this cluster, one per mounted hierarchy.
-    pub(crate) fn cgroup_dirs(&self) -> Vec<PathBuf> {
-        cleanup::cgroup_dirs(self.id())
     }
 }
 
