@@ -80,7 +80,9 @@ fn busybox_layer() -> Vec<u8> {
 }
 
 fn echo_layer() -> Vec<u8> {
-    let out = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("echo.{}", std::process::id()));
+    // rustc's intermediate files lie beside its output: a directory of its own for each of the concurrent tests
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let out = dir.path().join("echo");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/images/echo.rs");
     let status = Command::new("rustc")
         .args(["--edition=2024", "-Copt-level=2", "-Ctarget-feature=+crt-static", "-Cstrip=symbols", "-o"])
@@ -90,7 +92,6 @@ fn echo_layer() -> Vec<u8> {
     assert!(status.success(), "compiling tests/images/echo.rs failed");
     let mut tar = tar::Builder::new(Vec::new());
     file(&mut tar, "echo", 0o755, &fs::read(&out).unwrap());
-    fs::remove_file(out).unwrap();
     directory(&mut tar, "bin/");
     // probes and hooks of the tests run commands in this image too
     file(&mut tar, "bin/busybox", 0o755, &fs::read("/bin/busybox").unwrap());
