@@ -5,6 +5,7 @@
 
 mod informer;
 mod local;
+pub mod placement;
 mod recorder;
 mod workqueue;
 

@@ -1,8 +1,9 @@
 //! Which nodes are possible for a pod, and why the others are not.
 
-use crate::affinity::{PodTerm, node_allowed, selector, selector_matches, untolerated};
+use crate::affinity::{PodTerm, selector};
 use crate::nodes::{Cluster, NodeState, host_ports};
 use crate::requests::Amounts;
+use edge_client::placement::{node_allowed, selector_matches, untolerated};
 use edge_client::{Informer, ResourceExt};
 use k8s_openapi::api::core::v1::{
     Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, TopologySpreadConstraint,

@@ -1,9 +1,10 @@
 //! Which of the possible nodes is best: each view gives 0 to 100, and the weighted sum decides.
 
-use crate::affinity::{PodTerm, term_matches, untolerated};
+use crate::affinity::PodTerm;
 use crate::filters::Context;
 use crate::nodes::NodeState;
 use crate::requests;
+use edge_client::placement::{term_matches, untolerated};
 use std::collections::HashMap;
 
 const MAX: i64 = 100;
