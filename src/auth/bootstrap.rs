@@ -6,9 +6,10 @@ use serde_json::{Map, Value, json};
 /// patch where Kubernetes' own update) and a binding of `system:node` to `system:nodes`.
 ///
 /// A line that begins with `role` or `clusterrole` opens a role; `aggregate-to X` labels it to become part of X,
-/// `aggregates X` makes it out of all that are labelled so. The lines below it are its rules, `verbs | groups |
-/// resources | names`, or `verbs | url | paths`. `core` is the core group; R, W and RW stand for the reading, the writing
-/// and all usual verbs. `bind` lines bind: `bind [NAMESPACE/]BINDING [Role] ROLE to SUBJECTS`.
+/// `aggregates X` makes it out of all that are labelled so. `controller NAME` opens the role `system:controller:NAME`, bound to
+/// the service account NAME. The lines below are the role's rules, `verbs | groups | resources | names`, or `verbs | url |
+/// paths`. `core` is the core group; R, W and RW stand for the reading, the writing and all usual verbs. `bind` lines bind:
+/// `bind [NAMESPACE/]BINDING [Role] ROLE to SUBJECTS`.
 const POLICY: &str = include_str!("bootstrap.txt");
 
 const RBAC: &str = "rbac.authorization.k8s.io";
@@ -20,6 +21,12 @@ pub fn bootstrap_policy() -> Vec<Value> {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words.as_slice() {
             ["clusterrole", name, rest @ ..] => out.push(cluster_role(name, rest)),
+            ["controller", name] => {
+                let role = format!("system:controller:{name}");
+                let account = format!("ServiceAccount=kube-system/{name}");
+                out.push(binding(&role, &["to", &account]));
+                out.push(cluster_role(&role, &[]));
+            }
             ["role", id, ..] => {
                 let (namespace, name) = id.split_once('/').unwrap_or(("kube-system", id));
                 out.push(json!({"apiVersion": format!("{RBAC}/v1"), "kind": "Role",
@@ -164,6 +171,25 @@ mod tests {
         assert!(allowed(&controller("deployment-controller"), "patch", "apps", "deployments", "status"));
         let scheduler = UserInfo::new("system:kube-scheduler", [""; 0]);
         assert!(allowed(&scheduler, "create", "", "pods", "binding"));
+        // (controller, verb, group, resource, subresource) that its work needs
+        for (name, verb, group, resource, subresource) in [
+            ("clusterrole-aggregation-controller", "escalate", RBAC, "clusterroles", ""),
+            ("pvc-protection-controller", "patch", "", "persistentvolumeclaims", ""),
+            ("pv-protection-controller", "patch", "", "persistentvolumes", ""),
+            ("pod-garbage-collector", "patch", "", "pods", "status"),
+            ("node-controller", "patch", "", "nodes", "status"),
+            ("replication-controller", "patch", "", "replicationcontrollers", "status"),
+            ("statefulset-controller", "create", "", "persistentvolumeclaims", ""),
+            ("daemon-set-controller", "create", "apps", "controllerrevisions", ""),
+            ("job-controller", "patch", "", "pods", ""),
+            ("cronjob-controller", "create", "batch", "jobs", ""),
+            ("ttl-after-finished-controller", "delete", "batch", "jobs", ""),
+            ("disruption-controller", "patch", "policy", "poddisruptionbudgets", "status"),
+            ("resourcequota-controller", "patch", "", "resourcequotas", "status"),
+        ] {
+            assert!(allowed(&controller(name), verb, group, resource, subresource), "{name}: {verb} {resource}");
+            assert!(!allowed(&controller(name), "create", RBAC, "clusterrolebindings", ""), "{name}");
+        }
         let node = UserInfo::new("system:node:a", ["system:nodes"]);
         assert!(allowed(&node, "patch", "", "pods", "status") && !allowed(&node, "create", "apps", "deployments", ""));
         let nobody = UserInfo::anonymous();
