@@ -1,6 +1,6 @@
 //! What every controller works with.
 
-use edge_client::{Client, EventRecorder, Informers};
+use edge_client::{Change, Client, Error, EventRecorder, Informer, InformerKind, Informers};
 use std::sync::Arc;
 
 /// A controller's own client (requests run under its own service account) and the informers that all share.
@@ -35,5 +35,30 @@ impl Identities {
         let client = (self.client)(&format!("system:serviceaccount:kube-system:{name}"));
         let recorder = EventRecorder::new(client.clone(), name, "");
         Context { client, informers: self.informers.clone(), recorder }
+    }
+}
+
+/// Hands everything that is in an informer's cache, and then every change, to a function, for ever.
+pub(crate) async fn each<K: InformerKind>(informer: &Informer<K>, act: impl Fn(&Change<K>)) {
+    let mut changes = informer.subscribe();
+    while let Some(change) = changes.recv().await {
+        act(&change);
+    }
+}
+
+/// The result of a request about an object that may be gone: then there is nothing left to do.
+pub(crate) fn unless_gone<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
+    match result {
+        Ok(done) => Ok(Some(done)),
+        Err(e) if edge_client::is_not_found(&e) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// The same where the object may also have changed meanwhile: its own change will bring the controller back.
+pub(crate) fn unless_changed<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
+    match unless_gone(result) {
+        Err(e) if edge_client::is_conflict(&e) => Ok(None),
+        other => other,
     }
 }

@@ -3,7 +3,8 @@
 //! A controller that acts on a cache must not act again before the cache has seen what it did, or it would make too many
 //! pods. Deletions are expected by UID, so that a pod whose deletion takes long counts once.
 
-use edge_client::Key;
+use edge_client::{Change, Key, ResourceExt};
+use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -40,6 +41,17 @@ impl Expectations {
     pub(crate) fn deleted(&self, key: &Key, uid: &str) {
         if let Some(e) = self.0.lock().get_mut(key) {
             e.deletions.remove(uid);
+        }
+    }
+
+    /// Takes note of a change of a pod of the owner.
+    pub(crate) fn observe(&self, key: &Key, change: &Change<Pod>) {
+        let pod = change.object();
+        if matches!(change, Change::Applied { old: None, .. }) {
+            self.created(key);
+        }
+        if matches!(change, Change::Deleted(_)) || pod.metadata.deletion_timestamp.is_some() {
+            self.deleted(key, &pod.uid().unwrap_or_default());
         }
     }
 

@@ -3,22 +3,33 @@
 //! A controller has three parts: informer changes become keys of a work queue; a key is planned by a pure function over
 //! cached state; one effect function carries the plan out. Nothing is polled and nothing is resynchronized by a timer.
 
+mod clusterrole_aggregation;
 mod context;
 mod deployment;
 mod endpointslice;
 mod expectations;
+mod finalizers;
 mod gc;
 mod manifests;
 mod namespace;
+mod node_lifecycle;
 mod owners;
 mod pod_control;
+mod pod_gc;
 mod pods;
+mod protection;
 mod replicaset;
 mod root_ca;
 mod serviceaccount;
+mod status;
+mod taint_eviction;
 
 pub use context::{Context, Identities};
 pub use manifests::{ManifestsOptions, run as run_manifests};
+
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::core::v1::ReplicationController;
+use tokio::task::JoinSet;
 
 /// What the controllers must be told.
 #[derive(Clone, Debug)]
@@ -31,13 +42,25 @@ pub struct Options {
 pub async fn run(identities: Identities, options: Options) {
     let of = |name: &str| identities.context(name);
     let namespaces = edge_client::WorkQueue::new();
-    tokio::join!(
-        replicaset::run(of("replicaset-controller")),
-        deployment::run(of("deployment-controller")),
-        endpointslice::run(of("endpointslice-controller")),
-        serviceaccount::run(of("service-account-controller")),
-        root_ca::run(of("root-ca-cert-publisher"), options.root_ca),
-        namespace::run(of("namespace-controller"), namespaces.clone()),
-        gc::run(of("generic-garbage-collector"), namespaces),
-    );
+    // each is a task of its own: what one is woken for does not concern the others
+    let mut tasks = JoinSet::new();
+    tasks.spawn(replicaset::run::<ReplicaSet>(of("replicaset-controller")));
+    tasks.spawn(replicaset::run::<ReplicationController>(of("replication-controller")));
+    tasks.spawn(deployment::run(of("deployment-controller")));
+    tasks.spawn(endpointslice::run(of("endpointslice-controller")));
+    tasks.spawn(serviceaccount::run(of("service-account-controller")));
+    tasks.spawn(root_ca::run(of("root-ca-cert-publisher"), options.root_ca));
+    tasks.spawn(namespace::run(of("namespace-controller"), namespaces.clone()));
+    tasks.spawn(gc::run(of("generic-garbage-collector"), namespaces));
+    tasks.spawn(clusterrole_aggregation::run(of("clusterrole-aggregation-controller")));
+    tasks.spawn(protection::run_claims(of("pvc-protection-controller")));
+    tasks.spawn(protection::run_volumes(of("pv-protection-controller")));
+    tasks.spawn(pod_gc::run(of("pod-garbage-collector")));
+    tasks.spawn(node_lifecycle::run(of("node-controller")));
+    tasks.spawn(taint_eviction::run(of("node-controller")));
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!(%error, "a controller ended");
+        }
+    }
 }

@@ -1,8 +1,14 @@
 //! Controller references: which object manages which.
 
+use crate::context::unless_changed;
 use edge_api::selector::LabelSelector;
+use edge_client::{Api, Client, Error, Patch, PatchParams};
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1 as metav1;
 use kube::{Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use std::fmt::Debug;
+use std::sync::Arc;
 
 /// The reference that marks `owner` as the controller of something.
 pub(crate) fn controller_reference<K: Resource<DynamicType = ()>>(owner: &K) -> metav1::OwnerReference {
@@ -94,6 +100,62 @@ fn ownership(object: &impl ResourceExt, references: &[metav1::OwnerReference]) -
         "resourceVersion": object.resource_version(),
         "ownerReferences": references,
     }})
+}
+
+/// The objects of an owner among some of its namespace, after adopting those that nobody manages (as far as `adoptable`
+/// lets) and releasing those that no longer match. What was adopted counts at once.
+///
+/// # Errors
+/// When a request failed; the owner must be worked on again.
+pub(crate) async fn claim_all<O, K>(
+    client: &Client,
+    owner: &O,
+    selector: &LabelSelector,
+    candidates: Vec<Arc<K>>,
+    adoptable: impl Fn(&K) -> bool,
+) -> Result<Vec<Arc<K>>, Error>
+where
+    O: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+{
+    let namespace = owner.namespace().unwrap_or_default();
+    let api: Api<K> = Api::namespaced(client.clone(), &namespace);
+    // whether the owner is really there: the cache may be behind its deletion, and what is adopted then would go with it
+    let mut may_adopt = None;
+    let mut owned = Vec::new();
+    for object in candidates {
+        match claim(owner, selector, &*object) {
+            Claim::Ignore => {}
+            Claim::Owned => owned.push(object),
+            Claim::Adopt if !adoptable(&object) => {}
+            Claim::Adopt => {
+                let may = match may_adopt {
+                    Some(known) => known,
+                    None => *may_adopt.insert(is_current(client, owner).await?),
+                };
+                if may {
+                    let patch = Patch::Merge(adoption(owner, &*object));
+                    let adopted = api.patch(&object.name_any(), &PatchParams::default(), &patch).await;
+                    owned.extend(unless_changed(adopted)?.map(Arc::new));
+                }
+            }
+            Claim::Release => {
+                let patch = Patch::Merge(release(owner, &*object));
+                unless_changed(api.patch(&object.name_any(), &PatchParams::default(), &patch).await)?;
+            }
+        }
+    }
+    Ok(owned)
+}
+
+/// Whether the API server knows the owner as the cache does, and not as going.
+async fn is_current<O>(client: &Client, owner: &O) -> Result<bool, Error>
+where
+    O: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
+{
+    let api: Api<O> = Api::namespaced(client.clone(), &owner.namespace().unwrap_or_default());
+    let live = crate::context::unless_gone(api.get(&owner.name_any()).await)?;
+    Ok(live.is_some_and(|l| l.meta().uid == owner.meta().uid && l.meta().deletion_timestamp.is_none()))
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Making and deleting pods for an owner, with the Events that tell of it.
 
-use crate::context::Context;
+use crate::context::{Context, unless_changed};
 use crate::owners::controller_reference;
-use edge_client::{Api, DeleteParams, EventType, PostParams, Preconditions};
+use edge_client::{Api, Client, DeleteParams, EventType, PostParams, Preconditions};
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Resource, ResourceExt};
@@ -50,22 +50,27 @@ where
     }
 }
 
+/// Deletes a pod, and no later one of the same name; one that is gone already counts as deleted.
+pub(crate) async fn remove(client: &Client, pod: &Pod) -> Result<(), edge_client::Error> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), pod.metadata.namespace.as_deref().unwrap_or_default());
+    let params = DeleteParams {
+        preconditions: Some(Preconditions { uid: pod.uid(), resource_version: None }),
+        ..DeleteParams::default()
+    };
+    unless_changed(api.delete(&pod.name_any(), &params).await).map(drop)
+}
+
 /// Deletes a pod of an owner; one that is gone already counts as deleted.
 pub(crate) async fn delete<K>(context: &Context, owner: &K, pod: &Pod) -> Result<(), edge_client::Error>
 where
     K: Resource<DynamicType = ()>,
 {
-    let api: Api<Pod> = Api::namespaced(context.client.clone(), pod.metadata.namespace.as_deref().unwrap_or_default());
-    let params = DeleteParams {
-        preconditions: Some(Preconditions { uid: pod.uid(), resource_version: None }),
-        ..DeleteParams::default()
-    };
-    match api.delete(&pod.name_any(), &params).await {
-        Err(error) if !edge_client::is_not_found(&error) => {
+    match remove(&context.client, pod).await {
+        Err(error) => {
             context.recorder.event(owner, EventType::Warning, "FailedDelete", format!("Error deleting: {error}"));
             Err(error)
         }
-        _ => {
+        Ok(()) => {
             let message = format!("Deleted pod: {}", pod.name_any());
             context.recorder.event(owner, EventType::Normal, "SuccessfulDelete", message);
             Ok(())

@@ -1,12 +1,25 @@
 //! What controllers want to know of a pod.
 
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use std::time::Duration;
 
 /// The condition of a type.
 pub(crate) fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
     pod.status.as_ref()?.conditions.as_ref()?.iter().find(|c| c.type_ == kind)
+}
+
+/// The condition that tells a pod was ended by the cluster and not by itself.
+pub(crate) fn disruption_target(reason: &str, message: &str, now: Timestamp) -> PodCondition {
+    PodCondition {
+        type_: "DisruptionTarget".into(),
+        status: "True".into(),
+        reason: Some(reason.into()),
+        message: Some(message.into()),
+        last_transition_time: Some(Time(now)),
+        ..PodCondition::default()
+    }
 }
 
 /// Whether the pod is ready.
@@ -40,36 +53,51 @@ pub(crate) fn available_in(pod: &Pod, min_ready: Duration, now: Timestamp) -> Op
     Some(min_ready.saturating_sub(elapsed))
 }
 
-/// The order in which a set gives pods up when it has too many: the least useful first.
-pub(crate) fn by_usefulness(a: &Pod, b: &Pod) -> std::cmp::Ordering {
-    let scheduled = |p: &Pod| p.spec.as_ref().is_some_and(|s| s.node_name.as_ref().is_some_and(|n| !n.is_empty()));
+/// How long ago something was, as the power of two of its nanoseconds: younger and older are only told apart roughly, so
+/// that what is given up is spread over what is about equally old.
+fn age(since: Option<Timestamp>, now: Timestamp) -> Option<u32> {
+    let elapsed = now.duration_since(since?).as_nanos();
+    Some(u128::try_from(elapsed).ok().and_then(u128::checked_ilog2).unwrap_or(0))
+}
+
+/// The order in which a set gives pods up when it has too many: the least useful first. `crowd` tells how many of the
+/// related pods are on a pod's node.
+pub(crate) fn by_usefulness(a: &Pod, b: &Pod, now: Timestamp, crowd: impl Fn(&Pod) -> usize) -> std::cmp::Ordering {
     let progress = |p: &Pod| match phase(p) {
         "Running" => 2,
         "Unknown" => 1,
         _ => 0,
     };
     let cost = |p: &Pod| {
-        p.metadata
-            .annotations
-            .as_ref()
-            .and_then(|a| a.get("controller.kubernetes.io/pod-deletion-cost"))
-            .and_then(|v| v.parse::<i32>().ok())
-            .unwrap_or(0)
+        let annotations = p.metadata.annotations.as_ref();
+        let text = annotations.and_then(|a| a.get("controller.kubernetes.io/pod-deletion-cost"));
+        text.and_then(|v| v.parse::<i32>().ok()).unwrap_or(0)
     };
-    let restarts = |p: &Pod| {
-        let statuses = p.status.as_ref().and_then(|s| s.container_statuses.as_ref());
-        statuses.into_iter().flatten().map(|c| c.restart_count).max().unwrap_or(0)
+    let ready_for = |p: &Pod| {
+        let ready = condition(p, "Ready").filter(|c| c.status == "True");
+        age(ready.and_then(|c| c.last_transition_time.as_ref()).map(|t| t.0), now)
     };
-    let ready_since = |p: &Pod| condition(p, "Ready").and_then(|c| c.last_transition_time.clone()).map(|t| t.0);
-    let created = |p: &Pod| p.metadata.creation_timestamp.clone().map(|t| t.0);
-    scheduled(a)
-        .cmp(&scheduled(b))
+    let age = |p: &Pod| age(p.metadata.creation_timestamp.as_ref().map(|t| t.0), now);
+    (node(a).is_some().cmp(&node(b).is_some()))
         .then_with(|| progress(a).cmp(&progress(b)))
         .then_with(|| is_ready(a).cmp(&is_ready(b)))
         .then_with(|| cost(a).cmp(&cost(b)))
-        .then_with(|| ready_since(b).cmp(&ready_since(a)))
+        .then_with(|| crowd(b).cmp(&crowd(a)))
+        .then_with(|| ready_for(a).cmp(&ready_for(b)))
         .then_with(|| restarts(b).cmp(&restarts(a)))
-        .then_with(|| created(b).cmp(&created(a)))
+        .then_with(|| age(a).cmp(&age(b)))
+        .then_with(|| a.metadata.uid.cmp(&b.metadata.uid))
+}
+
+/// The node of a pod, once it has one.
+pub(crate) fn node(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.node_name.as_deref().filter(|n| !n.is_empty())
+}
+
+/// How often the container of the pod that was restarted most often was.
+fn restarts(pod: &Pod) -> i32 {
+    let statuses = pod.status.as_ref().and_then(|s| s.container_statuses.as_ref());
+    statuses.into_iter().flatten().map(|c| c.restart_count).max().unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -98,8 +126,22 @@ mod tests {
             pod("", "Pending", None),
         ];
         let want: Vec<Pod> = pods.iter().rev().cloned().collect();
-        pods.sort_by(by_usefulness);
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        pods.sort_by(|a, b| by_usefulness(a, b, now, |_| 1));
         assert_eq!(pods.to_vec(), want);
+    }
+
+    #[test]
+    fn doubled_up_pods_go_before_lone_ones_and_cheap_ones_before_all() {
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        let (young, old) = (pod("lone", "Running", Some(5)), pod("crowded", "Running", Some(500)));
+        let crowd = |p: &Pod| if node(p) == Some("crowded") { 2 } else { 1 };
+        assert!(by_usefulness(&old, &young, now, crowd).is_lt());
+        assert!(by_usefulness(&young, &old, now, |_| 1).is_lt());
+        let mut dear = old.clone();
+        dear.metadata.annotations =
+            Some([("controller.kubernetes.io/pod-deletion-cost".to_owned(), "7".to_owned())].into());
+        assert!(by_usefulness(&young, &dear, now, crowd).is_lt());
     }
 
     #[test]

@@ -1,63 +1,127 @@
-//! ReplicaSets keep so many pods of a template running.
+//! ReplicaSets, and ReplicationControllers of old: so many pods of a template are kept running.
 
-use crate::context::Context;
+use crate::context::{Context, each};
 use crate::expectations::Expectations;
-use crate::owners::{Claim, adoption, claim, controller_of, controller_of_kind, matches, release, selector};
+use crate::owners::{claim_all, controller_of, controller_of_kind, matches, selector};
+use crate::status::count;
 use crate::{pod_control, pods};
-use edge_client::{
-    Api, Change, Error, Informer, Key, Outcome, Patch, PatchParams, ResourceExt, WorkQueue, run_workers,
-};
+use edge_api::selector::LabelSelector;
+use edge_client::{Change, Error, Informer, InformerKind, Key, Outcome, Resource, ResourceExt, WorkQueue, run_workers};
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec, ReplicationController};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How many ReplicaSets are worked on at once.
+/// How many sets are worked on at once.
 const WORKERS: usize = 4;
 /// No more pods than this are made or deleted before looking again.
 const BURST: usize = 500;
 
-struct Controller {
+/// What the two kinds have in common.
+pub(crate) trait Replicated: InformerKind + Resource<Scope = NamespaceResourceScope> {
+    /// The name of the controller in log lines.
+    const NAME: &'static str;
+    /// Whether the status tells how many pods are terminating.
+    const COUNTS_TERMINATING: bool;
+    /// How many pods are wanted; `None` when the object has no spec at all.
+    fn wanted(&self) -> Option<usize>;
+    /// For how long a pod must be ready to count as available.
+    fn min_ready(&self) -> Duration;
+    fn selector(&self) -> LabelSelector;
+    fn template(&self) -> Option<&PodTemplateSpec>;
+    /// The status as it is.
+    fn status_value(&self) -> Value;
+}
+
+fn seconds(n: Option<i32>) -> Duration {
+    Duration::from_secs(n.and_then(|s| u64::try_from(s).ok()).unwrap_or(0))
+}
+
+fn number(n: Option<i32>) -> usize {
+    usize::try_from(n.unwrap_or(1)).unwrap_or(0)
+}
+
+impl Replicated for ReplicaSet {
+    const NAME: &'static str = "replicaset";
+    const COUNTS_TERMINATING: bool = true;
+    fn wanted(&self) -> Option<usize> {
+        self.spec.as_ref().map(|s| number(s.replicas))
+    }
+    fn min_ready(&self) -> Duration {
+        seconds(self.spec.as_ref().and_then(|s| s.min_ready_seconds))
+    }
+    fn selector(&self) -> LabelSelector {
+        self.spec.as_ref().map_or_else(LabelSelector::nothing, |s| selector(&s.selector))
+    }
+    fn template(&self) -> Option<&PodTemplateSpec> {
+        self.spec.as_ref()?.template.as_ref()
+    }
+    fn status_value(&self) -> Value {
+        self.status.as_ref().and_then(|s| serde_json::to_value(s).ok()).unwrap_or_default()
+    }
+}
+
+impl Replicated for ReplicationController {
+    const NAME: &'static str = "replicationcontroller";
+    const COUNTS_TERMINATING: bool = false;
+    fn wanted(&self) -> Option<usize> {
+        self.spec.as_ref().map(|s| number(s.replicas))
+    }
+    fn min_ready(&self) -> Duration {
+        seconds(self.spec.as_ref().and_then(|s| s.min_ready_seconds))
+    }
+    fn selector(&self) -> LabelSelector {
+        let labels = self.spec.as_ref().and_then(|s| s.selector.as_ref()).filter(|s| !s.is_empty());
+        labels.map_or_else(LabelSelector::nothing, |l| {
+            LabelSelector::from_map(l.iter().map(|(k, v)| (k.as_str(), v.as_str())))
+        })
+    }
+    fn template(&self) -> Option<&PodTemplateSpec> {
+        self.spec.as_ref()?.template.as_ref()
+    }
+    fn status_value(&self) -> Value {
+        self.status.as_ref().and_then(|s| serde_json::to_value(s).ok()).unwrap_or_default()
+    }
+}
+
+struct Controller<K> {
     context: Context,
-    sets: Arc<Informer<ReplicaSet>>,
+    sets: Arc<Informer<K>>,
     pods: Arc<Informer<Pod>>,
     queue: Arc<WorkQueue<Key>>,
     expectations: Expectations,
 }
 
-pub(crate) async fn run(context: Context) {
-    let controller = Arc::new(Controller {
+/// Runs the controller of one of the two kinds.
+pub(crate) async fn run<K: Replicated>(context: Context) {
+    let controller = Arc::new(Controller::<K> {
         sets: context.informers.of(),
         pods: context.informers.of(),
         queue: WorkQueue::new(),
         expectations: Expectations::default(),
         context,
     });
-    let (mut sets, mut pods) = (controller.sets.subscribe(), controller.pods.subscribe());
     controller.sets.synced().await;
     controller.pods.synced().await;
-    let watch = async {
-        loop {
-            tokio::select! {
-                Some(change) = sets.recv() => controller.set_changed(&change),
-                Some(change) = pods.recv() => controller.pod_changed(&change),
-                else => return,
-            }
-        }
-    };
     let worker = controller.clone();
-    let work = run_workers("replicaset", controller.queue.clone(), WORKERS, move |key| {
+    let work = run_workers(K::NAME, controller.queue.clone(), WORKERS, move |key| {
         let controller = worker.clone();
         async move { controller.reconcile(&key).await }
     });
-    tokio::join!(watch, work);
+    tokio::join!(
+        each(&controller.sets, |change| controller.set_changed(change)),
+        each(&controller.pods, |change| controller.pod_changed(change)),
+        work,
+    );
 }
 
-impl Controller {
-    fn set_changed(&self, change: &Change<ReplicaSet>) {
+impl<K: Replicated> Controller<K> {
+    fn set_changed(&self, change: &Change<K>) {
         let key = Key::of(&**change.object());
         if matches!(change, Change::Deleted(_)) {
             self.expectations.forget(&key);
@@ -69,22 +133,15 @@ impl Controller {
         let pod = change.object();
         // a released pod is its former owner's business too
         if let Change::Applied { old: Some(old), new } = change
-            && let Some(former) = controller_of_kind::<ReplicaSet>(&**old)
+            && let Some(former) = controller_of_kind::<K>(&**old)
             && controller_of(&**new).map(|r| &r.uid) != Some(&former.uid)
         {
             self.queue.add(Key::new(old.namespace().unwrap_or_default(), &former.name));
         }
-        match controller_of_kind::<ReplicaSet>(&**pod) {
+        match controller_of_kind::<K>(&**pod) {
             Some(owner) => {
                 let key = Key::new(pod.namespace().unwrap_or_default(), &owner.name);
-                match change {
-                    Change::Applied { old: None, .. } => self.expectations.created(&key),
-                    Change::Deleted(_) => self.expectations.deleted(&key, &pod.uid().unwrap_or_default()),
-                    Change::Applied { .. } => {}
-                }
-                if pod.metadata.deletion_timestamp.is_some() {
-                    self.expectations.deleted(&key, &pod.uid().unwrap_or_default());
-                }
+                self.expectations.observe(&key, change);
                 self.queue.add(key);
             }
             None if controller_of(&**pod).is_none() && matches!(change, Change::Applied { .. }) => self.orphan(pod),
@@ -95,8 +152,7 @@ impl Controller {
     /// A pod that nobody manages may be adopted by whoever selects it.
     fn orphan(&self, pod: &Pod) {
         for set in self.sets.list_namespace(pod.metadata.namespace.as_deref().unwrap_or_default()) {
-            let spec = set.spec.as_ref();
-            if spec.is_some_and(|s| matches(&selector(&s.selector), pod)) {
+            if matches(&set.selector(), pod) {
                 self.queue.add(Key::of(&*set));
             }
         }
@@ -104,17 +160,18 @@ impl Controller {
 
     async fn reconcile(&self, key: &Key) -> Result<Outcome, Error> {
         let Some(set) = self.sets.get_key(key) else { return Ok(Outcome::Done) };
-        let Some(spec) = &set.spec else { return Ok(Outcome::Done) };
+        let Some(wanted) = set.wanted() else { return Ok(Outcome::Done) };
         let may_act = self.expectations.satisfied(key);
-        let owned = self.claim_pods(&set).await?;
+        let candidates = self.pods.list_namespace(&key.namespace);
+        let owned = claim_all(&self.context.client, &*set, &set.selector(), candidates, pods::is_active).await?;
         let active: Vec<&Arc<Pod>> = owned.iter().filter(|p| pods::is_active(p)).collect();
-        let wanted = usize::try_from(spec.replicas.unwrap_or(1)).unwrap_or(0);
         let mut failure = None;
-        if may_act && set.metadata.deletion_timestamp.is_none() {
+        if may_act && set.meta().deletion_timestamp.is_none() {
             failure = self.manage(key, &set, &active, wanted).await;
         }
-        let (status, next) = plan_status(&set, &owned, wanted, failure.as_ref(), Timestamp::now());
-        self.write_status(&set, status).await?;
+        let (status, next) = plan_status(&*set, &owned, wanted, failure.as_ref(), Timestamp::now());
+        let current = set.status_value();
+        crate::status::write(&self.context.client, &*set, Some(&current), status).await?;
         match (failure, next) {
             (Some(error), _) => Err(error),
             (None, Some(delay)) => Ok(Outcome::After(delay)),
@@ -122,40 +179,11 @@ impl Controller {
         }
     }
 
-    /// The pods of a set, after adopting and releasing.
-    async fn claim_pods(&self, set: &ReplicaSet) -> Result<Vec<Arc<Pod>>, Error> {
-        let Some(spec) = &set.spec else { return Ok(Vec::new()) };
-        let selector = selector(&spec.selector);
-        let namespace = set.namespace().unwrap_or_default();
-        let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &namespace);
-        let mut owned = Vec::new();
-        for pod in self.pods.list_namespace(&namespace) {
-            let patch = match claim(set, &selector, &*pod) {
-                Claim::Owned => {
-                    owned.push(pod);
-                    continue;
-                }
-                Claim::Ignore => continue,
-                Claim::Adopt if !pods::is_active(&pod) => continue,
-                Claim::Adopt => adoption(set, &*pod),
-                Claim::Release => release(set, &*pod),
-            };
-            match api.patch(&pod.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await {
-                Ok(_) => {}
-                // it changed or went meanwhile: its own change brings us back
-                Err(e) if edge_client::is_not_found(&e) || edge_client::is_conflict(&e) => {}
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(owned)
-    }
-
     /// Makes or deletes pods until there are as many as wanted; gives the first error.
-    async fn manage(&self, key: &Key, set: &ReplicaSet, active: &[&Arc<Pod>], wanted: usize) -> Option<Error> {
+    async fn manage(&self, key: &Key, set: &K, active: &[&Arc<Pod>], wanted: usize) -> Option<Error> {
         if active.len() < wanted {
             let missing = (wanted - active.len()).min(BURST);
-            let template = set.spec.as_ref().and_then(|s| s.template.as_ref())?;
-            let pod = pod_control::pod_of(template, set);
+            let pod = pod_control::pod_of(set.template()?, set);
             self.expectations.expect(key, missing, []);
             let (made, error) = pod_control::slow_start(missing, async |_| {
                 pod_control::create(&self.context, set, &pod).await.map(drop)
@@ -170,8 +198,11 @@ impl Controller {
         if surplus == 0 {
             return None;
         }
+        let crowds = self.crowds(set);
+        let crowd = |p: &Pod| pods::node(p).and_then(|n| crowds.get(n)).copied().unwrap_or(0);
+        let now = Timestamp::now();
         let mut ranked = active.to_vec();
-        ranked.sort_by(|a, b| pods::by_usefulness(a, b));
+        ranked.sort_by(|a, b| pods::by_usefulness(a, b, now, crowd));
         ranked.truncate(surplus);
         self.expectations.expect(key, 0, ranked.iter().filter_map(|p| p.uid()));
         let deletions = ranked.iter().map(|pod| async {
@@ -184,78 +215,72 @@ impl Controller {
         futures::future::join_all(deletions).await.into_iter().find_map(Result::err)
     }
 
-    async fn write_status(&self, set: &ReplicaSet, status: Value) -> Result<(), Error> {
-        let current = set.status.as_ref().and_then(|s| serde_json::to_value(s).ok()).unwrap_or_default();
-        if !differs(&current, &status) {
-            return Ok(());
+    /// How many active pods each node has of this set and of those with the same controller: a Deployment that is being
+    /// updated should not lose the only pod of a node while another node has two.
+    fn crowds(&self, set: &K) -> HashMap<String, usize> {
+        let namespace = set.namespace().unwrap_or_default();
+        let mut related = HashSet::from([set.uid().unwrap_or_default()]);
+        if let Some(owner) = controller_of(set) {
+            let siblings = self.sets.list_namespace(&namespace).into_iter();
+            let siblings = siblings.filter(|s| controller_of(&**s).is_some_and(|r| r.uid == owner.uid));
+            related.extend(siblings.filter_map(|s| s.uid()));
         }
-        let api: Api<ReplicaSet> = Api::namespaced(self.context.client.clone(), &set.namespace().unwrap_or_default());
-        let patch = Patch::Merge(json!({"status": status}));
-        match api.patch_status(&set.name_any(), &PatchParams::default(), &patch).await {
-            Err(e) if !edge_client::is_not_found(&e) => Err(e),
-            _ => Ok(()),
+        let mut crowds = HashMap::new();
+        for pod in self.pods.list_namespace(&namespace) {
+            if let Some(node) = pods::node(&pod)
+                && pods::is_active(&pod)
+                && controller_of(&*pod).is_some_and(|r| related.contains(&r.uid))
+            {
+                *crowds.entry(node.to_owned()).or_default() += 1;
+            }
         }
+        crowds
     }
-}
-
-/// Whether a merge patch would change anything; `null` stands for an absent (zero) field.
-pub(crate) fn differs(current: &Value, patch: &Value) -> bool {
-    match (current, patch) {
-        (Value::Object(c), Value::Object(p)) => p.iter().any(|(k, v)| differs(c.get(k).unwrap_or(&Value::Null), v)),
-        (c, p) if p.is_null() => !(c.is_null() || *c == json!(0)),
-        (c, p) => c != p,
-    }
-}
-
-/// A count for a merge patch of a status: zero removes the field, as Kubernetes omits it.
-pub(crate) fn count(n: usize) -> Value {
-    if n == 0 { Value::Null } else { n.into() }
 }
 
 /// The status that the pods make, and when it has to be looked at again because a pod becomes available.
-fn plan_status(
-    set: &ReplicaSet,
+fn plan_status<K: Replicated>(
+    set: &K,
     owned: &[Arc<Pod>],
     wanted: usize,
     failure: Option<&Error>,
     now: Timestamp,
 ) -> (Value, Option<Duration>) {
-    let spec = set.spec.as_ref();
-    let min_ready = spec.and_then(|s| s.min_ready_seconds).and_then(|s| u64::try_from(s).ok()).unwrap_or(0);
-    let min_ready = Duration::from_secs(min_ready);
-    let template_labels = spec.and_then(|s| s.template.as_ref()).and_then(|t| t.metadata.as_ref()?.labels.as_ref());
+    let template_labels = set.template().and_then(|t| t.metadata.as_ref()?.labels.as_ref());
     let active: Vec<_> = owned.iter().filter(|p| pods::is_active(p)).collect();
     let labeled = active
         .iter()
         .filter(|p| template_labels.into_iter().flatten().all(|(k, v)| p.labels().get(k) == Some(v)))
         .count();
-    let waits: Vec<Duration> = active.iter().filter_map(|p| pods::available_in(p, min_ready, now)).collect();
+    let waits: Vec<Duration> = active.iter().filter_map(|p| pods::available_in(p, set.min_ready(), now)).collect();
     let available = waits.iter().filter(|w| w.is_zero()).count();
-    let terminating = owned.iter().filter(|p| p.metadata.deletion_timestamp.is_some() && !pods::is_finished(p)).count();
-    let status = json!({
+    let mut status = json!({
         "replicas": active.len(),
         "fullyLabeledReplicas": count(labeled),
         "readyReplicas": count(waits.len()),
         "availableReplicas": count(available),
-        "terminatingReplicas": count(terminating),
-        "observedGeneration": set.metadata.generation,
-        "conditions": conditions(set, active.len(), wanted, failure, now),
+        "observedGeneration": set.meta().generation,
+        "conditions": conditions(&set.status_value(), active.len(), wanted, failure, now),
     });
+    if K::COUNTS_TERMINATING {
+        let going = |p: &&Arc<Pod>| p.metadata.deletion_timestamp.is_some() && !pods::is_finished(p);
+        status["terminatingReplicas"] = count(owned.iter().filter(going).count());
+    }
     (status, waits.into_iter().filter(|w| !w.is_zero()).min())
 }
 
-/// The only condition of a ReplicaSet: that pods cannot be made or deleted.
-fn conditions(set: &ReplicaSet, active: usize, wanted: usize, failure: Option<&Error>, now: Timestamp) -> Value {
-    let known = set.status.as_ref().and_then(|s| s.conditions.as_ref());
-    let kept = known.into_iter().flatten().find(|c| c.type_ == "ReplicaFailure");
+/// The only condition of a set: that pods cannot be made or deleted. Both kinds have the same form.
+fn conditions(known: &Value, active: usize, wanted: usize, failure: Option<&Error>, now: Timestamp) -> Value {
     let Some(error) = failure else { return Value::Null };
+    let known: Vec<ReplicaSetCondition> = serde_json::from_value(known["conditions"].clone()).unwrap_or_default();
+    let kept = known.into_iter().find(|c| c.type_ == "ReplicaFailure");
     let reason = if active < wanted { "FailedCreate" } else { "FailedDelete" };
     let condition = ReplicaSetCondition {
         type_: "ReplicaFailure".into(),
         status: "True".into(),
         reason: Some(reason.into()),
         message: Some(error.to_string()),
-        last_transition_time: kept.and_then(|c| c.last_transition_time.clone()).or(Some(Time(now))),
+        last_transition_time: kept.and_then(|c| c.last_transition_time).or(Some(Time(now))),
     };
     json!([condition])
 }
@@ -264,6 +289,7 @@ fn conditions(set: &ReplicaSet, active: usize, wanted: usize, failure: Option<&E
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::status::differs;
 
     fn set() -> ReplicaSet {
         serde_json::from_value(json!({
@@ -306,5 +332,20 @@ mod tests {
         let current = json!({"replicas": 1, "fullyLabeledReplicas": 1, "readyReplicas": 1, "availableReplicas": 1, "observedGeneration": 4});
         assert!(!differs(&current, &status));
         assert!(differs(&json!({"replicas": 2}), &status));
+    }
+
+    #[test]
+    fn a_replication_controller_is_seen_the_same_way() {
+        let rc: ReplicationController = serde_json::from_value(json!({
+            "metadata": {"name": "rc", "generation": 1},
+            "spec": {"replicas": 2, "selector": {"a": "b"}, "template": {"metadata": {"labels": {"a": "b"}}}}
+        }))
+        .unwrap();
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        let (status, _) = plan_status(&rc, &[pod(Some(20), now)], 2, None, now);
+        assert_eq!((&status["replicas"], &status["availableReplicas"]), (&json!(1), &json!(1)));
+        assert!(status.get("terminatingReplicas").is_none(), "its status has no such field");
+        assert!(matches(&rc.selector(), &*pod(None, now)));
+        assert!(!matches(&ReplicationController::default().selector(), &*pod(None, now)));
     }
 }

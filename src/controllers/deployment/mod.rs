@@ -5,9 +5,7 @@ mod revisions;
 mod status;
 
 use crate::context::Context;
-use crate::owners::{
-    Claim, adoption, claim, controller_of, controller_of_kind, controller_reference, matches, release, selector,
-};
+use crate::owners::{claim_all, controller_of, controller_of_kind, controller_reference, matches, selector};
 use crate::pods;
 use edge_client::{
     Api, Change, DeleteParams, Error, EventType, Informer, Key, Outcome, Patch, PatchParams, PostParams, ResourceExt,
@@ -150,25 +148,9 @@ impl Controller {
 
     async fn claim_sets(&self, deployment: &Deployment) -> Result<Vec<Arc<ReplicaSet>>, Error> {
         let Some(spec) = &deployment.spec else { return Ok(Vec::new()) };
+        let candidates = self.sets.list_namespace(&deployment.namespace().unwrap_or_default());
         let selector = selector(&spec.selector);
-        let namespace = deployment.namespace().unwrap_or_default();
-        let api: Api<ReplicaSet> = Api::namespaced(self.context.client.clone(), &namespace);
-        let mut owned = Vec::new();
-        for set in self.sets.list_namespace(&namespace) {
-            let patch = match claim(deployment, &selector, &*set) {
-                Claim::Owned => {
-                    owned.push(set);
-                    continue;
-                }
-                Claim::Ignore => continue,
-                Claim::Adopt => adoption(deployment, &*set),
-                Claim::Release => release(deployment, &*set),
-            };
-            match api.patch(&set.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await {
-                Err(e) if !edge_client::is_not_found(&e) && !edge_client::is_conflict(&e) => return Err(e),
-                _ => {}
-            }
-        }
+        let mut owned = claim_all(&self.context.client, deployment, &selector, candidates, |_| true).await?;
         owned.sort_by_key(|s| (s.metadata.creation_timestamp.clone().map(|t| t.0), s.name_any()));
         Ok(owned)
     }
@@ -317,15 +299,7 @@ impl Controller {
         now: Timestamp,
     ) -> Result<Option<std::time::Duration>, Error> {
         let (status, next) = status::plan(d, new, sets, now);
-        let current = d.status.as_ref().and_then(|s| serde_json::to_value(s).ok()).unwrap_or_default();
-        if crate::replicaset::differs(&current, &status) {
-            let api: Api<Deployment> = Api::namespaced(self.context.client.clone(), &d.namespace().unwrap_or_default());
-            let patch = Patch::Merge(json!({"status": status}));
-            match api.patch_status(&d.name_any(), &PatchParams::default(), &patch).await {
-                Err(e) if !edge_client::is_not_found(&e) => return Err(e),
-                _ => {}
-            }
-        }
+        crate::status::write(&self.context.client, d, d.status.as_ref(), status).await?;
         Ok(next)
     }
 }

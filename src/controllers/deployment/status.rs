@@ -1,7 +1,7 @@
 //! The status of a Deployment: counts, and the conditions Available and Progressing.
 
 use super::plan;
-use crate::replicaset::count;
+use crate::status::count;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition, ReplicaSet};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
