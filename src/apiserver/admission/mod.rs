@@ -7,6 +7,7 @@
 mod control;
 mod lifecycle;
 mod limits;
+mod nodes;
 mod pod_security;
 mod pods;
 mod priority;
@@ -74,6 +75,7 @@ pub(crate) async fn mutate(cluster: &dyn Cluster, a: &Attributes<'_>, object: &m
         limits::apply_defaults(cluster, a, object).await?;
     }
     if a.operation == Operation::Create {
+        nodes::taint_new(a, object);
         storage::default_class(cluster, a, object).await?;
         storage::protect(a, object);
     }
