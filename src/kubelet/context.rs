@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 /// How long after the agent's start containers wait for the API to tell the services.
 const API_PATIENCE: Duration = Duration::from_secs(10);
@@ -32,6 +33,8 @@ pub(crate) struct Context {
     pub(crate) status: Arc<StatusWriter>,
     pub(crate) objects: Objects,
     pub(crate) machine: Machine,
+    /// Cancelled when the agent is to end.
+    pub(crate) stop: CancellationToken,
     services: Arc<Informer<Service>>,
     started: Instant,
     /// The node's own object.
@@ -39,7 +42,12 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    pub(crate) fn new(config: KubeletConfig, with: Dependencies, tasks: &mut JoinSet<()>) -> Result<Arc<Self>, Error> {
+    pub(crate) fn new(
+        config: KubeletConfig,
+        with: Dependencies,
+        tasks: &mut JoinSet<()>,
+        stop: CancellationToken,
+    ) -> Result<Arc<Self>, Error> {
         let pods = config.agent_dir.join("pods");
         // what pods are given may be secret
         edge_sys::fsutil::create_dir_all_mode(&pods, 0o700).map_err(|source| Error::Io {
@@ -52,6 +60,7 @@ impl Context {
         Ok(Arc::new(Self {
             recorder: EventRecorder::new(with.client.clone(), "kubelet", &config.node_name),
             objects: Objects::new(with.client.clone()),
+            stop,
             services: with.informers.of::<Service>(),
             started: Instant::now(),
             node: with.informers.select::<Node>(&format!("metadata.name={}", config.node_name)),

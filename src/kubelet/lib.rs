@@ -94,7 +94,7 @@ impl Kubelet {
         }
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        let context = Context::new(config, with, &mut tasks)?;
+        let context = Context::new(config, with, &mut tasks, stop.clone())?;
         let manager = pods::Manager::start(context.clone(), &mut tasks, stop.clone()).await?;
         let (ready_tx, ready) = watch::channel(false);
         tasks.spawn(node::run(context.clone(), ready_tx));

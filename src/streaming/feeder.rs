@@ -3,35 +3,33 @@
 //! The reader must go on reading while a pipe is full, for otherwise it would not notice that the client is gone. So a
 //! bounded amount is kept here; only beyond that is reading paused ([`Feeder::has_room`]).
 
-use bytes::{Buf, Bytes};
-use std::collections::VecDeque;
+use bytes::{Buf, BytesMut};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::AsyncWrite;
 
 /// Bytes kept for a reader that is slow.
-const LIMIT: usize = 256 * 1024;
+pub(crate) const LIMIT: usize = 256 * 1024;
 
 /// Bytes on their way into `pipe`.
 #[derive(Debug)]
 pub(crate) struct Feeder<W> {
     /// `None` once the end has been passed on, or nobody reads any more.
     pipe: Option<W>,
-    pending: VecDeque<Bytes>,
-    pending_bytes: usize,
+    /// Copies, so that one byte never keeps the whole buffer alive that it was read into.
+    pending: BytesMut,
     ended: bool,
 }
 
 impl<W: AsyncWrite + Unpin> Feeder<W> {
     pub(crate) fn new(pipe: W) -> Self {
-        Self { pipe: Some(pipe), pending: VecDeque::new(), pending_bytes: 0, ended: false }
+        Self { pipe: Some(pipe), pending: BytesMut::new(), ended: false }
     }
 
-    pub(crate) fn push(&mut self, bytes: Bytes) {
-        if self.pipe.is_some() && !self.ended && !bytes.is_empty() {
-            self.pending_bytes += bytes.len();
-            self.pending.push_back(bytes);
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        if self.pipe.is_some() && !self.ended {
+            self.pending.extend_from_slice(bytes);
         }
     }
 
@@ -42,7 +40,7 @@ impl<W: AsyncWrite + Unpin> Feeder<W> {
 
     /// Whether more may be read from the connection.
     pub(crate) fn has_room(&self) -> bool {
-        self.pending_bytes < LIMIT
+        self.pending.len() < LIMIT
     }
 
     /// Whether the end was passed on, or nobody reads any more.
@@ -50,34 +48,31 @@ impl<W: AsyncWrite + Unpin> Feeder<W> {
         self.pipe.is_none()
     }
 
-    /// Whether there is something to do for [`Feeder::poll_feed`].
-    fn is_idle(&self) -> bool {
-        self.pipe.is_none() || (self.pending.is_empty() && !self.ended)
+    /// Bytes that wait for the reader.
+    pub(crate) fn pending(&self) -> usize {
+        self.pending.len()
     }
 
     /// Moves bytes; ready when something changed, pending while there is nothing to do or the pipe is full.
     pub(crate) fn poll_feed(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        if self.is_idle() {
+        let Some(pipe) = self.pipe.as_mut().filter(|_| self.ended || !self.pending.is_empty()) else {
             return Poll::Pending;
-        }
-        let Some(pipe) = self.pipe.as_mut() else { return Poll::Pending };
-        let done = if let Some(front) = self.pending.front_mut() {
-            let written = ready!(Pin::new(pipe).poll_write(context, front));
-            let n = written.unwrap_or(0);
-            front.advance(n);
-            self.pending_bytes -= n;
-            if front.is_empty() {
-                self.pending.pop_front();
-            }
-            n == 0
-        } else {
+        };
+        let done = if self.pending.is_empty() {
             // The pipe is one of ours, and its shutdown cannot fail in a way that matters: it is dropped anyway.
             drop(ready!(Pin::new(pipe).poll_shutdown(context)));
             true
+        } else {
+            let n = ready!(Pin::new(pipe).poll_write(context, &self.pending)).unwrap_or(0);
+            self.pending.advance(n);
+            n == 0
         };
         if done {
-            (self.pipe, self.pending_bytes) = (None, 0);
-            self.pending.clear();
+            self.pipe = None;
+        }
+        if done || self.pending.is_empty() {
+            // An idle stream keeps no memory.
+            self.pending = BytesMut::new();
         }
         Poll::Ready(())
     }

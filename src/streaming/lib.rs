@@ -18,6 +18,8 @@ mod remotecommand;
 mod resize;
 mod session;
 mod spdy;
+#[cfg(test)]
+mod testing;
 mod websocket;
 
 pub use error::{Error, UpgradeError};

@@ -1,6 +1,7 @@
 //! What a session wants sent, whatever the transport; a bounded queue of it feeds the connection's writer.
 
 use bytes::{Bytes, BytesMut};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
 
@@ -8,6 +9,10 @@ use tokio::sync::mpsc;
 const QUEUE: usize = 4;
 /// Bytes sent in one data frame.
 const CHUNK: usize = 32 * 1024;
+
+/// How long a client may take to close the connection after it has got everything. Closing first could make TCP throw
+/// away what the client has not read yet.
+pub(crate) const LINGER: Duration = Duration::from_secs(10);
 
 /// One thing to send.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,15 +4,16 @@
 //! connection it accepts. Over the older WebSocket protocol there is exactly one connection per port of the query.
 //! One task serves the client; it ends with the client's connection.
 
-use crate::feeder::Feeder;
+use crate::feeder::{self, Feeder};
 use crate::negotiate::{self, Transport};
-use crate::outbound::{self, Outbound, OutboundSender, pump};
+use crate::outbound::{self, LINGER, Outbound, OutboundSender, pump};
 use crate::session::STREAM_BUFFER;
 use crate::spdy::{Event, EventReader, Headers, StreamId, write_frames};
 use crate::websocket::{self, ChannelMessage, Framing, Tunnel};
 use crate::{ByteStream, Error, UpgradeError};
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::future::{AbortHandle, abortable};
 use http::{Request, Response};
 use hyper_util::rt::TokioIo;
 use std::collections::HashMap;
@@ -21,13 +22,16 @@ use std::task::Poll;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, WriteHalf};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::Instant;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// How long a client may take to open the second stream of a pair, as upstream.
 const PAIR_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections at the same time through one request.
 const MAX_CONNECTIONS: usize = 1024;
+/// Bytes kept for slow readers, all connections together.
+const MAX_PENDING: usize = 4 * feeder::LIMIT;
 /// Connections that may wait to be taken by [`PortForwardSession::next`].
 const ACCEPT_QUEUE: usize = 16;
 
@@ -96,8 +100,12 @@ pub struct PortConnection {
     /// Bytes both ways, with half-close. Dropping it ends the connection.
     pub stream: ByteStream,
     /// Where to say that the connection failed; dropping it says that all went well. kubectl waits for the one or the
-    /// other before it considers a connection finished.
+    /// other before it considers a connection finished. Keep it as long as the stream is in use: with it and the sending
+    /// half ended, the connection is over.
     pub error: ErrorChannel,
+    /// Cancelled when the connection is over, in particular when the client gave it up or is gone: then nobody reads any
+    /// more what the pod says.
+    pub closed: CancellationToken,
 }
 
 /// Tells the client why a forwarded connection failed; at most one message.
@@ -107,7 +115,7 @@ pub struct ErrorChannel {
 }
 
 impl ErrorChannel {
-    /// Sends `message`, which kubectl prints; ignored when the client is gone.
+    /// Ends the connection and sends `message`, which kubectl prints; ignored when the client is gone.
     pub fn send(self, message: impl Into<String>) {
         // The receiver is dropped with the connection; then there is nobody to tell.
         let _ = self.message.send(message.into());
@@ -154,7 +162,7 @@ struct Forwarder {
 struct Connection {
     feeder: Feeder<WriteHalf<ByteStream>>,
     sending: AbortHandle,
-    sent: bool,
+    _closed: DropGuard,
 }
 
 impl Forwarder {
@@ -169,8 +177,8 @@ impl Forwarder {
         let (message, failure) = oneshot::channel();
         let to = self.to.clone();
         // A connection that the client resets sends nothing more, but its end is still reported.
-        let pumping = tokio::spawn(pump(from, data, to.clone()));
-        let sending = pumping.abort_handle();
+        let (pumping, sending) = abortable(pump(from, data, to.clone()));
+        let failing = sending.clone();
         self.sending.spawn(async move {
             let report = async {
                 let failed = failure.await.ok();
@@ -178,24 +186,24 @@ impl Forwarder {
                 // Failures to send mean that the client is gone, which its reader notices.
                 let _ = to.send(Outbound::Data { stream: error, bytes, fin: true }).await;
                 if failed.is_some() {
+                    failing.abort();
                     let _ = to.send(Outbound::Reset { stream: data }).await;
                 }
             };
-            let sent = async {
-                // Ended or aborted, there is nothing more to send.
-                let _ = pumping.await;
-            };
-            tokio::join!(sent, report);
+            // Ended or aborted, there is nothing more to send.
+            let _ = tokio::join!(pumping, report);
             data
         });
-        self.connections.insert(data, Connection { feeder: Feeder::new(into), sending, sent: false });
-        let connection = PortConnection { port, stream, error: ErrorChannel { message } };
+        let closed = CancellationToken::new();
+        let guard = closed.clone().drop_guard();
+        self.connections.insert(data, Connection { feeder: Feeder::new(into), sending, _closed: guard });
+        let connection = PortConnection { port, stream, error: ErrorChannel { message }, closed };
         self.accepted.send(connection).await.map_err(|_| Error::Disconnected)
     }
 
     fn data(&mut self, stream: u32, bytes: Bytes, fin: bool) {
         if let Some(connection) = self.connections.get_mut(&stream) {
-            connection.feeder.push(bytes);
+            connection.feeder.push(&bytes);
             if fin {
                 connection.feeder.end();
             }
@@ -210,18 +218,18 @@ impl Forwarder {
     }
 
     fn has_room(&self) -> bool {
-        self.connections.values().all(|connection| connection.feeder.has_room())
+        let mut pending = 0;
+        self.connections.values().all(|connection| {
+            pending += connection.feeder.pending();
+            connection.feeder.has_room() && pending < MAX_PENDING
+        })
     }
 
-    /// Moves bytes to the pods' side, or forgets a connection that has ended in both directions. Never ready while
-    /// there is nothing to do.
+    /// Moves bytes to the pods' side, or forgets a connection that has ended. Never ready while there is nothing to do.
     async fn progress(&mut self) {
         let ended = poll_fn(|context| {
-            while let Poll::Ready(Some(ended)) = self.sending.poll_join_next(context) {
-                // An aborted one was forgotten when it was reset.
-                if let Ok(stream) = ended {
-                    return Poll::Ready(Some(stream));
-                }
+            if let Poll::Ready(Some(ended)) = self.sending.poll_join_next(context) {
+                return Poll::Ready(ended.ok());
             }
             let mut moved = false;
             for connection in self.connections.values_mut() {
@@ -230,10 +238,10 @@ impl Forwarder {
             if moved { Poll::Ready(None) } else { Poll::Pending }
         })
         .await;
-        if let Some(connection) = ended.and_then(|stream| self.connections.get_mut(&stream)) {
-            connection.sent = true;
+        // What the client still says is of no interest to anybody then.
+        if let Some(stream) = ended {
+            self.connections.remove(&stream);
         }
-        self.connections.retain(|_, connection| !(connection.sent && connection.feeder.is_closed()));
     }
 
     /// Waits until nobody takes connections any more.
@@ -308,8 +316,11 @@ async fn read_spdy<R: AsyncRead + Unpin>(mut events: EventReader<R>, mut forward
         let Some(event) = event else { return Ok(()) };
         match event {
             Event::Open { id, headers, fin } => {
-                let full = forwarder.connections.len() + halves.len() >= MAX_CONNECTIONS;
-                let parsed = StreamHeaders::parse(id, &headers).filter(|_| !full);
+                let parsed = StreamHeaders::parse(id, &headers).filter(|headers| {
+                    let full = forwarder.connections.len() + halves.len() >= MAX_CONNECTIONS;
+                    let is_second = halves.iter().any(|half| half.request == headers.request);
+                    (!full || is_second) && !forwarder.connections.contains_key(&id)
+                });
                 let Some(headers) = parsed else {
                     forwarder.send(Outbound::Refuse { stream: id }).await?;
                     continue;
@@ -368,7 +379,13 @@ async fn serve_websocket(
             }
             forwarder.open(port, data, data + 1).await?;
         }
+        let mut over = false;
         loop {
+            // Channels cannot be closed one by one, so the client learns of the end when all have come to it.
+            if forwarder.connections.is_empty() && !over {
+                over = true;
+                forwarder.send(Outbound::Close).await?;
+            }
             let room = forwarder.has_room();
             let message = tokio::select! {
                 message = websocket::next_message(&mut from, framing), if room => message?,
@@ -381,9 +398,14 @@ async fn serve_websocket(
             }
         }
     };
+    tokio::pin!(reading);
     tokio::select! {
-        read = reading => read,
-        written = websocket::write_messages(to, queue, framing) => written,
+        read = &mut reading => read,
+        written = websocket::write_messages(to, queue, framing) => {
+            written?;
+            // A client that takes its time is no failure.
+            timeout(LINGER, reading).await.unwrap_or(Ok(()))
+        }
         () = abandoned => Ok(()),
     }
 }

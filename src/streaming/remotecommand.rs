@@ -5,7 +5,7 @@
 
 use crate::feeder::Feeder;
 use crate::negotiate::{self, Transport};
-use crate::outbound::{self, Outbound, OutboundSender, pump};
+use crate::outbound::{self, LINGER, Outbound, OutboundSender, pump};
 use crate::resize::ResizeSender;
 use crate::session::{STREAM_BUFFER, StatusFormat};
 use crate::spdy::{Event, EventReader, Headers, StreamId, write_frames};
@@ -24,9 +24,6 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// How long a client may take to open the streams it announced, as upstream.
 const STREAMS_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a client may take to close the connection after it has got everything. Closing first could make TCP throw
-/// away what the client has not read yet.
-const LINGER: Duration = Duration::from_secs(10);
 
 const SPDY_PROTOCOLS: &[&str] = &["v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io"];
 const WEBSOCKET_PROTOCOLS: &[&str] =
@@ -162,6 +159,20 @@ async fn feed(stdin: Option<&mut Feeder<ByteStream>>) {
     }
 }
 
+/// Passes on what the client sent before it closed the connection, and the end, if that is taken soon: scripts type a
+/// command and hang up.
+async fn drain(stdin: Option<Feeder<ByteStream>>) {
+    if let Some(mut stdin) = stdin {
+        stdin.end();
+        let passing_on = async {
+            while !stdin.is_closed() {
+                stdin.feed().await;
+            }
+        };
+        let _ = timeout(LINGER, passing_on).await;
+    }
+}
+
 /// The streams that a SPDY client has opened so far.
 #[derive(Default)]
 struct SpdyStreams {
@@ -237,7 +248,7 @@ impl<R: AsyncRead + Unpin> SpdyReader<R> {
     fn data(&mut self, id: StreamId, bytes: Bytes, fin: bool) {
         if self.streams.stdin == Some(id) {
             if let Some(stdin) = &mut self.stdin {
-                stdin.push(bytes);
+                stdin.push(&bytes);
                 if fin {
                     stdin.end();
                 }
@@ -256,6 +267,7 @@ impl<R: AsyncRead + Unpin> SpdyReader<R> {
 
     async fn until_closed(mut self) -> Result<(), Error> {
         while self.step().await? {}
+        drain(self.stdin).await;
         Ok(())
     }
 }
@@ -354,10 +366,13 @@ async fn read_channels(
             () = feed(stdin.as_mut()) => continue,
         };
         match message {
-            None => return Ok(()),
+            None => {
+                drain(stdin).await;
+                return Ok(());
+            }
             Some(ChannelMessage::Data { channel: channel::STDIN, bytes }) => {
                 if let Some(stdin) = &mut stdin {
-                    stdin.push(bytes);
+                    stdin.push(&bytes);
                 }
             }
             Some(ChannelMessage::End { channel: channel::STDIN }) => {

@@ -6,7 +6,7 @@ use crate::outbound::Outbound;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{BufMut, Bytes, BytesMut};
-use futures::{Sink, SinkExt, Stream, StreamExt};
+use futures::{FutureExt, Sink, SinkExt, Stream, StreamExt};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -19,6 +19,11 @@ use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
 /// Largest message a client may send; clients of Kubernetes send 32 KiB at a time.
 const MAX_MESSAGE: usize = 4 * 1024 * 1024;
+/// How much is read and written at a time.
+const BUFFER: usize = 32 * 1024;
+/// Most bytes that wait for a client which does not read; it is our messages of at most [`BUFFER`] bytes and what answers
+/// the client's pings. More is an error.
+const MAX_UNSENT: usize = 256 * 1024;
 /// Instead of a channel: the client half-closes the channel named by the next byte (v5).
 const CLOSE_CHANNEL: u8 = 255;
 
@@ -47,7 +52,12 @@ pub(crate) type Incoming = Result<Message, WsError>;
 
 /// Takes over a connection whose handshake has been done.
 pub(crate) async fn server<S: AsyncRead + AsyncWrite + Unpin>(io: S) -> WebSocketStream<S> {
-    let config = WebSocketConfig::default().max_message_size(Some(MAX_MESSAGE)).max_frame_size(Some(MAX_MESSAGE));
+    let config = WebSocketConfig::default()
+        .max_message_size(Some(MAX_MESSAGE))
+        .max_frame_size(Some(MAX_MESSAGE))
+        .read_buffer_size(BUFFER)
+        .write_buffer_size(BUFFER)
+        .max_write_buffer_size(MAX_UNSENT);
     WebSocketStream::from_raw_socket(io, Role::Server, Some(config)).await
 }
 
@@ -58,15 +68,22 @@ pub(crate) async fn next_message(
 ) -> Result<Option<ChannelMessage>, Error> {
     loop {
         let Some(message) = socket.next().await else { return Ok(None) };
-        let parsed = match (message, framing) {
-            (Ok(Message::Binary(bytes)), Framing::Binary) => parse_binary(bytes)?,
-            (Ok(Message::Text(text)), Framing::Base64) => parse_base64(text.as_str())?,
-            (Ok(Message::Binary(_) | Message::Text(_)), _) => {
-                return Err(Error::Protocol("message type does not fit the subprotocol".to_owned()));
+        // The subprotocol decides how a message is read, not its type: the Python client sends text on binary channels.
+        let bytes = match message {
+            Ok(Message::Binary(bytes)) => bytes,
+            Ok(Message::Text(text)) => text.into(),
+            Ok(Message::Close(_)) => {
+                // Once more, for that sends the answer, if the client takes it.
+                let _ = socket.next().now_or_never();
+                return Ok(None);
             }
-            (Ok(Message::Close(_)) | Err(WsError::ConnectionClosed | WsError::AlreadyClosed), _) => return Ok(None),
-            (Ok(_), _) => None,
-            (Err(error), _) => return Err(websocket_error(error)),
+            Ok(_) => continue,
+            Err(error) if is_end(&error) => return Ok(None),
+            Err(error) => return Err(websocket_error(error)),
+        };
+        let parsed = match framing {
+            Framing::Binary => parse_binary(bytes)?,
+            Framing::Base64 => parse_base64(&bytes)?,
         };
         if parsed.is_some() {
             return Ok(parsed);
@@ -87,11 +104,10 @@ fn parse_binary(mut bytes: Bytes) -> Result<Option<ChannelMessage>, Error> {
     }
 }
 
-fn parse_base64(text: &str) -> Result<Option<ChannelMessage>, Error> {
-    let Some(first) = text.chars().next() else { return Ok(None) };
-    let channel = first.to_digit(10).and_then(|digit| u8::try_from(digit).ok());
-    let channel = channel.ok_or_else(|| Error::Protocol("channel is no digit".to_owned()))?;
-    let bytes = STANDARD.decode(&text[1..]).map_err(|error| Error::Protocol(format!("base64: {error}")))?;
+fn parse_base64(text: &[u8]) -> Result<Option<ChannelMessage>, Error> {
+    let Some((digit, text)) = text.split_first() else { return Ok(None) };
+    let channel = digit.checked_sub(b'0').ok_or_else(|| Error::Protocol("channel is no digit".to_owned()))?;
+    let bytes = STANDARD.decode(text).map_err(|error| Error::Protocol(format!("base64: {error}")))?;
     Ok(Some(ChannelMessage::Data { channel, bytes: bytes.into() }))
 }
 
@@ -130,8 +146,21 @@ fn message(channel: u32, bytes: &[u8], framing: Framing) -> Message {
             message.extend_from_slice(bytes);
             Message::Binary(message.freeze())
         }
-        Framing::Base64 => Message::Text(format!("{channel}{}", STANDARD.encode(bytes)).into()),
+        // After 9 come the characters that follow it in ASCII, as upstream has it.
+        Framing::Base64 => {
+            let digit = char::from(b'0'.saturating_add(channel));
+            Message::Text(format!("{digit}{}", STANDARD.encode(bytes)).into())
+        }
     }
+}
+
+/// Whether the client is gone, with or without a word.
+fn is_end(error: &WsError) -> bool {
+    use tokio_tungstenite::tungstenite::error::ProtocolError::ResetWithoutClosingHandshake;
+    matches!(
+        error,
+        WsError::ConnectionClosed | WsError::AlreadyClosed | WsError::Protocol(ResetWithoutClosingHandshake)
+    )
 }
 
 fn websocket_error(error: WsError) -> Error {
@@ -169,9 +198,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Tunnel<S> {
         while this.unread.is_empty() {
             match ready!(this.socket.poll_next_unpin(context)) {
                 Some(Ok(Message::Binary(bytes))) => this.unread = bytes,
-                None | Some(Ok(Message::Close(_)) | Err(WsError::ConnectionClosed | WsError::AlreadyClosed)) => {
-                    return Poll::Ready(Ok(()));
-                }
+                None | Some(Ok(Message::Close(_))) => return Poll::Ready(Ok(())),
+                Some(Err(error)) if is_end(&error) => return Poll::Ready(Ok(())),
                 Some(Ok(Message::Text(_))) => {
                     let text = "text message in a tunnel of bytes";
                     return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, text)));
@@ -190,6 +218,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Tunnel<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let socket = &mut self.get_mut().socket;
         ready!(socket.poll_ready_unpin(context)).map_err(io_error)?;
+        let bytes = &bytes[..bytes.len().min(BUFFER)];
         socket.start_send_unpin(Message::Binary(Bytes::copy_from_slice(bytes))).map_err(io_error)?;
         Poll::Ready(Ok(bytes.len()))
     }

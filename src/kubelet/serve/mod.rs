@@ -53,17 +53,18 @@ impl Server {
         Self { cx, manager }
     }
 
-    /// Serves one connection until it ends.
+    /// Serves one connection until it ends or the agent does.
     pub(crate) async fn serve<S>(self, stream: S)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let stop = self.cx.stop.clone();
         let service = service_fn(move |request| {
             let server = self.clone();
             async move { Ok::<_, Infallible>(server.answer(request).await) }
         });
         let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-        if let Err(error) = connection.with_upgrades().await {
+        if let Some(Err(error)) = stop.run_until_cancelled(connection.with_upgrades()).await {
             tracing::debug!(%error, "connection to the kubelet broke");
         }
     }

@@ -17,11 +17,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy};
-use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_util::sync::CancellationToken;
 
 /// How long a connection to a port of a pod may take.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a process may take to read what its client typed before it went away.
+const INPUT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Serves a session until it ends or the agent does.
+fn serve(stop: CancellationToken, serving: impl Future<Output = ()> + Send + 'static) {
+    tokio::spawn(async move { stop.run_until_cancelled(serving).await });
+}
 
 fn upgraded(answer: Response<()>) -> Response<super::Body> {
     answer.map(|()| full(""))
@@ -65,7 +72,7 @@ pub(super) fn exec(shared: Arc<PodShared>, container: &str, mut request: Request
     let id = running(&shared, container)?;
     let options = options(&query);
     let (answer, session) = remote_command(&mut request, options).map_err(refused)?;
-    tokio::spawn(async move {
+    serve(shared.cx.stop.clone(), async move {
         match session.await {
             Ok(session) => run_command(&shared, &id, args, options, session).await,
             Err(error) => tracing::debug!(%error, "exec did not come up"),
@@ -100,6 +107,7 @@ async fn run_command(
         {
             tracing::debug!(%error, "terminal not resized");
         }
+        std::future::ready(())
     };
     let streams = Streams { stdin: process.stdin.take(), stdout: process.stdout.take(), stderr: process.stderr.take() };
     let wait = async {
@@ -118,7 +126,7 @@ pub(super) fn attach(shared: Arc<PodShared>, container: &str, mut request: Reque
     let id = running(&shared, container)?;
     let options = options(&query);
     let (answer, session) = remote_command(&mut request, options).map_err(refused)?;
-    tokio::spawn(async move {
+    serve(shared.cx.stop.clone(), async move {
         match session.await {
             Ok(session) => run_attach(&shared, &id, options, session).await,
             Err(error) => tracing::debug!(%error, "attach did not come up"),
@@ -134,18 +142,13 @@ async fn run_attach(shared: &Arc<PodShared>, id: &str, options: RemoteCommandOpt
         Err(error) => return refuse(session, chain(&error)).await,
     };
     let streams = Streams { stdin: attached.stdin, stdout: attached.stdout, stderr: attached.stderr };
-    let (sizes, mut to_set) = mpsc::unbounded_channel();
-    let resize = move |size: TerminalSize| {
-        // the receiver lives as long as the session
-        let _ = sizes.send(size);
-    };
-    let set_sizes = async {
-        while let Some(size) = to_set.recv().await {
-            if let Err(error) = shared.cx.runtime.resize_container(id, window(size)).await {
+    let resize = |size: TerminalSize| {
+        let (runtime, id) = (shared.cx.runtime.clone(), id.to_owned());
+        async move {
+            if let Err(error) = runtime.resize_container(&id, window(size)).await {
                 tracing::debug!(error = chain(&error), "terminal not resized");
             }
         }
-        std::future::pending::<()>().await;
     };
     // it ends with the container, which is noticed by the end of its output, or of its running
     let mut record = shared.follow_record();
@@ -157,10 +160,7 @@ async fn run_attach(shared: &Arc<PodShared>, id: &str, options: RemoteCommandOpt
         let _ = record.wait_for(over).await;
         ExitStatus::Success
     };
-    tokio::select! {
-        () = pump(session, streams, resize, ended) => {}
-        () = set_sizes => {}
-    }
+    pump(session, streams, resize, ended).await;
 }
 
 async fn refuse(mut session: Session, cause: String) {
@@ -179,10 +179,10 @@ struct Streams {
 
 /// Moves bytes between a client and a process until the process has ended and all its output was sent, or the client is
 /// gone.
-async fn pump(
+async fn pump<Resizing: Future<Output = ()>>(
     session: Session,
     streams: Streams,
-    resize: impl Fn(TerminalSize),
+    resize: impl Fn(TerminalSize) -> Resizing,
     wait: impl Future<Output = ExitStatus>,
 ) {
     let Session { stdin, stdout, stderr, resize: sizes, closed, completion } = session;
@@ -192,12 +192,22 @@ async fn pump(
             let _ = copy(&mut from, &mut to).await;
             let _ = to.shutdown().await;
         }
-        std::future::pending::<()>().await;
+    };
+    // what was typed before the client went away is still for the process
+    let abandoned = async {
+        let patience = async {
+            closed.cancelled().await;
+            tokio::time::sleep(INPUT_TIMEOUT).await;
+        };
+        tokio::select! {
+            _ = async { tokio::join!(input, closed.cancelled()) } => {}
+            () = patience => {}
+        }
     };
     let sizes = async {
         if let Some(mut sizes) = sizes {
             while let Some(size) = sizes.recv().await {
-                resize(size);
+                resize(size).await;
             }
         }
         std::future::pending::<()>().await;
@@ -209,8 +219,7 @@ async fn pump(
     };
     let status = tokio::select! {
         status = process => status,
-        () = closed.cancelled() => return,
-        () = input => return,
+        () = abandoned => return,
         () = sizes => return,
     };
     if let Err(error) = completion.finish(status).await {
@@ -231,9 +240,8 @@ where
 
 /// Forwards connections to ports of a pod.
 pub(super) fn port_forward(shared: Arc<PodShared>, mut request: Request<Incoming>) -> Answer {
-    let netns = shared.netns();
     let (answer, session) = forward(&mut request).map_err(refused)?;
-    tokio::spawn(async move {
+    serve(shared.cx.stop.clone(), async move {
         let mut session = match session.await {
             Ok(session) => session,
             Err(error) => return tracing::debug!(%error, "port-forward did not come up"),
@@ -242,7 +250,7 @@ pub(super) fn port_forward(shared: Arc<PodShared>, mut request: Request<Incoming
         loop {
             tokio::select! {
                 connection = session.next() => match connection {
-                    Some(connection) => { connections.spawn(serve_port(netns.clone(), connection)); }
+                    Some(connection) => { connections.spawn(serve_port(shared.clone(), connection)); }
                     None => return,
                 },
                 Some(_) = connections.join_next() => {}
@@ -252,11 +260,19 @@ pub(super) fn port_forward(shared: Arc<PodShared>, mut request: Request<Incoming
     Ok(upgraded(answer))
 }
 
-async fn serve_port(netns: Option<PathBuf>, connection: PortConnection) {
-    let PortConnection { port, stream, error } = connection;
-    let pod = match dial(netns, port).await {
+async fn serve_port(shared: Arc<PodShared>, connection: PortConnection) {
+    let PortConnection { port, stream, error, closed } = connection;
+    let pod = tokio::select! {
+        dialed = dial(shared.netns(), port) => dialed,
+        () = closed.cancelled() => return,
+    };
+    let pod = match pod {
         Ok(pod) => pod,
-        Err(e) => return error.send(format!("failed to connect to localhost:{port} inside namespace: {e}")),
+        Err(e) => {
+            let (name, uid) = (&shared.name, &shared.uid);
+            let why = format!("failed to connect to localhost:{port} inside namespace: {e}");
+            return error.send(format!("error forwarding port {port} to pod {name}, uid {uid}: {why}"));
+        }
     };
     let (mut from_client, mut to_client) = tokio::io::split(stream);
     let (mut from_pod, mut to_pod) = pod.into_split();
@@ -274,21 +290,31 @@ async fn serve_port(netns: Option<PathBuf>, connection: PortConnection) {
     tokio::select! {
         () = sending => {}
         () = receiving => {}
+        () = closed.cancelled() => {}
     }
 }
 
 /// Connects to a port of the loopback interface, in a network namespace if given.
 async fn dial(netns: Option<PathBuf>, port: u16) -> io::Result<TcpStream> {
-    let connect = move || {
-        let loopback = [SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))];
-        let v4 = std::net::TcpStream::connect_timeout(&loopback[0], DIAL_TIMEOUT);
-        v4.or_else(|first| std::net::TcpStream::connect_timeout(&loopback[1], DIAL_TIMEOUT).map_err(|_| first))
+    let first = match connect(netns.clone(), SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await {
+        Ok(stream) => return Ok(stream),
+        Err(error) => error,
     };
-    let dialed = tokio::task::spawn_blocking(move || match netns {
-        Some(netns) => edge_sys::netns::run_in(&netns, connect)?,
-        None => connect(),
-    });
-    let stream = dialed.await.map_err(io::Error::other)??;
-    stream.set_nonblocking(true)?;
-    TcpStream::from_std(stream)
+    connect(netns, SocketAddr::from((Ipv6Addr::LOCALHOST, port))).await.map_err(|_| first)
+}
+
+async fn connect(netns: Option<PathBuf>, address: SocketAddr) -> io::Result<TcpStream> {
+    let open = move || if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let socket = match netns {
+        // only making it takes a thread: it stays in its namespace wherever it is used
+        Some(netns) => {
+            let opened = tokio::task::spawn_blocking(move || edge_sys::netns::run_in(&netns, open)?);
+            opened.await.map_err(io::Error::other)??
+        }
+        None => open()?,
+    };
+    let connected = tokio::time::timeout(DIAL_TIMEOUT, socket.connect(address)).await;
+    let stream = connected.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }

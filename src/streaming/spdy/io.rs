@@ -21,6 +21,11 @@ impl<R: AsyncRead + Unpin> EventReader<R> {
         Self { io, decoder: Decoder::new(), buffer: BytesMut::new() }
     }
 
+    #[cfg(test)]
+    pub(crate) fn into_inner(self) -> R {
+        self.io
+    }
+
     /// The next event, `None` when the peer closed the connection. May be cancelled without losing anything.
     pub(crate) async fn next(&mut self) -> Result<Option<Event>, Error> {
         loop {

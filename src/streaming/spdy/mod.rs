@@ -11,6 +11,8 @@ mod frame;
 mod headers;
 mod io;
 
+#[cfg(test)]
+pub(crate) use frame::Encoder;
 pub(crate) use frame::{Event, StreamId};
 pub(crate) use headers::Headers;
 pub(crate) use io::{EventReader, write_frames};
