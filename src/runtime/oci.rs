@@ -37,6 +37,21 @@ const MASKED_PATHS: [&str; 12] = [
 
 const READ_ONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
+/// Devices that every container may use whether or not it has nodes for them, by major and minor number. Containers have
+/// nodes for all but the last, which takes a capability to be of use.
+const DEFAULT_DEVICES: [(i64, Option<i64>); 10] = [
+    (1, Some(3)),    // null
+    (1, Some(5)),    // zero
+    (1, Some(7)),    // full
+    (1, Some(8)),    // random
+    (1, Some(9)),    // urandom
+    (5, Some(0)),    // tty
+    (5, Some(1)),    // console
+    (5, Some(2)),    // ptmx
+    (136, None),     // pts
+    (10, Some(200)), // net/tun
+];
+
 /// What a container shares with its sandbox.
 #[derive(Debug, Clone)]
 pub(crate) struct SandboxNamespaces {
@@ -252,8 +267,8 @@ fn devices(spec: &ContainerSpec) -> Result<(Vec<oci::LinuxDevice>, Vec<oci::Linu
     if spec.security.privileged {
         return Ok((host_devices(), vec![rule(true, None, "rwm")]));
     }
-    // libcontainer adds the rules for the usual devices (null, zero, tty, …) after these.
     let mut rules = vec![rule(false, None, "rwm")];
+    rules.extend(default_rules());
     let mut nodes = Vec::new();
     for wanted in &spec.devices {
         let node = device_node(&wanted.host_path, &wanted.container_path)
@@ -262,6 +277,26 @@ fn devices(spec: &ContainerSpec) -> Result<(Vec<oci::LinuxDevice>, Vec<oci::Linu
         nodes.push(node);
     }
     Ok((nodes, rules))
+}
+
+/// The device rules in a specification that [`build`] has made.
+pub(crate) fn device_rules(spec: &oci::Spec) -> &[oci::LinuxDeviceCgroup] {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    resources.and_then(|resources| resources.devices().as_deref()).unwrap_or_default()
+}
+
+/// Making any device node is allowed (it takes a capability, and a node alone opens nothing), and using the usual ones.
+/// libcontainer adds the same rules where it is the one to write them, with cgroup version 1.
+fn default_rules() -> impl Iterator<Item = oci::LinuxDeviceCgroup> {
+    let make = [oci::LinuxDeviceType::C, oci::LinuxDeviceType::B].into_iter().map(|kind| (kind, None, None, "m"));
+    let usual = DEFAULT_DEVICES.into_iter().map(|(major, minor)| (oci::LinuxDeviceType::C, Some(major), minor, "rwm"));
+    make.chain(usual).map(|(kind, major, minor, access)| {
+        let mut rule = rule(true, None, access);
+        rule.set_typ(Some(kind));
+        rule.set_major(major);
+        rule.set_minor(minor);
+        rule
+    })
 }
 
 fn rule(allow: bool, node: Option<&oci::LinuxDevice>, access: &str) -> oci::LinuxDeviceCgroup {

@@ -3,6 +3,7 @@
 //! Comes in: paths below the cgroup root (`kubepods/burstable/pod…`), limits. Goes out: directories and files in
 //! `/sys/fs/cgroup`, usage, the processes inside. Everything here blocks: call it from blocking threads or from a monitor.
 
+mod devices;
 mod v1;
 mod v2;
 
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use edge_sys::pidfd::PidFd;
+use libcontainer::oci_spec::runtime::LinuxDeviceCgroup;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 use crate::error::{Error, Result};
@@ -107,6 +109,20 @@ impl Cgroups {
         let Hierarchy::V2(mount) = &self.hierarchy else { return Ok(()) };
         let file = v2::directory(mount, &self.full_path(path)?).join("memory.oom.group");
         if file.exists() { write_value(&file, 1) } else { Ok(()) }
+    }
+
+    /// Puts the device rules of a container's OCI specification in force, the last one that matches deciding. With version 1
+    /// libcontainer does it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSpec`] for a rule that makes no sense, [`Error::Cgroup`] when the kernel cannot do it.
+    pub(crate) fn restrict_devices(&self, path: &str, rules: &[LinuxDeviceCgroup]) -> Result<()> {
+        match &self.hierarchy {
+            Hierarchy::V2(mount) if !devices::allow_all(rules) => {
+                devices::restrict(&v2::directory(mount, &self.full_path(path)?), rules)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Moves the process `pid` into a cgroup.

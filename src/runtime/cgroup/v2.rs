@@ -18,7 +18,8 @@ pub(super) fn directory(mount: &Path, full: &str) -> PathBuf {
     mount.join(full.trim_start_matches('/'))
 }
 
-/// Creates the cgroup and enables the controllers in every ancestor, so that it has them itself.
+/// Creates the cgroup and enables the controllers in every ancestor, so that it has them itself. Not in the cgroup, because
+/// one that hands controllers on to others cannot hold processes.
 pub(super) fn create(mount: &Path, full: &str) -> Result<()> {
     let mut directory = mount.to_owned();
     for part in full.split('/').filter(|part| !part.is_empty()) {
@@ -29,8 +30,7 @@ pub(super) fn create(mount: &Path, full: &str) -> Result<()> {
             _ => {}
         }
     }
-    // libcontainer puts the containers below this one.
-    enable_controllers(&directory)
+    Ok(())
 }
 
 fn enable_controllers(directory: &Path) -> Result<()> {

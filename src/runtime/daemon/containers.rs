@@ -59,6 +59,7 @@ impl Inner {
         write_json(&paths.spec(), &container.spec)?;
         write_json(&paths.config(), &specification)?;
         self.cgroups.create(&container.cgroup, &container.spec.resources)?;
+        self.cgroups.restrict_devices(&container.cgroup, oci::device_rules(&specification))?;
         self.cgroups.kill_together_when_out_of_memory(&container.cgroup)
     }
 
