@@ -5,11 +5,15 @@
 
 mod clusterrole_aggregation;
 mod context;
+mod cronjob;
+mod daemonset;
 mod deployment;
 mod endpointslice;
 mod expectations;
 mod finalizers;
 mod gc;
+mod history;
+mod job;
 mod manifests;
 mod namespace;
 mod node_lifecycle;
@@ -21,8 +25,10 @@ mod protection;
 mod replicaset;
 mod root_ca;
 mod serviceaccount;
+mod statefulset;
 mod status;
 mod taint_eviction;
+mod ttl_after_finished;
 
 pub use context::{Context, Identities};
 pub use manifests::{ManifestsOptions, run as run_manifests};
@@ -47,6 +53,11 @@ pub async fn run(identities: Identities, options: Options) {
     tasks.spawn(replicaset::run::<ReplicaSet>(of("replicaset-controller")));
     tasks.spawn(replicaset::run::<ReplicationController>(of("replication-controller")));
     tasks.spawn(deployment::run(of("deployment-controller")));
+    tasks.spawn(statefulset::run(of("statefulset-controller")));
+    tasks.spawn(daemonset::run(of("daemon-set-controller")));
+    tasks.spawn(job::run(of("job-controller")));
+    tasks.spawn(cronjob::run(of("cronjob-controller")));
+    tasks.spawn(ttl_after_finished::run(of("ttl-after-finished-controller")));
     tasks.spawn(endpointslice::run(of("endpointslice-controller")));
     tasks.spawn(serviceaccount::run(of("service-account-controller")));
     tasks.spawn(root_ca::run(of("root-ca-cert-publisher"), options.root_ca));

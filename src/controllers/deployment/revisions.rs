@@ -53,22 +53,9 @@ pub(super) fn same_template(set: &ReplicaSet, d: &Deployment) -> bool {
     set.spec.as_ref().and_then(|s| s.template.as_ref()).map(without_hash) == wanted
 }
 
-/// A short name for a template: FNV-1a over its JSON and the collision count, in letters that make no words.
+/// A short name for a template.
 pub(super) fn template_hash(template: &PodTemplateSpec, collisions: i32) -> String {
-    const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-    let text = serde_json::to_string(template).unwrap_or_default();
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    for byte in text.bytes().chain(collisions.to_le_bytes()) {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    }
-    let mut rest = hash ^ (hash >> 32);
-    let base = LETTERS.len() as u64;
-    let mut name = String::with_capacity(10);
-    for _ in 0..10 {
-        name.push(char::from(LETTERS[usize::try_from(rest % base).unwrap_or(0)]));
-        rest /= base;
-    }
-    name
+    crate::history::short_hash(template, collisions)
 }
 
 /// The spec of a ReplicaSet for a deployment: the hash is in its template's labels and in its selector.
