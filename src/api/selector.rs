@@ -58,7 +58,11 @@ pub struct Requirement {
 
 impl Requirement {
     fn matches<'a>(&self, get: &impl Fn(&str) -> Option<&'a str>) -> bool {
-        let value = get(&self.key);
+        self.holds(get(&self.key))
+    }
+
+    /// Whether it holds for the value that the key has.
+    pub fn holds(&self, value: Option<&str>) -> bool {
         match &self.op {
             Op::In(values) => value.is_some_and(|v| values.iter().any(|x| x == v)),
             Op::NotIn(values) => value.is_none_or(|v| !values.iter().any(|x| x == v)),

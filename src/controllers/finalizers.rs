@@ -25,7 +25,8 @@ fn patch(object: &impl ResourceExt, finalizers: &[String]) -> Value {
     json!({"metadata": {
         "uid": object.uid(),
         "resourceVersion": object.resource_version(),
-        "finalizers": finalizers,
+        // null: an empty list would stay visible
+        "finalizers": if finalizers.is_empty() { Value::Null } else { json!(finalizers) },
     }})
 }
 

@@ -74,11 +74,12 @@ struct Collector {
     client: Client,
     graph: Mutex<Graph>,
     queue: Arc<WorkQueue<Uid>>,
-    namespaces: Arc<WorkQueue<String>>,
+    gone: Vec<Arc<WorkQueue<String>>>,
 }
 
-/// Runs the collector. `namespaces` gets the namespace of every object that goes: its deletion may wait for that.
-pub(crate) async fn run(context: Context, namespaces: Arc<WorkQueue<String>>) {
+/// Runs the collector. The queues `gone` get the namespace of every object that goes: the namespace's own deletion may wait
+/// for that, and its quotas have more room then.
+pub(crate) async fn run(context: Context, gone: Vec<Arc<WorkQueue<String>>>) {
     let listed = loop {
         match resources(&context.client).await {
             Ok(r) => break r,
@@ -88,12 +89,8 @@ pub(crate) async fn run(context: Context, namespaces: Arc<WorkQueue<String>>) {
             }
         }
     };
-    let collector = Arc::new(Collector {
-        client: context.client.clone(),
-        graph: Mutex::default(),
-        queue: WorkQueue::new(),
-        namespaces,
-    });
+    let collector =
+        Arc::new(Collector { client: context.client.clone(), graph: Mutex::default(), queue: WorkQueue::new(), gone });
     let watches = listed
         .into_iter()
         .filter(|r| r.deletable && r.watchable && !NOT_WATCHED.contains(&r.api.plural.as_str()))
@@ -129,7 +126,7 @@ async fn watch(collector: Arc<Collector>, resource: Resource) {
             }
             Ok(watcher::Event::Delete(object)) => {
                 if let Some(namespace) = &object.metadata.namespace {
-                    collector.namespaces.add(namespace.clone());
+                    collector.gone.iter().for_each(|queue| queue.add(namespace.clone()));
                 }
                 let uid = object.metadata.uid.clone().unwrap_or_default();
                 collector.graph.lock().apply(Change::Gone(uid))

@@ -8,6 +8,7 @@ mod context;
 mod cronjob;
 mod daemonset;
 mod deployment;
+mod disruption;
 mod endpointslice;
 mod expectations;
 mod finalizers;
@@ -22,6 +23,7 @@ mod pod_control;
 mod pod_gc;
 mod pods;
 mod protection;
+mod quota;
 mod replicaset;
 mod root_ca;
 mod serviceaccount;
@@ -47,7 +49,7 @@ pub struct Options {
 /// Runs all controllers, for ever; dropping the future ends them.
 pub async fn run(identities: Identities, options: Options) {
     let of = |name: &str| identities.context(name);
-    let namespaces = edge_client::WorkQueue::new();
+    let (namespaces, quotas) = (edge_client::WorkQueue::new(), edge_client::WorkQueue::new());
     // each is a task of its own: what one is woken for does not concern the others
     let mut tasks = JoinSet::new();
     tasks.spawn(replicaset::run::<ReplicaSet>(of("replicaset-controller")));
@@ -58,11 +60,13 @@ pub async fn run(identities: Identities, options: Options) {
     tasks.spawn(job::run(of("job-controller")));
     tasks.spawn(cronjob::run(of("cronjob-controller")));
     tasks.spawn(ttl_after_finished::run(of("ttl-after-finished-controller")));
+    tasks.spawn(disruption::run(of("disruption-controller")));
     tasks.spawn(endpointslice::run(of("endpointslice-controller")));
     tasks.spawn(serviceaccount::run(of("service-account-controller")));
     tasks.spawn(root_ca::run(of("root-ca-cert-publisher"), options.root_ca));
     tasks.spawn(namespace::run(of("namespace-controller"), namespaces.clone()));
-    tasks.spawn(gc::run(of("generic-garbage-collector"), namespaces));
+    tasks.spawn(gc::run(of("generic-garbage-collector"), vec![namespaces, quotas.clone()]));
+    tasks.spawn(quota::run(of("resourcequota-controller"), quotas));
     tasks.spawn(clusterrole_aggregation::run(of("clusterrole-aggregation-controller")));
     tasks.spawn(protection::run_claims(of("pvc-protection-controller")));
     tasks.spawn(protection::run_volumes(of("pv-protection-controller")));

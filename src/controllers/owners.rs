@@ -98,7 +98,8 @@ fn ownership(object: &impl ResourceExt, references: &[metav1::OwnerReference]) -
     serde_json::json!({"metadata": {
         "uid": object.uid(),
         "resourceVersion": object.resource_version(),
-        "ownerReferences": references,
+        // null: an empty list would stay visible
+        "ownerReferences": if references.is_empty() { serde_json::Value::Null } else { serde_json::json!(references) },
     }})
 }
 

@@ -5,7 +5,7 @@ use crate::Server;
 use crate::access::Ask;
 use async_trait::async_trait;
 use edge_api::{GroupResource, Object, Status, UserInfo};
-use edge_registry::{Admission, Attributes, Operation};
+use edge_registry::{Admission, Attributes, Operation, Target, UpdateKind, WriteOptions};
 use serde_json::Value;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -64,6 +64,25 @@ impl Cluster for Server {
 
     async fn list(&self, group: &str, resource: &str, namespace: &str) -> Result<Vec<Object>, Status> {
         self.stored_objects(group, resource, namespace).await
+    }
+
+    async fn update_status(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+        change: &(dyn Fn(Object) -> Result<Object, Status> + Send + Sync),
+    ) -> Result<(), Status> {
+        let Some(row) = self.registry.catalog().preferred(group, resource) else { return Ok(()) };
+        let target = Target { info: &row, namespace, name, subresource: "status" };
+        let user = UserInfo::new("system:apiserver", [UserInfo::MASTERS]);
+        let options = WriteOptions { user: &user, field_manager: "kube-apiserver", dry_run: false };
+        let transform = |live: Option<&Object>| match live {
+            Some(live) => change(live.clone()),
+            None => Err(Status::not_found(&row.group_resource(), name)),
+        };
+        self.registry.update(&target, &options, UpdateKind::Patch, &transform).await.map(drop)
     }
 
     fn covers(&self, user: &UserInfo, namespace: &str, rules: &[Value]) -> Result<(), String> {

@@ -1,19 +1,12 @@
 //! `LimitRanger`: what a container asks for when it does not say, and the least and most it may ask for.
 
 use super::{AttributesExt, Cluster};
+use edge_api::quota::{Amounts, amounts};
 use edge_api::{Object, Quantity, Status};
 use edge_registry::{Attributes, Operation};
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
 
 const ANNOTATION: &str = "kubernetes.io/limit-ranger";
-
-type Amounts = BTreeMap<String, Quantity>;
-
-fn amounts(value: Option<&Value>) -> Amounts {
-    let entries = value.and_then(Value::as_object).into_iter().flatten();
-    entries.filter_map(|(k, v)| Some((k.clone(), Quantity::parse(v.as_str()?).ok()?))).collect()
-}
 
 /// The items of one type in all limit ranges of the namespace.
 fn items(ranges: &[Object], kind: &str) -> Vec<Value> {

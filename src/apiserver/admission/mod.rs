@@ -11,6 +11,7 @@ mod nodes;
 mod pod_security;
 mod pods;
 mod priority;
+mod quota;
 mod rbac;
 mod service_account;
 mod storage;
@@ -57,6 +58,18 @@ pub(crate) trait Cluster: Send + Sync {
     /// # Errors
     /// The rules that are missing, in words.
     fn covers(&self, user: &UserInfo, namespace: &str, rules: &[Value]) -> Result<(), String>;
+    /// Changes the status of one stored object; the function may be called again when somebody else was faster.
+    ///
+    /// # Errors
+    /// Those of the function, and when it cannot be written.
+    async fn update_status(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+        change: &(dyn Fn(Object) -> Result<Object, Status> + Send + Sync),
+    ) -> Result<(), Status>;
     /// Whether the user may do something to one object.
     fn may(&self, user: &UserInfo, verb: &str, resource: &GroupResource, namespace: &str, name: &str) -> bool;
 }
@@ -94,7 +107,9 @@ pub(crate) async fn validate(cluster: &dyn Cluster, a: &Attributes<'_>, object: 
     priority::validate_class(cluster, a, object).await?;
     rbac::no_escalation(cluster, a, object)?;
     pod_security::validate(cluster, a, object)?;
-    limits::enforce(cluster, a, object).await
+    limits::enforce(cluster, a, object).await?;
+    // last, so that nothing is charged for what another plugin refuses
+    quota::charge(cluster, a, object).await
 }
 
 /// An array below a section, made where it is absent; `None` when something else is in its place (validation will say
@@ -119,6 +134,8 @@ mod testing {
         pub(super) objects: BTreeMap<String, Object>,
         pub(super) rules_missing: Option<String>,
         pub(super) allowed: Vec<String>,
+        /// Objects whose status was changed, as they became.
+        pub(super) changed: parking_lot::Mutex<Vec<Object>>,
     }
 
     impl Fake {
@@ -136,6 +153,19 @@ mod testing {
         async fn list(&self, group: &str, resource: &str, namespace: &str) -> Result<Vec<Object>, Status> {
             let prefix = format!("{group}/{resource}/{namespace}/");
             Ok(self.objects.iter().filter(|(k, _)| k.starts_with(&prefix)).map(|(_, v)| v.clone()).collect())
+        }
+        async fn update_status(
+            &self,
+            group: &str,
+            resource: &str,
+            namespace: &str,
+            name: &str,
+            change: &(dyn Fn(Object) -> Result<Object, Status> + Send + Sync),
+        ) -> Result<(), Status> {
+            let Some(object) = self.get(group, resource, namespace, name) else { return Ok(()) };
+            let changed = change(object)?;
+            self.changed.lock().push(changed);
+            Ok(())
         }
         fn covers(&self, _: &UserInfo, _: &str, _: &[Value]) -> Result<(), String> {
             self.rules_missing.clone().map_or(Ok(()), Err)

@@ -198,8 +198,6 @@ impl Controller {
         }
         let name = plan::job_name(&cron.name_any(), start.at);
         if draft.status.active.iter().flatten().any(|r| r.name.as_ref() == Some(&name)) {
-            draft.status.last_schedule_time = Some(Time(start.at));
-            draft.changed = true;
             return Ok(next);
         }
         match spec.concurrency_policy.as_deref() {

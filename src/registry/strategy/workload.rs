@@ -2,6 +2,7 @@
 
 use super::{Strategy, immutable, template};
 use edge_api::Object;
+use edge_api::cron::Schedule;
 use edge_api::field::{ErrorList, Path};
 use edge_api::selector::LabelSelector;
 use serde_json::{Value, json};
@@ -104,14 +105,57 @@ pub(crate) static JOB: Strategy = Strategy {
 pub(crate) static CRON_JOB: Strategy = Strategy {
     validate: |o, errors| {
         let path = Path::new("spec");
-        if o.str_at("/spec/schedule").is_empty() {
-            errors.required(&path.child("schedule"), "");
-        }
+        schedule(o, &path, errors);
         let spec = &o.get("spec")["jobTemplate"]["spec"]["template"]["spec"];
         template::pod_spec(spec, &path.child("jobTemplate").child("spec").child("template").child("spec"), errors);
     },
     ..BASE
 };
+
+/// A schedule that can be read, in a time zone that exists.
+fn schedule(o: &Object, path: &Path, errors: &mut ErrorList) {
+    let (line, at) = (o.str_at("/spec/schedule"), path.child("schedule"));
+    let zone = o.pointer("/spec/timeZone").and_then(Value::as_str);
+    match Schedule::parse(line) {
+        _ if line.is_empty() => errors.required(&at, ""),
+        Err(why) => errors.invalid(&at, &line.into(), &why.to_string()),
+        Ok(s) if s.names_zone() && zone.is_some() => {
+            errors.invalid(&at, &line.into(), "cannot use both timeZone field and TZ or CRON_TZ in schedule");
+        }
+        Ok(s) if s.names_zone() => {
+            errors.invalid(&at, &line.into(), "cannot use TZ or CRON_TZ in schedule, use timeZone field instead");
+        }
+        Ok(_) => {}
+    }
+    if let Some(zone) = zone {
+        let at = path.child("timeZone");
+        if zone.is_empty() {
+            errors.invalid(&at, &zone.into(), "timeZone must be nil or non-empty string");
+        } else if zone.eq_ignore_ascii_case("local") {
+            errors.invalid(
+                &at,
+                &zone.into(),
+                "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
+            );
+        } else if jiff::tz::TimeZone::get(zone).is_err() {
+            errors.invalid(&at, &zone.into(), &format!("unknown time zone {zone}"));
+        }
+    }
+    let policy = o.str_at("/spec/concurrencyPolicy");
+    let known = ["Allow", "Forbid", "Replace"];
+    if !policy.is_empty() && !known.contains(&policy) {
+        errors.not_supported(&path.child("concurrencyPolicy"), &policy.into(), &known);
+    }
+    for field in ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {
+        if let Some(n) = o.get("spec").get(field).and_then(Value::as_i64).filter(|n| *n < 0) {
+            errors.invalid(&path.child(field), &n.into(), "must be greater than or equal to 0");
+        }
+    }
+    // a Job's name is its CronJob's and ten digits
+    if o.name().len() > 52 {
+        errors.invalid(&Path::new("metadata").child("name"), &o.name().into(), "must be no more than 52 characters");
+    }
+}
 
 /// A status that says that there are no pods yet.
 fn no_pods(o: &mut Object) {
@@ -156,4 +200,37 @@ fn selected_template(o: &Object, errors: &mut ErrorList) {
         Ok(_) => {}
     }
     template::pod_spec(&o.get("spec")["template"]["spec"], &path.child("template").child("spec"), errors);
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn cron_jobs_have_schedules_that_can_be_read() {
+        let told = |spec: Value| {
+            let o = Object::from_value(json!({"metadata": {"name": "c"}, "spec": spec})).unwrap();
+            let mut errors = ErrorList::new();
+            schedule(&o, &Path::new("spec"), &mut errors);
+            errors.to_string()
+        };
+        for (spec, part) in [
+            (json!({"schedule": "*/5 * * * *", "timeZone": "Europe/Berlin"}), ""),
+            (json!({"schedule": "@hourly", "concurrencyPolicy": "Forbid"}), ""),
+            (json!({}), "spec.schedule: Required value"),
+            (json!({"schedule": "soon"}), "expected exactly 5 fields, found 1: [soon]"),
+            (json!({"schedule": "TZ=UTC 0 0 * * *"}), "use timeZone field instead"),
+            (json!({"schedule": "0 0 * * *", "timeZone": "Nowhere/Land"}), "unknown time zone Nowhere/Land"),
+            (json!({"schedule": "0 0 * * *", "timeZone": "local"}), "must be an explicit time zone"),
+            (
+                json!({"schedule": "0 0 * * *", "concurrencyPolicy": "Sometimes"}),
+                "spec.concurrencyPolicy: Unsupported value",
+            ),
+            (json!({"schedule": "0 0 * * *", "startingDeadlineSeconds": -1}), "spec.startingDeadlineSeconds"),
+        ] {
+            let text = told(spec.clone());
+            assert!(if part.is_empty() { text.is_empty() } else { text.contains(part) }, "{spec}: {text:?}");
+        }
+    }
 }

@@ -10,7 +10,7 @@ use crate::stored::Stored;
 use edge_api::selector::{FieldSelector, LabelSelector};
 use edge_api::status::StatusCause;
 use edge_api::{Object, Status};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// After how many seconds a refused eviction may be tried again, when the budget is not up to date (Kubernetes' value).
 const RETRY_SECONDS: u32 = 10;
@@ -30,6 +30,7 @@ impl Registry {
             self.spend_budget(target, options, &pod).await?;
         }
         let whole = Target { subresource: "", ..*target };
+        self.mark_evicted(&whole, options, &pod).await?;
         match self.do_delete(&whole, options, &deletion).await? {
             Deleted::Gone(stored) | Deleted::Pending(stored) => Ok(stored),
         }
@@ -41,10 +42,30 @@ impl Registry {
         loop {
             let Some(live) = self.budget_of(target, &row, pod)? else { return Ok(()) };
             let mut budget = live.object()?;
+            if costs_nothing(&budget, pod) {
+                return Ok(());
+            }
             spend(&mut budget, pod)?;
             let at = Target { info: &row, namespace: live.namespace(), name: live.name(), subresource: "status" };
             let hub = resource_of(&self.hub, &at, "update")?;
             match self.commit(&at, &hub, Some(&live), Change::Put(&budget), options.dry_run).await? {
+                Committed::Done(_) => return Ok(()),
+                Committed::Lost => {}
+            }
+        }
+    }
+
+    /// Says in the pod's conditions that it does not end by itself, for whoever counts its failures.
+    async fn mark_evicted(&self, target: &Target<'_>, options: &WriteOptions<'_>, pod: &Object) -> Result<(), Status> {
+        let hub = resource_of(&self.hub, target, "update")?;
+        loop {
+            let live = read::get(&self.hub, target)?;
+            let mut marked = live.object()?;
+            if marked.uid() != pod.uid() || marked.is_terminating() || is_finished(&marked) {
+                return Ok(());
+            }
+            set_evicted(&mut marked);
+            match self.commit(target, &hub, Some(&live), Change::Put(&marked), options.dry_run).await? {
                 Committed::Done(_) => return Ok(()),
                 Committed::Lost => {}
             }
@@ -82,6 +103,29 @@ fn deletion_of(eviction: &Object, pod: &Object) -> DeleteOptions {
         },
         ..DeleteOptions::default()
     }
+}
+
+fn is_finished(pod: &Object) -> bool {
+    matches!(pod.str_at("/status/phase"), "Succeeded" | "Failed")
+}
+
+fn set_evicted(pod: &mut Object) {
+    let now = edge_api::meta::now();
+    let conditions = pod.section_mut("status").entry("conditions").or_insert_with(|| json!([]));
+    let Some(list) = conditions.as_array_mut() else { return };
+    list.retain(|c| c.get("type").and_then(Value::as_str) != Some("DisruptionTarget"));
+    list.push(json!({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
+        "message": "Eviction API: evicting", "lastTransitionTime": now}));
+}
+
+/// Whether a pod may go without the budget losing anything: one that is not ready anyway, when the budget says so or is
+/// kept by the others.
+fn costs_nothing(budget: &Object, pod: &Object) -> bool {
+    let conditions = pod.pointer("/status/conditions").and_then(Value::as_array);
+    let ready = conditions.into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True");
+    let number = |field: &str| budget.get("status").get(field).and_then(Value::as_i64).unwrap_or(0);
+    let kept = number("desiredHealthy") > 0 && number("currentHealthy") >= number("desiredHealthy");
+    !ready && (kept || budget.str_at("/spec/unhealthyPodEvictionPolicy") == "AlwaysAllow")
 }
 
 /// Pods that do not run, or are going already, disrupt nobody.
@@ -137,7 +181,6 @@ fn too_many(cause: &str) -> Status {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn a_budget_is_spent_down_to_nothing() {
@@ -151,5 +194,35 @@ mod tests {
         assert_eq!((e.code, e.details.unwrap().causes[0].reason.as_str()), (429, "DisruptionBudget"));
         budget.metadata_mut().insert("generation".into(), 2.into());
         assert_eq!(spend(&mut budget, &pod).unwrap_err().details.unwrap().retry_after_seconds, 10);
+    }
+
+    #[test]
+    fn pods_that_are_not_ready_cost_nothing_where_the_others_suffice() {
+        let pod = |ready: &str| {
+            Object::from_value(json!({"status": {"conditions": [{"type": "Ready", "status": ready}]}})).unwrap()
+        };
+        let budget = |policy: &str, healthy: i64, desired: i64| {
+            Object::from_value(json!({"spec": {"unhealthyPodEvictionPolicy": policy},
+                "status": {"currentHealthy": healthy, "desiredHealthy": desired}}))
+            .unwrap()
+        };
+        for (policy, healthy, desired, ready, want) in [
+            ("", 2, 2, "False", true),
+            ("IfHealthyBudget", 1, 2, "False", false),
+            ("IfHealthyBudget", 0, 0, "False", false),
+            ("AlwaysAllow", 0, 2, "False", true),
+            ("AlwaysAllow", 2, 2, "True", false),
+        ] {
+            assert_eq!(
+                costs_nothing(&budget(policy, healthy, desired), &pod(ready)),
+                want,
+                "{policy} {healthy} {desired}"
+            );
+        }
+        let mut evicted = pod("True");
+        set_evicted(&mut evicted);
+        set_evicted(&mut evicted);
+        assert_eq!(evicted.pointer("/status/conditions/1/reason").unwrap(), "EvictionByEvictionAPI");
+        assert!(evicted.pointer("/status/conditions/2").is_none());
     }
 }
