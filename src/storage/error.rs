@@ -30,11 +30,19 @@ pub enum Error {
     /// The watcher did not keep up and was ended.
     #[error("watcher is too slow and was ended")]
     Lagged,
-    /// No space is left on the device.
-    #[error("no space left on the device of {}", path.display())]
+    /// No space is left on the device. What was stored is intact and can be read and deleted.
+    #[error("the disk is full: no space left on the device of {}: free some and try again", path.display())]
     Full {
+        /// The data file, or whichever found no room.
+        path: PathBuf,
+    },
+    /// The data file is as large as it may be. What was stored is intact and can be read and deleted.
+    #[error("the store is full: {} has reached its limit of {limit} bytes: delete what is not needed", path.display())]
+    LimitReached {
         /// The data file.
         path: PathBuf,
+        /// The limit in bytes.
+        limit: u64,
     },
     /// A key is empty or too long.
     #[error("key of {length} bytes, allowed are 1 to {max}")]
@@ -51,10 +59,15 @@ pub enum Error {
         path: PathBuf,
     },
     /// The store was written by a newer version of the program; nothing was touched.
-    #[error("{} has format {found}, this program knows formats up to {known}: use a newer version of the program", path.display())]
+    #[error(
+        "{} has {what} format {found}, this program knows formats up to {known}: use the version of the program that wrote it",
+        path.display()
+    )]
     Format {
         /// The data file.
         path: PathBuf,
+        /// Which of its formats: `store`, or `LMDB` below it.
+        what: &'static str,
         /// What it says.
         found: u64,
         /// What this program can read.
@@ -85,6 +98,15 @@ pub enum Error {
         /// What.
         #[source]
         source: std::sync::Arc<heed::Error>,
+    },
+    /// The disk failed in the middle of a commit, and the file could not be brought back to a known state. What was
+    /// acknowledged is on the disk; opening the store again tells what became of the last commit.
+    #[error("{} has failed ({detail}): repair the disk and restart the program", path.display())]
+    Failed {
+        /// The data file.
+        path: PathBuf,
+        /// What happened.
+        detail: String,
     },
     /// The store has been closed.
     #[error("store is closed")]

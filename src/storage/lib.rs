@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use std::path::Path;
 
 pub use error::{Error, Result};
-pub use lmdb::Lmdb;
+pub use lmdb::{Lmdb, LmdbOptions};
 pub use types::{
     Class, Compare, Event, EventBatch, KeyValue, List, ListRequest, Op, Outcome, Revision, Stats, Transaction, Watcher,
 };
@@ -40,7 +40,8 @@ pub trait Storage: Send + Sync + std::fmt::Debug + 'static {
     /// Does all of a transaction or nothing.
     ///
     /// # Errors
-    /// When it could not be committed ([`Error::Full`]: for lack of space); nothing of it is then visible, now or later.
+    /// When it could not be committed ([`Error::Full`], [`Error::LimitReached`]: for lack of space); nothing of it is then
+    /// visible, now or later (after [`Error::Failed`]: it may be after a restart).
     async fn transact(&self, transaction: Transaction) -> Result<Outcome>;
 
     /// Follows the keys with a prefix, beginning with the revision after `after`: every committed change once, in order.
@@ -52,7 +53,7 @@ pub trait Storage: Send + Sync + std::fmt::Debug + 'static {
     /// Forgets history up to and including a revision.
     ///
     /// # Errors
-    /// [`Error::FutureRevision`], or when the store cannot be written.
+    /// [`Error::FutureRevision`]; [`Error::Compacted`] when that was done already.
     async fn compact(&self, revision: Revision) -> Result<()>;
 
     /// Writes a consistent copy of the durable keys to a new file, while the store goes on working.

@@ -5,17 +5,19 @@
 //! at an earlier revision) is kept in memory, bounded by age, number and size: after a restart a watcher of an earlier
 //! revision has to list again, as with Kubernetes' own watch cache, and no change is written to flash twice.
 
+mod check;
 mod file;
 mod memory;
+mod record;
 mod writer;
 
 use crate::Storage;
 use crate::error::{Error, Result};
 use crate::types::{KeyValue, List, ListRequest, Outcome, Revision, Stats, Transaction, Watcher};
 use async_trait::async_trait;
-use file::DataFile;
+use file::{DataFile, Place};
 use memory::Memory;
-use parking_lot::RwLock;
+use parking_lot::{MappedRwLockReadGuard, RwLock, RwLockReadGuard};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,6 +25,21 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use tokio::sync::oneshot;
 use writer::{Command, Writer};
+
+/// How a store is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct LmdbOptions {
+    /// The data file grows as needed, but not beyond so many bytes (rounded up to whole MiB, and a little more for
+    /// deletions): a program that creates objects without end must not fill the machine's disk.
+    pub limit: u64,
+}
+
+impl Default for LmdbOptions {
+    /// 8 GiB, the size up to which etcd is recommended.
+    fn default() -> Self {
+        Self { limit: 8 << 30 }
+    }
+}
 
 /// The store in a directory.
 #[derive(Debug)]
@@ -32,31 +49,62 @@ pub struct Lmdb {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What readers and the writer share. The writer holds the lock while it commits, so that disk and memory are always
-/// seen at the same revision; the watch hub above answers reads from its own memory and is not held up by that.
+/// What readers and the writer share. The writer holds the lock on the memory while it commits, so that disk and memory
+/// are always seen at the same revision; the watch hub above answers reads from its own memory and is not held up by that.
 #[derive(Debug)]
 struct Shared {
-    file: DataFile,
+    place: Place,
     memory: RwLock<Memory>,
+    /// Taken after the memory. `None` when it failed and could not be opened again. Exclusive only to change the map.
+    file: RwLock<Option<DataFile>>,
+    max_key: usize,
     revision: AtomicU64,
     commits: AtomicU64,
+    /// Held as long as the store is open.
+    _lock: std::fs::File,
+}
+
+impl Shared {
+    fn file(&self) -> Result<MappedRwLockReadGuard<'_, DataFile>> {
+        RwLockReadGuard::try_map(self.file.read(), Option::as_ref).map_err(|_| self.failed("it cannot be opened again"))
+    }
+
+    fn failed(&self, detail: impl Into<String>) -> Error {
+        Error::Failed { path: self.place.path.clone(), detail: detail.into() }
+    }
 }
 
 impl Lmdb {
-    /// Opens the store in `dir`, making the directory and the store when they are absent. Blocks; checks every record.
+    /// Opens the store in `dir`, making the directory and the store when they are absent. Blocks; checks every record and
+    /// every page in use.
     ///
     /// # Errors
-    /// [`Error::InUse`], [`Error::Format`], [`Error::Corrupt`], [`Error::Io`]: nothing was touched then.
+    /// [`Error::InUse`], [`Error::Format`], [`Error::Corrupt`], [`Error::Full`], [`Error::Io`]: nothing was touched then.
     pub fn open(dir: &Path) -> Result<Self> {
-        let (file, revision, reserved) = DataFile::open(dir)?;
+        Self::open_with(dir, LmdbOptions::default())
+    }
+
+    /// The same with options.
+    ///
+    /// # Errors
+    /// As [`Lmdb::open`].
+    pub fn open_with(dir: &Path, options: LmdbOptions) -> Result<Self> {
+        let place = Place::new(dir, options.limit);
+        let lock = place.lock()?;
+        place.create()?;
+        let (file, state) = place.open()?;
+        let revision = state.revision.max(state.reserved).max(state.highest).max(1);
         let shared = Arc::new(Shared {
-            file,
             memory: RwLock::new(Memory::new(revision)),
+            max_key: file.max_key(),
+            file: RwLock::new(Some(file)),
+            place,
             revision: AtomicU64::new(revision),
             commits: AtomicU64::new(0),
+            _lock: lock,
         });
         let (commands, queue) = mpsc::channel();
-        let writer = Writer::new(shared.clone(), queue, reserved);
+        let writer = Writer::new(shared.clone(), queue, state.reserved);
         let thread = std::thread::Builder::new()
             .name("store".into())
             .spawn(move || writer.run())
@@ -66,7 +114,7 @@ impl Lmdb {
 
     /// The data file.
     pub fn path(&self) -> PathBuf {
-        self.shared.file.path.clone()
+        self.shared.place.path.clone()
     }
 
     async fn command<T>(&self, make: impl FnOnce(oneshot::Sender<Result<T>>) -> Command) -> Result<T> {
@@ -84,6 +132,11 @@ impl Lmdb {
     {
         let shared = self.shared.clone();
         tokio::task::spawn_blocking(move || work(&shared)).await.map_err(|_| Error::Closed)?
+    }
+
+    fn check_key(&self, key: &[u8]) -> Result<()> {
+        let max = self.shared.max_key;
+        if key.is_empty() || key.len() > max { Err(Error::KeyLength { length: key.len(), max }) } else { Ok(()) }
     }
 }
 
@@ -105,12 +158,13 @@ impl Storage for Lmdb {
     }
 
     async fn get(&self, key: &[u8]) -> Result<Option<KeyValue>> {
+        self.check_key(key)?;
         let key = bytes::Bytes::copy_from_slice(key);
         self.blocking(move |shared| {
             let memory = shared.memory.read();
             match memory.volatile.get(&key) {
                 Some(kv) => Ok(Some(kv.clone())),
-                None => shared.file.get(&key),
+                None => shared.file()?.get(&key),
             }
         })
         .await
@@ -120,44 +174,45 @@ impl Storage for Lmdb {
         self.blocking(move |shared| {
             let memory = shared.memory.read();
             let revision = memory.check(request.revision)?;
-            let durable = shared.file.list(&request.prefix)?;
+            let durable = shared.file()?.list(&request.prefix)?;
             Ok(memory.list(durable, &request, revision))
         })
         .await
     }
 
     async fn transact(&self, transaction: Transaction) -> Result<Outcome> {
-        for op in &transaction.ops {
-            self.shared.file.check_key(op.key())?;
+        for key in transaction.ops.iter().map(crate::Op::key).chain(transaction.compares.iter().map(|c| &c.key)) {
+            self.check_key(key)?;
         }
         self.command(|done| Command::Transact { transaction, done }).await
     }
 
     async fn watch(&self, prefix: &[u8], after: Revision) -> Result<Watcher> {
-        self.shared.memory.write().watch(bytes::Bytes::copy_from_slice(prefix), after)
+        let prefix = bytes::Bytes::copy_from_slice(prefix);
+        // the lock may be held by a commit that waits for the disk
+        self.blocking(move |shared| shared.memory.write().watch(prefix, after)).await
     }
 
     async fn compact(&self, revision: Revision) -> Result<()> {
-        let mut memory = self.shared.memory.write();
-        memory.check(revision.max(1))?;
-        memory.compact(revision);
-        Ok(())
+        self.blocking(move |shared| {
+            let mut memory = shared.memory.write();
+            memory.check(revision.max(1))?;
+            memory.compact(revision);
+            Ok(())
+        })
+        .await
     }
 
     async fn snapshot(&self, file: &Path) -> Result<()> {
         let target = file.to_owned();
-        self.blocking(move |shared| {
-            // the lock keeps the map from being resized under the copy
-            let _memory = shared.memory.read();
-            shared.file.copy_to(&target)
-        })
-        .await
+        // writes go on meanwhile: only the map must not be changed under the copy
+        self.blocking(move |shared| shared.file()?.copy_to(&target)).await
     }
 
     async fn stats(&self) -> Result<Stats> {
         self.blocking(|shared| {
             let memory = shared.memory.read();
-            let mut stats = shared.file.stats()?;
+            let mut stats = shared.file()?.stats()?;
             stats.revision = memory.revision;
             stats.compacted = memory.compacted;
             stats.log_entries = memory.history.len() as u64;

@@ -91,6 +91,12 @@ impl Transaction {
     pub fn delete(key: Bytes, mod_revision: Revision) -> Self {
         Self { compares: vec![Compare { key: key.clone(), mod_revision }], ops: vec![Op::Delete { key }] }
     }
+
+    /// How many bytes its changes have.
+    pub(crate) fn bytes(&self) -> usize {
+        let size = |op: &Op| op.key().len() + if let Op::Put { value, .. } = op { value.len() } else { 0 };
+        self.ops.iter().map(size).sum()
+    }
 }
 
 /// The answer to a transaction.

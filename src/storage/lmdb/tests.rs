@@ -150,11 +150,75 @@ async fn watchers_see_every_change_once_and_in_order() {
             revisions.push(watcher.next().await.unwrap().revision);
         }
         assert!(revisions.windows(2).all(|w| w[0] < w[1]));
+        assert_eq!(watcher.try_next().unwrap(), None);
     }
-    assert!(store.stats().await.unwrap().commits < 400, "concurrent writes share commits");
-    store.compact(begin + 10).await.unwrap();
-    assert!(matches!(store.watch(b"", begin).await, Err(Error::Compacted { .. })));
-    assert!(matches!(store.watch(b"", u64::MAX).await, Err(Error::FutureRevision { .. })));
+}
+
+/// Which watches and lists are possible: exactly those from `oldest` on.
+async fn remembers_from(store: &Lmdb, oldest: Revision) {
+    let list = |revision| ListRequest { revision, ..ListRequest::default() };
+    for revision in [oldest, oldest + 1, store.revision()] {
+        store.watch(b"", revision).await.unwrap();
+        assert_eq!(store.list(list(revision)).await.unwrap().revision, revision);
+    }
+    for requested in [oldest - 1, 1] {
+        let errors = [store.watch(b"", requested).await.err(), store.list(list(requested)).await.err()];
+        for error in errors.map(Option::unwrap) {
+            assert!(
+                matches!(error, Error::Compacted { requested: r, compacted } if (r, compacted) == (requested, oldest)),
+                "{error:?}"
+            );
+        }
+    }
+    let requested = store.revision() + 1;
+    assert!(matches!(store.watch(b"", requested).await, Err(Error::FutureRevision { .. })));
+    assert!(matches!(store.list(list(requested)).await, Err(Error::FutureRevision { .. })));
+}
+
+#[tokio::test]
+async fn history_ends_exactly_where_it_was_compacted() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Lmdb::open(dir.path()).unwrap();
+    let mut revisions = Vec::new();
+    for i in 0..20 {
+        revisions.push(committed(&store, put("/k", &i.to_string(), VOLATILE, 0)).await);
+        committed(&store, Transaction { compares: Vec::new(), ops: vec![Op::Delete { key: key("/k") }] }).await;
+    }
+    store.compact(revisions[7]).await.unwrap();
+    remembers_from(&store, revisions[7]).await;
+    let mut watcher = store.watch(b"", revisions[7]).await.unwrap();
+    assert_eq!(watcher.next().await.unwrap().revision, revisions[7] + 1);
+    assert!(matches!(store.compact(revisions[6]).await, Err(Error::Compacted { .. })));
+    assert!(matches!(store.compact(u64::MAX).await, Err(Error::FutureRevision { .. })));
+    // everything
+    let all = store.revision();
+    store.compact(all).await.unwrap();
+    assert!(matches!(store.watch(b"", all - 1).await, Err(Error::Compacted { .. })));
+    store.watch(b"", all).await.unwrap();
+    // after a start nothing is remembered: what was before may have been volatile
+    drop(store);
+    let store = Lmdb::open(dir.path()).unwrap();
+    assert!(matches!(store.watch(b"", all).await, Err(Error::Compacted { .. })));
+    store.watch(b"", store.revision()).await.unwrap();
+}
+
+#[tokio::test]
+async fn history_is_bounded_by_number_and_by_size() {
+    for (value, least, most) in
+        [("x".to_owned(), 4096, 4096), ("x".repeat(100 << 10), 15, 25), ("x".repeat(9 << 20), 1, 1)]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Lmdb::open(dir.path()).unwrap();
+        for i in 0..(most + 100) {
+            let old = if value.len() > 1 { "/k".to_owned() } else { format!("/{i}") };
+            let op = Op::Put { key: old.into(), value: key(&value), class: VOLATILE };
+            committed(&store, Transaction { compares: Vec::new(), ops: vec![op] }).await;
+        }
+        let stats = store.stats().await.unwrap();
+        assert!((least..=most).contains(&stats.log_entries), "{} entries of {} bytes", stats.log_entries, value.len());
+        assert_eq!(stats.compacted, stats.revision - stats.log_entries);
+        remembers_from(&store, stats.compacted).await;
+    }
 }
 
 #[tokio::test]
@@ -174,35 +238,36 @@ async fn a_slow_watcher_is_ended_and_told() {
 }
 
 #[tokio::test]
-async fn damaged_foreign_and_busy_stores_are_refused_untouched() {
+async fn a_transaction_happens_as_a_whole_or_not_at_all() {
     let dir = tempfile::tempdir().unwrap();
     let store = Lmdb::open(dir.path()).unwrap();
-    for i in 0..200 {
-        committed(&store, put(&format!("/{i}"), &"x".repeat(1000), Class::Durable, 0)).await;
-    }
-    assert!(matches!(Lmdb::open(dir.path()), Err(Error::InUse { .. })));
-    let copy = dir.path().join("copy.mdb");
-    store.snapshot(&copy).await.unwrap();
-    assert!(matches!(store.snapshot(&copy).await, Err(Error::Io { .. })));
+    let op = |k: &str, v: &str, class| Op::Put { key: key(k), value: key(v), class };
+    committed(&store, put("/v", "1", VOLATILE, 0)).await;
+    let first = committed(&store, put("/a", "1", Class::Durable, 0)).await;
+    // all classes and kinds in one, and a key that changes its class both ways
+    let ops = vec![
+        op("/a", "2", VOLATILE),
+        op("/v", "2", Class::Durable),
+        op("/n", "1", Class::Durable),
+        Op::Delete { key: key("/none") },
+    ];
+    let mut watcher = store.watch(b"", store.revision()).await.unwrap();
+    let revision = committed(&store, Transaction { compares: Vec::new(), ops: ops.clone() }).await;
+    assert_eq!(watcher.next().await.unwrap().events.len(), 3);
+    let a = store.get(b"/a").await.unwrap().unwrap();
+    assert_eq!((a.create_revision, a.mod_revision, &a.value[..]), (first, revision, &b"2"[..]));
+    let failing = Transaction { compares: vec![crate::Compare { key: key("/a"), mod_revision: first }], ops };
+    assert!(matches!(store.transact(failing).await.unwrap(), Outcome::Failed { .. }));
+    assert_eq!(store.revision(), revision);
+    // what changes nothing takes no revision
+    let nothing = Transaction { compares: Vec::new(), ops: vec![Op::Delete { key: key("/none") }] };
+    assert_eq!(committed(&store, nothing).await, revision);
     drop(store);
-    let whole = std::fs::read(dir.path().join("data.mdb")).unwrap();
-    for content in [&whole[..whole.len() / 2], &whole[..100], &[7u8; 50_000][..]] {
-        std::fs::write(dir.path().join("data.mdb"), content).unwrap();
-        let error = Lmdb::open(dir.path()).err().unwrap();
-        assert!(error.to_string().contains("data.mdb"), "{error}");
-        assert_eq!(std::fs::read(dir.path().join("data.mdb")).unwrap(), content);
+    let store = Lmdb::open(dir.path()).unwrap();
+    assert!(store.get(b"/a").await.unwrap().is_none());
+    for k in ["/v", "/n"] {
+        assert_eq!(store.get(k.as_bytes()).await.unwrap().unwrap().mod_revision, revision);
     }
-    // a record that changed on the disk is noticed
-    // (the file also has copies of it in pages that are no longer used, so every one is changed)
-    let mut flipped = whole.clone();
-    for chunk in flipped.chunks_mut(100).filter(|c| **c == [b'x'; 100]) {
-        chunk[50] = b'y';
-    }
-    std::fs::write(dir.path().join("data.mdb"), &flipped).unwrap();
-    assert!(matches!(Lmdb::open(dir.path()), Err(Error::Corrupt { .. })));
-    // a snapshot is a store
-    std::fs::rename(copy, dir.path().join("data.mdb")).unwrap();
-    assert_eq!(Lmdb::open(dir.path()).unwrap().stats().await.unwrap().keys, 200);
 }
 
 #[tokio::test]
