@@ -273,15 +273,19 @@ fn plan_status<K: Replicated>(
 fn conditions(known: &Value, active: usize, wanted: usize, failure: Option<&Error>, now: Timestamp) -> Value {
     let Some(error) = failure else { return Value::Null };
     let known: Vec<ReplicaSetCondition> = serde_json::from_value(known["conditions"].clone()).unwrap_or_default();
-    let kept = known.into_iter().find(|c| c.type_ == "ReplicaFailure");
     let reason = if active < wanted { "FailedCreate" } else { "FailedDelete" };
-    let condition = ReplicaSetCondition {
+    // the words of one failure differ from time to time (names are made up); only another reason is news, or the set would
+    // change itself, and so be worked on, for ever
+    let kept = known
+        .into_iter()
+        .find(|c| c.type_ == "ReplicaFailure" && c.status == "True" && c.reason.as_deref() == Some(reason));
+    let condition = kept.unwrap_or_else(|| ReplicaSetCondition {
         type_: "ReplicaFailure".into(),
         status: "True".into(),
         reason: Some(reason.into()),
         message: Some(error.to_string()),
-        last_transition_time: kept.and_then(|c| c.last_transition_time).or(Some(Time(now))),
-    };
+        last_transition_time: Some(Time(now)),
+    });
     json!([condition])
 }
 
@@ -323,6 +327,21 @@ mod tests {
         let (status, next) = plan_status(&set(), &[], 3, None, now);
         assert_eq!((&status["replicas"], &status["readyReplicas"]), (&json!(0), &Value::Null));
         assert_eq!(next, None);
+    }
+
+    #[test]
+    fn a_failure_that_goes_on_is_no_news() {
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        let error = |name: &str| Error::Service(format!("pods {name:?} is forbidden: exceeded quota").into());
+        let (status, _) = plan_status(&set(), &[], 3, Some(&error("rs-abcde")), now);
+        assert_eq!(status["conditions"][0]["reason"], "FailedCreate");
+        let mut known = set();
+        known.status = serde_json::from_value(status).unwrap();
+        let current = known.status_value();
+        let (again, _) = plan_status(&known, &[], 3, Some(&error("rs-fghij")), now);
+        assert!(!differs(&current, &again), "{current} {again}");
+        let (over, _) = plan_status(&known, &[], 3, None, now);
+        assert!(differs(&current, &over));
     }
 
     #[test]

@@ -113,6 +113,7 @@ impl Controller {
         }
         if draft.changed {
             let mut next = (*cron).clone();
+            draft.status.active = draft.status.active.take().filter(|a| !a.is_empty());
             next.status = Some(draft.status);
             let api: Api<CronJob> = Api::namespaced(self.context.client.clone(), &key.namespace);
             unless_gone(api.replace_status(&key.name, &PostParams::default(), &next).await)?;

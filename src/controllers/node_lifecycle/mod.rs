@@ -250,8 +250,7 @@ impl Controller {
         if let Some(node) = self.nodes.get("", &name)
             && let Err(error) = self.set_taints(&node, health::wanted_eviction(&node)).await
         {
-            // it has had its turn, so it need not wait again
-            self.zones.lock().enqueue(zone, &name);
+            self.zones.lock().give_back(zone, &name);
             return Err(error);
         }
         self.queue.add(Work::Zone(zone.to_owned()));

@@ -130,6 +130,14 @@ impl Zones {
         zone.waiting.pop_front().ok_or(None)
     }
 
+    /// Gives a node its turn again, that it could not use.
+    pub(super) fn give_back(&mut self, zone: &str, node: &str) {
+        if let Some(zone) = self.zones.get_mut(zone) {
+            zone.waiting.push_front(node.to_owned());
+            zone.next = None;
+        }
+    }
+
     /// Whether every node fails.
     pub(super) fn is_outage(&self) -> bool {
         self.outage
@@ -177,6 +185,8 @@ mod tests {
         assert_eq!(wait.as_secs(), 10);
         tokio::time::advance(wait).await;
         assert_eq!(zones.next("a", Instant::now()), Ok("n2".to_owned()));
+        zones.give_back("a", "n2");
+        assert_eq!(zones.next("a", Instant::now()), Ok("n2".to_owned()), "a turn that could not be used");
         assert_eq!(zones.next("a", Instant::now()), Err(None), "nobody waits any more");
         zones.enqueue("a", "n3");
         assert_eq!(zones.waiting(), ["a"]);

@@ -46,7 +46,7 @@ pub(crate) static REPLICATION_CONTROLLER: Strategy = Strategy {
 
 pub(crate) static STATEFUL_SET: Strategy = Strategy {
     prepare_create: no_pods,
-    validate: selected_template,
+    validate: |o, errors| selected_template(&with_claims(o), errors),
     validate_update: |new, live, errors| {
         for pointer in
             ["/spec/selector", "/spec/serviceName", "/spec/podManagementPolicy", "/spec/volumeClaimTemplates"]
@@ -178,6 +178,20 @@ fn numbers(o: &Object, errors: &mut ErrorList) {
     }
 }
 
+/// A StatefulSet as its pods see it: each claim template is a volume.
+fn with_claims(o: &Object) -> Object {
+    let claims = o.pointer("/spec/volumeClaimTemplates").and_then(Value::as_array).into_iter().flatten();
+    let names: Vec<&Value> = claims.filter_map(|c| c.pointer("/metadata/name")).collect();
+    let mut seen = o.clone();
+    let template = edge_api::object::object_entry(seen.section_mut("spec"), "template");
+    let spec = edge_api::object::object_entry(template, "spec");
+    if let Some(volumes) = spec.entry("volumes").or_insert_with(|| json!([])).as_array_mut() {
+        volumes.retain(|v| !v.get("name").is_some_and(|n| names.contains(&n)));
+        volumes.extend(names.into_iter().map(|n| json!({"name": n, "persistentVolumeClaim": {}})));
+    }
+    seen
+}
+
 /// A template of pods, and a selector that selects them.
 fn selected_template(o: &Object, errors: &mut ErrorList) {
     let path = Path::new("spec");
@@ -206,6 +220,24 @@ fn selected_template(o: &Object, errors: &mut ErrorList) {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
+
+    #[test]
+    fn claims_of_stateful_sets_are_volumes() {
+        let set = |mount: &str| {
+            Object::from_value(json!({"metadata": {"name": "s"}, "spec": {"selector": {"matchLabels": {"a": "b"}},
+                "volumeClaimTemplates": [{"metadata": {"name": "data"}}],
+                "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"volumes": [{"name": "data", "emptyDir": {}}],
+                    "containers": [{"name": "c", "image": "i", "volumeMounts": [{"name": mount, "mountPath": "/d"}]}]}}}}))
+            .unwrap()
+        };
+        let told = |mount: &str| {
+            let mut errors = ErrorList::new();
+            (STATEFUL_SET.validate)(&set(mount), &mut errors);
+            errors.to_string()
+        };
+        assert_eq!(told("data"), "");
+        assert!(told("other").contains("volumeMounts[0].name"));
+    }
 
     #[test]
     fn cron_jobs_have_schedules_that_can_be_read() {
