@@ -10,6 +10,8 @@ use serde_json::{Map, Number, Value};
 
 /// Paths of duplicate keys that are reported at most.
 const MAX_DUPLICATES: usize = 100;
+/// What a YAML document may have in values and bytes of strings (keys too) beyond those of its text: by aliases only.
+const MAX_EXPANSION: usize = 1 << 20;
 
 /// Why a text is no document.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +40,9 @@ pub struct Document {
 pub fn parse_json(bytes: &[u8]) -> Result<Document, DocumentError> {
     let mut duplicates = Vec::new();
     let mut text = serde_json::Deserializer::from_slice(bytes);
-    let value = Tree(&mut duplicates).deserialize(&mut text).map_err(DocumentError::Json)?;
+    let mut left = usize::MAX;
+    let tree = Tree { duplicates: &mut duplicates, left: &mut left };
+    let value = tree.deserialize(&mut text).map_err(DocumentError::Json)?;
     text.end().map_err(DocumentError::Json)?;
     Ok(Document { value, duplicates })
 }
@@ -50,17 +54,34 @@ pub fn parse_json(bytes: &[u8]) -> Result<Document, DocumentError> {
 pub fn parse_yaml(bytes: &[u8]) -> Result<Document, DocumentError> {
     let mut duplicates = Vec::new();
     let text = serde_yaml_ng::Deserializer::from_slice(bytes);
-    let value = Tree(&mut duplicates).deserialize(text).map_err(DocumentError::Yaml)?;
+    let mut left = 2 * bytes.len() + MAX_EXPANSION;
+    let tree = Tree { duplicates: &mut duplicates, left: &mut left };
+    let value = tree.deserialize(text).map_err(DocumentError::Yaml)?;
     Ok(Document { value, duplicates })
 }
 
 /// Builds a value and collects the paths of duplicate keys below it.
-struct Tree<'d>(&'d mut Vec<String>);
+struct Tree<'d> {
+    duplicates: &'d mut Vec<String>,
+    /// How many more values and bytes there may be.
+    left: &'d mut usize,
+}
 
 impl Tree<'_> {
+    fn below(&mut self) -> Tree<'_> {
+        Tree { duplicates: self.duplicates, left: self.left }
+    }
+
+    /// Counts a value with so many bytes.
+    fn count<E: serde::de::Error>(&mut self, bytes: usize) -> Result<(), E> {
+        let left = self.left.checked_sub(bytes + 1);
+        *self.left = left.ok_or_else(|| E::custom("document contains excessive aliasing"))?;
+        Ok(())
+    }
+
     /// Puts a step in front of the paths found since `from`.
     fn prefix(&mut self, from: usize, step: impl Fn() -> String) {
-        for path in &mut self.0[from..] {
+        for path in &mut self.duplicates[from..] {
             let dot = if path.starts_with('[') { "" } else { "." };
             *path = step() + dot + path;
         }
@@ -98,11 +119,13 @@ impl<'de> Visitor<'de> for Tree<'_> {
         Number::from_f64(v).map(Value::Number).ok_or_else(|| E::custom("number is not finite"))
     }
 
-    fn visit_str<E>(self, v: &str) -> Result<Value, E> {
+    fn visit_str<E: serde::de::Error>(mut self, v: &str) -> Result<Value, E> {
+        self.count(v.len())?;
         Ok(Value::String(v.to_owned()))
     }
 
-    fn visit_string<E>(self, v: String) -> Result<Value, E> {
+    fn visit_string<E: serde::de::Error>(mut self, v: String) -> Result<Value, E> {
+        self.count(v.len())?;
         Ok(Value::String(v))
     }
 
@@ -120,10 +143,11 @@ impl<'de> Visitor<'de> for Tree<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<Value, A::Error> {
         let mut items = Vec::new();
-        let mut from = self.0.len();
-        while let Some(item) = seq.next_element_seed(Tree(&mut *self.0))? {
+        let mut from = self.duplicates.len();
+        while let Some(item) = seq.next_element_seed(self.below())? {
+            self.count(0)?;
             self.prefix(from, || format!("[{}]", items.len()));
-            from = self.0.len();
+            from = self.duplicates.len();
             items.push(item);
         }
         Ok(Value::Array(items))
@@ -132,11 +156,12 @@ impl<'de> Visitor<'de> for Tree<'_> {
     fn visit_map<A: MapAccess<'de>>(mut self, mut access: A) -> Result<Value, A::Error> {
         let mut map = Map::new();
         while let Some(key) = access.next_key_seed(Key)? {
-            let from = self.0.len();
-            let value = access.next_value_seed(Tree(&mut *self.0))?;
+            self.count(key.len())?;
+            let from = self.duplicates.len();
+            let value = access.next_value_seed(self.below())?;
             self.prefix(from, || key.clone());
-            if map.contains_key(&key) && self.0.len() < MAX_DUPLICATES {
-                self.0.push(key.clone());
+            if map.contains_key(&key) && self.duplicates.len() < MAX_DUPLICATES {
+                self.duplicates.push(key.clone());
             }
             map.insert(key, value);
         }
@@ -229,5 +254,16 @@ mod tests {
                 .map(|c| format!("{0}: &{0} [{1}]\n", c as char, vec![format!("*{}", (c - 1) as char); 9].join(",")))
                 .collect::<String>();
         assert!(parse_yaml(bomb.as_bytes()).is_err(), "aliases may not multiply without bound");
+        // nor may they without nesting: long things many times
+        let list = format!("a: &a [{}]\nb: [{}]\n", vec!["1"; 10_000].join(","), vec!["*a"; 10_000].join(","));
+        let text = format!("a: &a {}\nb: [{}]\n", "x".repeat(100_000), vec!["*a"; 50_000].join(","));
+        for bomb in [list, text] {
+            let error = parse_yaml(bomb.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains("excessive aliasing"), "{error}");
+        }
+        let honest = format!("a: &a [1, 2, {{k: v}}]\nb: [{}]\n", vec!["*a"; 1000].join(","));
+        assert_eq!(parse_yaml(honest.as_bytes()).unwrap().value["b"][999], json!([1, 2, {"k": "v"}]));
+        let wide = format!("a: [{}]\n", vec!["x"; 600_000].join(","));
+        assert_eq!(parse_yaml(wide.as_bytes()).unwrap().value["a"].as_array().unwrap().len(), 600_000);
     }
 }

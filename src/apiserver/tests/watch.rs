@@ -121,3 +121,52 @@ async fn watches_come_in_protobuf_and_as_tables() {
         (&json!("Table"), &json!("x"))
     );
 }
+
+/// Makes so many maps; gives their versions.
+async fn churn(c: &Cluster, prefix: &str, times: usize) -> Vec<u64> {
+    let writes = (0..times).map(|i| async move {
+        let name = format!("{prefix}-{i}");
+        let made = c.create(MAPS, &json!({"metadata": {"name": name}})).await;
+        made["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap()
+    });
+    let mut versions: Vec<u64> = futures::future::join_all(writes).await;
+    versions.sort_unstable();
+    versions
+}
+
+#[tokio::test]
+async fn what_is_too_old_is_410_and_not_a_version_earlier() {
+    let c = Cluster::start().await;
+    let first = churn(&c, "first", 3).await;
+    let page = c.get(&format!("{MAPS}?limit=1")).await;
+    let token = page["metadata"]["continue"].as_str().unwrap().to_owned();
+    // the changes that are remembered, and the list as it was is one more
+    let versions = churn(&c, "more", 1024).await;
+    let oldest = *first.last().unwrap();
+    let mut events = Events::open(&c, &format!("&resourceVersion={oldest}")).await;
+    let next = events.next().await.unwrap();
+    assert_eq!(next["object"]["metadata"]["resourceVersion"], versions[0].to_string());
+    let next_page = c.get(&format!("{MAPS}?limit=1&continue={token}")).await;
+    assert_eq!(next_page["metadata"]["resourceVersion"], oldest.to_string());
+    let exact = |v: u64| format!("{MAPS}?resourceVersion={v}&resourceVersionMatch=Exact&limit=2");
+    assert_eq!(c.get(&exact(oldest)).await["items"].as_array().unwrap().len(), 2);
+
+    churn(&c, "last", 1).await;
+    let gone = |path: String| {
+        let c = &c;
+        async move {
+            let status = c.send(Request::new("GET", &path)).await.status(410, "Expired");
+            status["message"].as_str().unwrap().to_owned()
+        }
+    };
+    let message = gone(format!("{MAPS}?watch=1&resourceVersion={oldest}")).await;
+    assert_eq!(message, format!("too old resource version: {oldest} ({})", versions[0]));
+    let message = gone(format!("{MAPS}?limit=1&continue={token}")).await;
+    assert!(message.starts_with("The provided continue parameter is too old"), "{message}");
+    gone(exact(oldest)).await;
+    gone(format!("{MAPS}?watch=1&resourceVersion=1")).await;
+    // one later, everything is there
+    let mut events = Events::open(&c, &format!("&resourceVersion={}", versions[0])).await;
+    let next = events.next().await.unwrap();
+    assert_eq!(next["object"]["metadata"]["resourceVersion"], versions[1].to_string());
+}

@@ -13,6 +13,8 @@ use tokio::sync::mpsc;
 
 /// So many changes are remembered, for watches from an earlier version and the pages of a list.
 const REMEMBERED: usize = 1024;
+/// Objects that are no more, as they were before those changes, may have so many bytes.
+const REMEMBERED_BYTES: usize = 8 << 20;
 /// A watcher that is so many events behind is ended.
 const MAX_LAG: usize = 1024;
 
@@ -59,6 +61,8 @@ struct Watching {
 struct State {
     objects: BTreeSet<Stored>,
     changes: VecDeque<Change>,
+    /// Bytes of the objects before the changes.
+    bytes: usize,
     /// Changes up to this revision are not remembered.
     oldest: u64,
     watchers: Vec<Watching>,
@@ -189,6 +193,7 @@ impl ResourceHub {
             state.tell(&mut change);
         }
         state.changes.clear();
+        state.bytes = 0;
         state.oldest = revision;
     }
 
@@ -212,12 +217,7 @@ impl ResourceHub {
         let mut change = Change::new(revision, before, after);
         observe(&change);
         state.tell(&mut change);
-        state.changes.push_back(change);
-        while state.changes.len() > REMEMBERED {
-            if let Some(forgotten) = state.changes.pop_front() {
-                state.oldest = forgotten.revision;
-            }
-        }
+        state.remember(change);
     }
 
     /// Tells who wants bookmarks that nothing more happened up to a revision.
@@ -291,6 +291,17 @@ impl State {
         Ok(Some(objects))
     }
 
+    /// Keeps a change, and forgets the oldest beyond the bounds.
+    fn remember(&mut self, change: Change) {
+        self.bytes += change.bytes();
+        self.changes.push_back(change);
+        while self.changes.len() > REMEMBERED || self.bytes > REMEMBERED_BYTES {
+            let Some(forgotten) = self.changes.pop_front() else { break };
+            self.bytes -= forgotten.bytes();
+            self.oldest = forgotten.revision;
+        }
+    }
+
     /// Gives a change to all who see it. Who does not take his events loses his place, and learns it by the end of his
     /// stream.
     fn tell(&mut self, change: &mut Change) {
@@ -304,6 +315,11 @@ impl State {
 impl Change {
     fn new(revision: u64, before: Option<Stored>, after: Option<Stored>) -> Self {
         Self { revision, before, after, left: None }
+    }
+
+    /// What it keeps in memory; the object after it is there anyway, or counted with the next change.
+    fn bytes(&self) -> usize {
+        self.before.as_ref().map_or(0, |o| o.bytes().len())
     }
 
     /// The event that a selection sees: a change can bring an object into it, or out of it.
@@ -400,6 +416,22 @@ mod tests {
         }
         assert!(hub.list(&b, 5, "", 0).is_err());
         assert!(hub.watch(b, Begin::After(5), false, 2000).is_err());
+    }
+
+    #[test]
+    fn large_objects_are_remembered_for_fewer_changes() {
+        let (row, hub) = hub();
+        let everything = || select(&row, &hub, "", "");
+        let big = "x".repeat(1 << 20);
+        for revision in 1..=30 {
+            let json = format!(r#"{{"metadata":{{"name":"a"}},"data":{{"big":"{big}"}}}}"#);
+            hub.apply("ns/a", Some(json.as_bytes()), revision, |_| {});
+        }
+        // seven former objects of a little more than a MiB: changes 24 to 30
+        assert!(hub.watch(everything(), Begin::After(22), false, 30).is_err());
+        assert!(hub.list(&everything(), 22, "", 0).is_err());
+        assert_eq!(seen(&mut hub.watch(everything(), Begin::After(23), false, 30).unwrap()).len(), 7);
+        assert_eq!(hub.list(&everything(), 23, "", 0).unwrap().0[0].resource_version(), 23);
     }
 
     #[test]

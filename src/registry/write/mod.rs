@@ -204,6 +204,8 @@ fn storage_status(error: edge_storage::Error) -> Status {
             Status::bad_request(format!("namespace and name are too long: {error}"))
         }
         edge_storage::Error::Closed => Status::unavailable("the server is stopping"),
+        // the store has said so already; the answer is that of kube-apiserver with an etcd that is full
+        edge_storage::Error::Full { .. } | edge_storage::Error::LimitReached { .. } => Status::internal(error),
         _ => {
             tracing::error!(%error, "write failed");
             Status::internal(error)

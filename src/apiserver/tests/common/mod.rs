@@ -117,7 +117,11 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     pub(crate) async fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap()).await
+    }
+
+    /// The same with its state in a certain directory.
+    pub(crate) async fn start_in(dir: tempfile::TempDir) -> Self {
         let storage = edge_storage::Lmdb::open(&dir.path().join("db")).unwrap();
         let options = edge_registry::Options {
             service_network: "10.43.0.0".parse().unwrap(),
