@@ -7,6 +7,7 @@
 mod harness;
 
 mod cli;
+mod controllers;
 mod healing;
 mod images;
 mod manifests;
