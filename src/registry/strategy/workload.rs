@@ -85,16 +85,27 @@ pub(crate) static JOB: Strategy = Strategy {
     },
     validate: |o, errors| {
         selected_template(o, errors);
-        let policy = o.get("spec")["template"]["spec"]["restartPolicy"].as_str().unwrap_or_default();
-        if !["OnFailure", "Never"].contains(&policy) {
-            let path = Path::new("spec").child("template").child("spec").child("restartPolicy");
-            if policy == "Always" || policy.is_empty() {
-                errors.required(&path, "valid values: \"OnFailure\", \"Never\"");
-            }
-        }
+        job(o, errors);
     },
     validate_update: |new, live, errors| {
-        immutable(new, live, "/spec/selector", errors);
+        for pointer in [
+            "/spec/selector",
+            "/spec/completionMode",
+            "/spec/podFailurePolicy",
+            "/spec/successPolicy",
+            "/spec/backoffLimitPerIndex",
+            "/spec/managedBy",
+        ] {
+            immutable(new, live, pointer, errors);
+        }
+        let at = |o: &Object, field: &str| o.get("spec").get(field).cloned();
+        // an indexed Job may grow and shrink as a whole
+        let elastic = |o: &Object| {
+            at(o, "completionMode") == Some("Indexed".into()) && at(o, "completions") == at(o, "parallelism")
+        };
+        if !(elastic(new) && elastic(live)) {
+            immutable(new, live, "/spec/completions", errors);
+        }
         if live.pointer("/spec/suspend") != Some(&Value::Bool(true)) {
             immutable(new, live, "/spec/template", errors);
         }
@@ -111,6 +122,55 @@ pub(crate) static CRON_JOB: Strategy = Strategy {
     },
     ..BASE
 };
+
+/// What belongs together in a Job.
+fn job(o: &Object, errors: &mut ErrorList) {
+    /// No more pods of an indexed Job may run at once (Kubernetes' value).
+    const MOST_INDEXED: i64 = 100_000;
+    let path = Path::new("spec");
+    let spec = o.get("spec");
+    let has = |field: &str| spec.get(field).is_some_and(|v| !v.is_null());
+    let value = |field: &str| spec.get(field).cloned().unwrap_or_default();
+    for field in ["activeDeadlineSeconds", "ttlSecondsAfterFinished", "backoffLimitPerIndex", "maxFailedIndexes"] {
+        if let Some(n) = spec.get(field).and_then(Value::as_i64).filter(|n| *n < 0) {
+            errors.invalid(&path.child(field), &n.into(), "must be greater than or equal to 0");
+        }
+    }
+    let mode = o.str_at("/spec/completionMode");
+    let indexed = mode == "Indexed";
+    if !["", "Indexed", "NonIndexed"].contains(&mode) {
+        errors.not_supported(&path.child("completionMode"), &mode.into(), &["Indexed", "NonIndexed"]);
+    }
+    if indexed && !has("completions") {
+        errors.required(&path.child("completions"), "when completion mode is Indexed");
+    }
+    if let Some(n) = value("parallelism").as_i64().filter(|n| indexed && *n > MOST_INDEXED) {
+        let text = format!("must be less than or equal to {MOST_INDEXED} when completion mode is Indexed");
+        errors.invalid(&path.child("parallelism"), &n.into(), &text);
+    }
+    for field in ["backoffLimitPerIndex", "successPolicy"] {
+        if has(field) && !indexed {
+            errors.invalid(&path.child(field), &value(field), "requires indexed completion mode");
+        }
+    }
+    if has("maxFailedIndexes") && !has("backoffLimitPerIndex") {
+        errors.required(&path.child("backoffLimitPerIndex"), "when maxFailedIndexes is specified");
+    }
+    let at = path.child("template").child("spec").child("restartPolicy");
+    match o.str_at("/spec/template/spec/restartPolicy") {
+        "" | "Always" => errors.required(&at, "valid values: \"OnFailure\", \"Never\""),
+        "OnFailure" if has("podFailurePolicy") => {
+            let text = "only \"Never\" is supported when podFailurePolicy is specified";
+            errors.invalid(&at, &"OnFailure".into(), text);
+        }
+        _ => {}
+    }
+    let replacement = o.str_at("/spec/podReplacementPolicy");
+    let known: &[&str] = if has("podFailurePolicy") { &["Failed"] } else { &["Failed", "TerminatingOrFailed"] };
+    if !replacement.is_empty() && !known.contains(&replacement) {
+        errors.not_supported(&path.child("podReplacementPolicy"), &replacement.into(), known);
+    }
+}
 
 /// A schedule that can be read, in a time zone that exists.
 fn schedule(o: &Object, path: &Path, errors: &mut ErrorList) {
@@ -237,6 +297,64 @@ mod tests {
         };
         assert_eq!(told("data"), "");
         assert!(told("other").contains("volumeMounts[0].name"));
+    }
+
+    #[test]
+    fn what_belongs_together_in_a_job() {
+        let told = |spec: Value| {
+            let mut whole = json!({"template": {"spec": {"restartPolicy": "Never"}}});
+            whole.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+            let mut errors = ErrorList::new();
+            job(&Object::from_value(json!({"spec": whole})).unwrap(), &mut errors);
+            errors.to_string()
+        };
+        let on_failure = json!({"spec": {"restartPolicy": "OnFailure"}});
+        for (spec, part) in [
+            (json!({}), ""),
+            (
+                json!({"completionMode": "Indexed", "completions": 3, "backoffLimitPerIndex": 1, "maxFailedIndexes": 1}),
+                "",
+            ),
+            (json!({"completionMode": "Indexed"}), "spec.completions: Required value: when completion mode is Indexed"),
+            (json!({"completionMode": "Some"}), "spec.completionMode: Unsupported value"),
+            (
+                json!({"backoffLimitPerIndex": 1}),
+                "spec.backoffLimitPerIndex: Invalid value: 1: requires indexed completion mode",
+            ),
+            (
+                json!({"maxFailedIndexes": 1}),
+                "spec.backoffLimitPerIndex: Required value: when maxFailedIndexes is specified",
+            ),
+            (json!({"successPolicy": {"rules": []}}), "spec.successPolicy"),
+            (json!({"podFailurePolicy": {"rules": []}, "template": on_failure}), "only \"Never\" is supported"),
+            (
+                json!({"podFailurePolicy": {"rules": []}, "podReplacementPolicy": "TerminatingOrFailed"}),
+                "spec.podReplacementPolicy: Unsupported value",
+            ),
+            (
+                json!({"template": {"spec": {"restartPolicy": "Always"}}}),
+                "spec.template.spec.restartPolicy: Required value",
+            ),
+            (json!({"ttlSecondsAfterFinished": -1}), "spec.ttlSecondsAfterFinished"),
+        ] {
+            let text = told(spec.clone());
+            assert!(if part.is_empty() { text.is_empty() } else { text.contains(part) }, "{spec}: {text:?}");
+        }
+        let job = |completions: i64, parallelism: i64, mode: &str| {
+            Object::from_value(
+                json!({"spec": {"completions": completions, "parallelism": parallelism, "completionMode": mode}}),
+            )
+            .unwrap()
+        };
+        let changed = |new: &Object, live: &Object| {
+            let mut errors = ErrorList::new();
+            (JOB.validate_update)(new, live, &mut errors);
+            errors.to_string()
+        };
+        assert_eq!(changed(&job(5, 5, "Indexed"), &job(3, 3, "Indexed")), "", "as a whole");
+        assert!(changed(&job(5, 3, "Indexed"), &job(3, 3, "Indexed")).contains("spec.completions"));
+        assert!(changed(&job(5, 5, "NonIndexed"), &job(3, 3, "NonIndexed")).contains("spec.completions"));
+        assert_eq!(changed(&job(3, 9, "NonIndexed"), &job(3, 3, "NonIndexed")), "");
     }
 
     #[test]
