@@ -203,14 +203,8 @@ mod tests {
         use LinuxDeviceType::{A, B, C};
         assert!(nix::unistd::geteuid().is_root(), "this test needs root");
         let cgroups = Cgroup2::new();
-        let script = [
-            "echo x >/dev/null",
-            ": </dev/null",
-            ": <>/dev/null",
-            "mknod zero c 1 5",
-            ": <zero",
-            "mknod loop b 7 0",
-        ];
+        let script =
+            ["echo x >/dev/null", ": </dev/null", ": <>/dev/null", "mknod zero c 1 5", ": <zero", "mknod loop b 7 0"];
         let nothing = cgroups.succeeding(&[], &script);
         assert_eq!(nothing, [false; 6]);
         let everything = cgroups.succeeding(&[rule(true, A, None, None, "rwm")], &script);

@@ -48,6 +48,9 @@ pub(super) struct Container {
     pub(super) asker: Option<Asker>,
     /// The connection over which its helper and its first process report, until the command is executed.
     pub(super) channel: Option<OwnedFd>,
+    /// Pid of the process that creates it, until that has ended. Before, the end of the connection says nothing about the
+    /// container's first process.
+    pub(super) helper: Option<i32>,
     pub(super) failure: FailureText,
     pub(super) stdio: Stdio,
     pub(super) log: Log,

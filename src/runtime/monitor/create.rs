@@ -67,8 +67,9 @@ fn step<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> CreateError
     move |err| CreateError::Step { what, source: err.into() }
 }
 
-/// Begins to create a container. Returns our ends of its stdio and the connection over which the helper reports.
-pub(super) fn begin(paths: &ContainerPaths, spec: &ContainerSpec) -> io::Result<(Stdio, OwnedFd)> {
+/// Begins to create a container. Returns our ends of its stdio, the connection over which the helper and then the container's
+/// first process report, and the helper's pid.
+pub(super) fn begin(paths: &ContainerPaths, spec: &ContainerSpec) -> io::Result<(Stdio, OwnedFd, i32)> {
     let (stdio, ends) = if spec.tty {
         (Stdio::without_terminal_yet(spec), None)
     } else {
@@ -77,8 +78,8 @@ pub(super) fn begin(paths: &ContainerPaths, spec: &ContainerSpec) -> io::Result<
     };
     let (ours, theirs) = socket::pair()?;
     let reporter = Reporter::new(theirs);
-    process::fork_child(|| helper(paths, spec, reporter, ends))?;
-    Ok((stdio, ours))
+    let pid = process::fork_child(|| helper(paths, spec, reporter, ends))?;
+    Ok((stdio, ours, pid.as_raw()))
 }
 
 fn helper(paths: &ContainerPaths, spec: &ContainerSpec, reporter: Reporter, ends: Option<ContainerEnds>) -> i32 {

@@ -192,6 +192,12 @@ impl Monitor {
     }
 
     fn child_ended(&mut self, pid: i32, status: WaitStatus) {
+        let helped = self.containers.iter_mut().find(|(_, container)| container.helper == Some(pid));
+        if let Some((id, container)) = helped {
+            container.helper = None;
+            let id = id.clone();
+            return self.answer_when_created(&id);
+        }
         let container =
             self.containers.iter().find(|(_, container)| container.pid() == Some(pid)).map(|(id, _)| id.clone());
         let exec = self.execs.iter().find(|exec| exec.pid == Some(pid)).map(|exec| (exec.name, exec.asker.client));
@@ -201,7 +207,7 @@ impl Monitor {
             (None, None) if self.helpers_at_work() => {
                 self.unclaimed.insert(pid, status);
             }
-            // A helper, or an orphan of a container.
+            // The helper of a command or of a failed container, or an orphan of a container.
             (None, None) => {}
         }
     }
@@ -213,9 +219,7 @@ impl Monitor {
             match receive_now(channel) {
                 Received::Message(HelperMessage::Pid(pid), _) => {
                     container.phase = Phase::Created { pid };
-                    if let Some(asker) = container.asker.take() {
-                        self.reply(asker, Ok(ReplyBody::Done));
-                    }
+                    self.answer_when_created(id);
                     if let Some(status) = self.unclaimed.remove(&pid) {
                         self.container_ended(id, status);
                     }
@@ -234,6 +238,18 @@ impl Monitor {
                     self.channel_ended(id);
                 }
             }
+        }
+    }
+
+    /// Tells who asked for a container that it is there, once its helper has gone. The command may begin and even end at once
+    /// then, and only when nobody else holds the connection its end tells that the command was executed.
+    fn answer_when_created(&mut self, id: &str) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        if matches!(container.phase, Phase::Created { .. })
+            && container.helper.is_none()
+            && let Some(asker) = container.asker.take()
+        {
+            self.reply(asker, Ok(ReplyBody::Done));
         }
     }
 

@@ -77,7 +77,7 @@ impl Monitor {
         let sandbox: SandboxSpec = read_json(&self.paths.spec())?;
         let log = Log::open(&spec.log_path, spec.log_rotation)
             .map_err(|err| Failure::Other(format!("cannot open log {}: {err}", spec.log_path.display())))?;
-        let (stdio, channel) = create::begin(&paths, &spec)?;
+        let (stdio, channel, helper) = create::begin(&paths, &spec)?;
         let container = Container {
             paths,
             cgroup,
@@ -85,6 +85,7 @@ impl Monitor {
             phase: Phase::Creating,
             asker: Some(asker),
             channel: Some(channel),
+            helper: Some(helper),
             failure: FailureText::default(),
             stdio,
             log,
