@@ -54,6 +54,11 @@ impl Body {
         Self(Inner::Stream(body.map_err(Into::into).boxed_unsync()))
     }
 
+    /// The same body, which keeps something until it has been sent, or dropped.
+    pub(crate) fn holding<T: Send + 'static>(self, held: T) -> Self {
+        Self::stream(Held { body: self, _held: held })
+    }
+
     /// Whether the body is whole (and not a stream such as a watch).
     pub fn is_full(&self) -> bool {
         matches!(self.0, Inner::Full(_))
@@ -146,6 +151,31 @@ impl HttpBody for Body {
             Inner::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
             Inner::Stream(stream) => stream.size_hint(),
         }
+    }
+}
+
+struct Held<T> {
+    body: Body,
+    _held: T,
+}
+
+/// What is held is never looked at.
+impl<T> Unpin for Held<T> {}
+
+impl<T> HttpBody for Held<T> {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -3,16 +3,12 @@
 //! Two pools, as kube-apiserver has them, so that many reads cannot starve the writes that would end them. Requests that
 //! may go on for ever are only counted.
 
-use crate::body::{Body, BoxError};
+use crate::body::Body;
 use crate::metrics::Metrics;
 use crate::request_info::RequestInfo;
-use bytes::Bytes;
 use edge_api::{Status, UserInfo};
-use http_body::{Body as HttpBody, Frame};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::task::{Context, Poll};
 
 /// The two limits.
 #[derive(Clone, Copy, Debug)]
@@ -71,31 +67,13 @@ impl Slot {
 
     /// Keeps the place until the body of a long-running answer ends.
     pub(crate) fn hold(self, body: Body) -> Body {
-        if matches!(self.pool, Pool::LongRunning) && !body.is_full() {
-            Body::stream(Held { body, _slot: self })
-        } else {
-            body
-        }
+        if matches!(self.pool, Pool::LongRunning) && !body.is_full() { body.holding(self) } else { body }
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         counter(&self.metrics, self.pool).fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-struct Held {
-    body: Body,
-    _slot: Slot,
-}
-
-impl HttpBody for Held {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
     }
 }
 

@@ -13,6 +13,7 @@ mod admission;
 mod body;
 mod bootstrap;
 mod chain;
+mod connections;
 mod decode;
 mod discovery;
 mod encode;

@@ -1,15 +1,15 @@
 //! The TLS listener: sockets in, requests out to the chain.
 //!
 //! HTTP/1.1 and HTTP/2 on the same port. A client that breaks the protocol, never finishes its handshake or goes away
-//! costs its own connection and nothing else.
+//! costs its own connection and nothing else, and connections that say nothing end (see `connections`).
 
 use crate::body::Body;
 use crate::chain::{self, Origin};
+use crate::connections::{Connection, Connections};
 use crate::{Peer, Server};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
@@ -22,8 +22,14 @@ use tokio_rustls::TlsAcceptor;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// HTTP/1.1 headers that take longer end the connection (kube-apiserver's value).
 const HEADER_TIMEOUT: Duration = Duration::from_secs(32);
+/// A connection without a request for so long is closed (kube-apiserver's value).
+const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
+/// The head of an HTTP/2 request may have so many bytes: long selectors and tokens fit.
+const MAX_HEADERS: u32 = 64 << 10;
 /// HTTP/2 streams one connection may have open; informers of one process share a connection.
 const MAX_STREAMS: u32 = 1000;
+/// How long an idle client has for the end of its connection.
+const GOODBYE: Duration = Duration::from_millis(500);
 /// How long requests may take to finish once the server stops; watches end at once.
 const DRAIN: Duration = Duration::from_secs(5);
 /// After how long of silence the kernel asks whether the peer is still there.
@@ -41,7 +47,7 @@ pub(crate) async fn serve(
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
     let acceptor = TlsAcceptor::from(tls);
-    let graceful = Arc::new(GracefulShutdown::new());
+    let connections = Connections::new(server.options.max_connections);
     let stop = server.shutdown.clone();
     loop {
         let accepted = tokio::select! {
@@ -50,9 +56,13 @@ pub(crate) async fn serve(
         };
         match accepted {
             Ok((socket, peer)) => {
-                let (server, acceptor, graceful) = (server.clone(), acceptor.clone(), graceful.clone());
+                let Some(place) = connections.open() else {
+                    tracing::warn!(%peer, "connection refused: there are too many, and all are busy");
+                    continue;
+                };
+                let (server, acceptor) = (server.clone(), acceptor.clone());
                 tokio::spawn(async move {
-                    if let Err(error) = connection(server, acceptor, &graceful, socket, peer).await {
+                    if let Err(error) = connection(server, acceptor, place, socket, peer).await {
                         tracing::debug!(%peer, error = error.as_ref(), "connection ended");
                     }
                 });
@@ -66,10 +76,8 @@ pub(crate) async fn serve(
         }
     }
     drop(listener);
-    // connections hold clones of the Arc while they shake hands; those are not waited for
-    if let Some(graceful) = Arc::into_inner(graceful) {
-        let _ = tokio::time::timeout(DRAIN, graceful.shutdown()).await;
-    }
+    // whoever does not finish in time is cut off when the process ends
+    let _ = tokio::time::timeout(DRAIN, connections.closed()).await;
     Ok(())
 }
 
@@ -83,26 +91,49 @@ fn is_per_connection(error: &io::Error) -> bool {
 async fn connection(
     server: Arc<Server>,
     acceptor: TlsAcceptor,
-    graceful: &GracefulShutdown,
+    place: Arc<Connection>,
     socket: TcpStream,
     address: SocketAddr,
 ) -> Result<(), crate::body::BoxError> {
     socket.set_nodelay(true)?;
     keep_alive(&socket)?;
-    let tls = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(socket)).await??;
+    let stop = server.shutdown.clone();
+    let tls = tokio::select! {
+        tls = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(socket)) => tls??,
+        () = place.evicted() => return Ok(()),
+        () = stop.cancelled() => return Ok(()),
+    };
     let certificate = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let peer = Arc::new(Peer { address, certificate_user: certificate.and_then(|c| edge_pki::user_of_certificate(c)) });
+    let requests = place.clone();
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-        let (server, peer) = (server.clone(), peer.clone());
+        let (server, peer, busy) = (server.clone(), peer.clone(), requests.request());
         async move {
-            Ok::<_, Infallible>(chain::handle(&server, Origin::Connection(&peer), request.map(Body::stream)).await)
+            let response = chain::handle(&server, Origin::Connection(&peer), request.map(Body::stream)).await;
+            Ok::<_, Infallible>(response.map(|body| body.holding(busy)))
         }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS);
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(tls), service);
-    graceful.watch(connection.into_owned()).await
+    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS).max_header_list_size(MAX_HEADERS);
+    let mut connection = Box::pin(builder.serve_connection_with_upgrades(TokioIo::new(tls), service).into_owned());
+    tokio::select! {
+        ended = connection.as_mut() => return ended,
+        () = place.evicted() => return Ok(()),
+        () = stop.cancelled() => {}
+        () = place.idle_for(IDLE_TIMEOUT) => {}
+    }
+    // what is being answered still is; who then does not go by himself is not waited for
+    connection.as_mut().graceful_shutdown();
+    let answered = async {
+        tokio::time::sleep(GOODBYE).await;
+        place.idle_for(Duration::ZERO).await;
+    };
+    tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = place.evicted() => Ok(()),
+        () = answered => Ok(()),
+    }
 }
 
 /// Peers that vanished without a word (power cut, changed address) are found by the kernel, not by a timer of ours.

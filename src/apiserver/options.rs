@@ -22,6 +22,8 @@ pub struct Options {
     pub dns_ip: IpAddr,
     /// The CA certificates that clients should trust, PEM: what `/cacerts` answers.
     pub cluster_ca_pem: Bytes,
+    /// Most connections open at once; beyond, the one that has been idle for longest is closed.
+    pub max_connections: usize,
     /// Most requests answered at once that change nothing; more get a 429. Kubernetes' default is 400.
     pub max_read_only_in_flight: usize,
     /// Most requests answered at once that change something; more get a 429. Kubernetes' default is 200.

@@ -24,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 /// Kubernetes' defaults for requests under way at once.
 const MAX_READ_ONLY: usize = 400;
 const MAX_MUTATING: usize = 200;
+/// Some 30 kB each; nodes and clients that work need a few each, and are never cut off.
+const MAX_CONNECTIONS: usize = 2048;
 
 /// Something that had to work at the start did not.
 #[derive(Debug, thiserror::Error)]
@@ -171,6 +173,7 @@ fn api_options(config: &ServerConfig, advertised: IpAddr, service_ip: IpAddr, ca
         service_ip,
         dns_ip: config.cluster_dns.into(),
         cluster_ca_pem: ca.into(),
+        max_connections: MAX_CONNECTIONS,
         max_read_only_in_flight: MAX_READ_ONLY,
         max_mutating_in_flight: MAX_MUTATING,
     }
