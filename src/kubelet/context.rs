@@ -14,9 +14,11 @@ use k8s_openapi::api::core::v1::{Node, Service};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// How long after the agent's start containers wait for the API to tell the services.
 const API_PATIENCE: Duration = Duration::from_secs(10);
@@ -28,6 +30,8 @@ pub(crate) struct Context {
     pub(crate) informers: Informers,
     pub(crate) runtime: Arc<dyn PodRuntime>,
     pub(crate) images: Arc<ImageStore>,
+    /// Told whenever an archive has brought images.
+    pub(crate) imported: Notify,
     pub(crate) network: Arc<NodeNetwork>,
     pub(crate) recorder: EventRecorder,
     pub(crate) status: Arc<StatusWriter>,
@@ -35,6 +39,8 @@ pub(crate) struct Context {
     pub(crate) machine: Machine,
     /// Cancelled when the agent is to end.
     pub(crate) stop: CancellationToken,
+    /// Streams between clients and containers that are open.
+    pub(crate) streams: TaskTracker,
     services: Arc<Informer<Service>>,
     started: Instant,
     /// The node's own object.
@@ -60,7 +66,9 @@ impl Context {
         Ok(Arc::new(Self {
             recorder: EventRecorder::new(with.client.clone(), "kubelet", &config.node_name),
             objects: Objects::new(with.client.clone()),
+            imported: Notify::new(),
             stop,
+            streams: TaskTracker::new(),
             services: with.informers.of::<Service>(),
             started: Instant::now(),
             node: with.informers.select::<Node>(&format!("metadata.name={}", config.node_name)),

@@ -63,7 +63,8 @@ pub(crate) async fn ensure(cx: &Context, pod: &Pod, container: &Container, init:
         Problem::new("InvalidImageName", message)
     })?;
     let present = cx.images.get_reference(&reference);
-    match (policy(container, &reference), present) {
+    let policy = policy(container, &reference);
+    match (policy, present) {
         (Policy::IfNotPresent | Policy::Never, Some(image)) => {
             tell(EventType::Normal, "Pulled", format!("Container image {name:?} already present on machine"));
             cx.images.touch(image.id);
@@ -77,7 +78,11 @@ pub(crate) async fn ensure(cx: &Context, pod: &Pod, container: &Container, init:
         (Policy::Always | Policy::IfNotPresent, _) => {
             tell(EventType::Normal, "Pulling", format!("Pulling image {name:?}"));
             let begun = Instant::now();
-            match pull(cx, pod, &reference).await {
+            let pulled = tokio::select! {
+                pulled = pull(cx, pod, &reference) => pulled,
+                image = brought(cx, &reference), if policy == Policy::IfNotPresent => Ok(image),
+            };
+            match pulled {
                 Ok(image) => {
                     let took = format!("{:.3}s", begun.elapsed().as_secs_f64());
                     let size = image.size;
@@ -98,6 +103,17 @@ pub(crate) async fn ensure(cx: &Context, pod: &Pod, container: &Container, init:
                 }
             }
         }
+    }
+}
+
+/// The image, when an archive in the drop folder has brought it meanwhile: without a network a pull takes long to fail.
+async fn brought(cx: &Context, reference: &Reference) -> Arc<Image> {
+    loop {
+        let imported = cx.imported.notified();
+        if let Some(image) = cx.images.get_reference(reference) {
+            return image;
+        }
+        imported.await;
     }
 }
 
@@ -143,6 +159,7 @@ pub(crate) async fn follow_imports(cx: Arc<Context>, manager: Arc<Manager>) {
             match event {
                 ArchiveEvent::Imported { path, images } => {
                     tracing::info!(archive = %path.display(), images = images.len(), "image archive imported");
+                    cx.imported.notify_waiters();
                     manager.image_arrived();
                 }
                 ArchiveEvent::Failed { path, error } => {

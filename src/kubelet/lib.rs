@@ -36,6 +36,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+/// How long clients of open streams may take at most to hear that the agent ends.
+const FAREWELLS: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// Why the node agent cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -128,7 +131,10 @@ impl Kubelet {
     /// adopted by the next start.
     pub async fn stop(mut self) {
         drop(self.stop);
-        self.manager.stopped().await;
+        self.context.streams.close();
+        // whoever does not take leave in time is cut off with the rest
+        let farewells = tokio::time::timeout(FAREWELLS, self.context.streams.wait());
+        let _ = tokio::join!(farewells, self.manager.stopped());
         self.tasks.shutdown().await;
     }
 }

@@ -124,11 +124,11 @@ async fn conduct(
         }
     };
     tokio::join!(output(stdout), output(stderr));
-    if let Ok(status) = status.await {
-        let bytes = Bytes::from(status.to_bytes(format));
-        // A failure means that the connection is gone, which the writer reports.
-        let _ = to.send(Outbound::Data { stream: error, bytes, fin: true }).await;
-    }
+    // Saying nothing would mean success.
+    let status = status.await.unwrap_or_else(|_| ExitStatus::Failed("the command was abandoned".to_owned()));
+    let bytes = Bytes::from(status.to_bytes(format));
+    // A failure means that the connection is gone, which the writer reports.
+    let _ = to.send(Outbound::Data { stream: error, bytes, fin: true }).await;
     let _ = to.send(Outbound::Close).await;
 }
 

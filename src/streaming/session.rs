@@ -94,7 +94,7 @@ impl ExitStatus {
 
 /// The streams of one exec or attach. Take the parts, move the bytes, then end it with [`Completion::finish`].
 ///
-/// Dropping the [`Completion`] without finishing closes the connection without a status.
+/// Dropping the [`Completion`] without finishing tells the client of a failure, for clients take silence for success.
 #[derive(Debug)]
 pub struct Session {
     /// What the client types; `None` when it did not ask for standard input. End of file is a half-close: output goes on.

@@ -15,4 +15,5 @@ mod network;
 mod pods;
 mod restart;
 mod rust_client;
+mod streams;
 mod walkthrough;

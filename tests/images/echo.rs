@@ -2,6 +2,8 @@
 //!
 //! `GET /` gives `version=… host=… peer=…`; `/env/NAME` a variable; `/file/PATH` a file; `/exit/N` ends the process;
 //! `/unhealthy` makes `/healthz` fail from then on. SIGTERM ends it at once: the tests drain with a preStop sleep.
+//!
+//! On the port of the variable `RAW_PORT`, if there is one, it sends back whatever comes.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -15,9 +17,22 @@ fn main() {
         eprintln!("cannot listen on {port}: {e}");
         std::process::exit(1);
     });
+    if let Ok(port) = std::env::var("RAW_PORT") {
+        std::thread::spawn(move || send_back(&port));
+    }
     println!("listening on {port}");
     for stream in listener.incoming().flatten() {
         std::thread::spawn(move || serve(stream));
+    }
+}
+
+fn send_back(port: &str) {
+    let listener = TcpListener::bind(format!("0.0.0.0:{port}")).unwrap_or_else(|e| {
+        eprintln!("cannot listen on {port}: {e}");
+        std::process::exit(1);
+    });
+    for stream in listener.incoming().flatten() {
+        std::thread::spawn(move || std::io::copy(&mut &stream, &mut &stream));
     }
 }
 

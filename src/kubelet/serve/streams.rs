@@ -1,13 +1,14 @@
 //! `/exec`, `/attach`, `/portForward`: streams of running containers.
 
 use super::{Answer, Refusal, full, query};
+use crate::context::Context;
 use crate::pods::record::State;
 use crate::pods::shared::PodShared;
 use edge_runtime::error::chain;
 use edge_runtime::{AttachStreams, ExecSpec, WindowSize};
 use edge_streaming::{
-    ExitStatus, PortConnection, RemoteCommandOptions, Session, TerminalSize, UpgradeError, port_forward as forward,
-    remote_command,
+    Error, ExitStatus, PortConnection, RemoteCommandOptions, Session, TerminalSize, UpgradeError,
+    port_forward as forward, remote_command,
 };
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -25,9 +26,13 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a process may take to read what its client typed before it went away.
 const INPUT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Serves a session until it ends or the agent does.
-fn serve(stop: CancellationToken, serving: impl Future<Output = ()> + Send + 'static) {
-    tokio::spawn(async move { stop.run_until_cancelled(serving).await });
+/// How long a client may take to hear that the agent ends.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// The session, once the client has opened it, unless the agent ends before.
+async fn established<T>(cx: &Context, what: &str, session: impl Future<Output = Result<T, Error>>) -> Option<T> {
+    let opened = cx.stop.run_until_cancelled(session).await?;
+    opened.inspect_err(|error| tracing::debug!(%error, "{what} did not come up")).ok()
 }
 
 fn upgraded(answer: Response<()>) -> Response<super::Body> {
@@ -72,10 +77,9 @@ pub(super) fn exec(shared: Arc<PodShared>, container: &str, mut request: Request
     let id = running(&shared, container)?;
     let options = options(&query);
     let (answer, session) = remote_command(&mut request, options).map_err(refused)?;
-    serve(shared.cx.stop.clone(), async move {
-        match session.await {
-            Ok(session) => run_command(&shared, &id, args, options, session).await,
-            Err(error) => tracing::debug!(%error, "exec did not come up"),
+    shared.cx.clone().streams.spawn(async move {
+        if let Some(session) = established(&shared.cx, "exec", session).await {
+            run_command(&shared, &id, args, options, session).await;
         }
     });
     Ok(upgraded(answer))
@@ -117,7 +121,7 @@ async fn run_command(
             Err(error) => ExitStatus::Failed(chain(&error)),
         }
     };
-    pump(session, streams, resize, wait).await;
+    pump(&shared.cx.stop, session, streams, resize, wait).await;
 }
 
 /// Connects to the streams of a container.
@@ -126,10 +130,9 @@ pub(super) fn attach(shared: Arc<PodShared>, container: &str, mut request: Reque
     let id = running(&shared, container)?;
     let options = options(&query);
     let (answer, session) = remote_command(&mut request, options).map_err(refused)?;
-    serve(shared.cx.stop.clone(), async move {
-        match session.await {
-            Ok(session) => run_attach(&shared, &id, options, session).await,
-            Err(error) => tracing::debug!(%error, "attach did not come up"),
+    shared.cx.clone().streams.spawn(async move {
+        if let Some(session) = established(&shared.cx, "attach", session).await {
+            run_attach(&shared, &id, options, session).await;
         }
     });
     Ok(upgraded(answer))
@@ -160,7 +163,7 @@ async fn run_attach(shared: &Arc<PodShared>, id: &str, options: RemoteCommandOpt
         let _ = record.wait_for(over).await;
         ExitStatus::Success
     };
-    pump(session, streams, resize, ended).await;
+    pump(&shared.cx.stop, session, streams, resize, ended).await;
 }
 
 async fn refuse(mut session: Session, cause: String) {
@@ -178,8 +181,9 @@ struct Streams {
 }
 
 /// Moves bytes between a client and a process until the process has ended and all its output was sent, or the client is
-/// gone.
+/// gone, or the agent ends, which the client is told: without a word it would take all for well.
 async fn pump<Resizing: Future<Output = ()>>(
+    stop: &CancellationToken,
     session: Session,
     streams: Streams,
     resize: impl Fn(TerminalSize) -> Resizing,
@@ -221,6 +225,18 @@ async fn pump<Resizing: Future<Output = ()>>(
         status = process => status,
         () = abandoned => return,
         () = sizes => return,
+        () = stop.cancelled() => {
+            let farewell = async {
+                let told = completion.finish(ExitStatus::Failed("the node agent is stopping".into())).await;
+                // the client closes the connection when it has heard it
+                if told.is_ok() {
+                    closed.cancelled().await;
+                }
+            };
+            // a client that does not listen is let go
+            let _ = tokio::time::timeout(FAREWELL, farewell).await;
+            return;
+        }
     };
     if let Err(error) = completion.finish(status).await {
         tracing::debug!(%error, "client did not hear the end of its command");
@@ -241,11 +257,8 @@ where
 /// Forwards connections to ports of a pod.
 pub(super) fn port_forward(shared: Arc<PodShared>, mut request: Request<Incoming>) -> Answer {
     let (answer, session) = forward(&mut request).map_err(refused)?;
-    serve(shared.cx.stop.clone(), async move {
-        let mut session = match session.await {
-            Ok(session) => session,
-            Err(error) => return tracing::debug!(%error, "port-forward did not come up"),
-        };
+    shared.cx.clone().streams.spawn(async move {
+        let Some(mut session) = established(&shared.cx, "port-forward", session).await else { return };
         let mut connections = tokio::task::JoinSet::new();
         loop {
             tokio::select! {
@@ -254,6 +267,7 @@ pub(super) fn port_forward(shared: Arc<PodShared>, mut request: Request<Incoming
                     None => return,
                 },
                 Some(_) = connections.join_next() => {}
+                () = shared.cx.stop.cancelled() => return,
             }
         }
     });
@@ -278,19 +292,21 @@ async fn serve_port(shared: Arc<PodShared>, connection: PortConnection) {
     let (mut from_pod, mut to_pod) = pod.into_split();
     let sending = async {
         // how the connection ends is the peers' affair
-        let _ = copy(&mut from_client, &mut to_pod).await;
+        let sent = copy(&mut from_client, &mut to_pod).await;
         let _ = to_pod.shutdown().await;
+        tracing::debug!(port, ?sent, "the client of a forwarded port has ended its half");
         std::future::pending::<()>().await;
     };
     let receiving = async {
-        let _ = copy(&mut from_pod, &mut to_client).await;
+        let received = copy(&mut from_pod, &mut to_client).await;
         let _ = to_client.shutdown().await;
+        tracing::debug!(port, ?received, "forwarded port");
     };
     // what the pod has ended is over: a client that waits for the end would otherwise keep its side open for ever
     tokio::select! {
         () = sending => {}
         () = receiving => {}
-        () = closed.cancelled() => {}
+        () = closed.cancelled() => tracing::debug!(port, "the client gave a forwarded port up"),
     }
 }
 

@@ -162,7 +162,8 @@ impl Cluster {
         fs::read_to_string(self.dir.join("edge.log")).unwrap_or_default()
     }
 
-    fn kubectl_command(&self, which: Kubectl, args: &[&str]) -> Command {
+    /// A kubectl for this cluster, to be run in any way.
+    pub(crate) fn kubectl_command(&self, which: Kubectl, args: &[&str]) -> Command {
         let mut command = Command::new(which.path());
         command
             .arg(format!("--kubeconfig={}", self.kubeconfig().display()))
@@ -273,20 +274,17 @@ pub(crate) struct Background(Child);
 impl Background {
     /// Reads standard output until it contains `text`; gives all that was read.
     pub(crate) fn read_until(&mut self, text: &str) -> String {
-        let mut read = String::new();
-        let mut byte = [0u8; 1];
-        let out = self.0.stdout.as_mut().unwrap();
-        while !read.contains(text) {
-            match out.read(&mut byte) {
-                Ok(1) => read.push(char::from(byte[0])),
-                _ => {
-                    let mut err = String::new();
-                    let _ = self.0.stderr.as_mut().unwrap().read_to_string(&mut err);
-                    panic!("ended before it said {text:?}: {read:?} {err:?}");
-                }
-            }
-        }
-        read
+        read_until(self.0.stdout.as_mut().unwrap(), text).unwrap_or_else(|read| {
+            let mut err = String::new();
+            let _ = self.0.stderr.as_mut().unwrap().read_to_string(&mut err);
+            panic!("ended before it said {text:?}: {read:?} {err:?}");
+        })
+    }
+
+    /// Reads standard error until it contains `text`; gives all that was read.
+    pub(crate) fn read_errors_until(&mut self, text: &str) -> String {
+        let read = read_until(self.0.stderr.as_mut().unwrap(), text);
+        read.unwrap_or_else(|read| panic!("ended before it said {text:?}: {read:?}"))
     }
 
     /// Writes to standard input.
@@ -305,6 +303,19 @@ impl Background {
         let status = self.0.wait().unwrap();
         Output { status, stdout: out, stderr: err }
     }
+}
+
+/// Reads until `text` has come; at the end without it what has come is the error.
+fn read_until(from: &mut impl Read, text: &str) -> Result<String, String> {
+    let mut read = String::new();
+    let mut byte = [0u8; 1];
+    while !read.contains(text) {
+        match from.read(&mut byte) {
+            Ok(1) => read.push(char::from(byte[0])),
+            _ => return Err(read),
+        }
+    }
+    Ok(read)
 }
 
 impl Drop for Background {
