@@ -16,4 +16,5 @@ mod pods;
 mod restart;
 mod rust_client;
 mod streams;
+mod vm;
 mod walkthrough;

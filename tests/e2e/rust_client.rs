@@ -6,7 +6,8 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
-async fn client(cluster: &Cluster) -> kube::Client {
+/// A client with the rights of the administrator.
+pub(crate) async fn client(cluster: &Cluster) -> kube::Client {
     let mut kubeconfig = Kubeconfig::read_from(cluster.kubeconfig()).unwrap();
     for c in &mut kubeconfig.clusters {
         c.cluster.as_mut().unwrap().server = Some(format!("https://{}:6443", cluster.ip));

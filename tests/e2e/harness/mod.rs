@@ -7,8 +7,10 @@
 //! ```
 
 mod cleanup;
+pub(crate) mod disk;
 pub(crate) mod images;
 mod network;
+pub(crate) mod vm;
 
 use images::{busybox_archive, echo_archive};
 
@@ -119,15 +121,20 @@ impl Cluster {
             .env("EDGE_E2E", self.id())
             .env("EDGE_LOG", std::env::var("EDGE_LOG").unwrap_or_else(|_| "info,edge=debug".into()))
             .stdin(Stdio::null());
+        self.enter(&mut command);
+        command
+    }
+
+    /// Makes a command run in the node's network namespace.
+    fn enter(&self, command: &mut Command) {
         let netns = self.net.open();
-        // SAFETY: setns is async-signal-safe and touches only the child that is about to execute edge
+        // SAFETY: setns is async-signal-safe and touches only the child that is about to execute the command
         #[expect(unsafe_code, reason = "entering the test's network namespace between fork and exec")]
         unsafe {
             command.pre_exec(move || {
                 nix::sched::setns(&netns, nix::sched::CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from)
             });
         }
-        command
     }
 
     /// Starts `edge server` and waits for its readiness notification.

@@ -1,0 +1,361 @@
+//! On machines of their own: cgroup version 2, and a power switch. See [`crate::harness::vm`].
+
+use crate::harness::disk::{Disk, Random};
+use crate::harness::vm::Machine;
+use crate::harness::{Kubectl, PATIENCE, eventually};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+const LIMITED: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: limited}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: main
+    image: busybox:test
+    command: [sh, -c, "dd if=/dev/zero of=/held/by-memory bs=1M count=16 && echo ready && exec sleep 100000"]
+    resources: {requests: {cpu: 250m, memory: 32Mi}, limits: {cpu: 500m, memory: 64Mi}}
+    readinessProbe: {exec: {command: [test, -s, /held/by-memory]}, periodSeconds: 1}
+    volumeMounts: [{name: held, mountPath: /held}]
+  - name: side
+    image: busybox:test
+    tty: true
+    command: [sleep, "100000"]
+    resources: {requests: {cpu: 100m, memory: 16Mi}, limits: {cpu: 200m, memory: 32Mi}}
+  volumes: [{name: held, emptyDir: {medium: Memory}}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: privileged}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: main, image: "busybox:test", command: [sleep, "100000"], securityContext: {privileged: true}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: hungry}
+spec:
+  restartPolicy: Never
+  containers:
+  - name: main
+    image: busybox:test
+    command: [sh, -c, "tail -c 300m /dev/zero & wait"]
+    resources: {limits: {memory: 32Mi}}
+"#;
+
+/// Where a pod's cgroup is, and those of its containers by name.
+fn cgroups(vm: &Machine, pod: &str) -> (String, HashMap<String, String>) {
+    let pod = vm.get(&["pod", pod]);
+    let directory = format!("/sys/fs/cgroup/kubepods/burstable/pod{}", pod["metadata"]["uid"].as_str().unwrap());
+    let containers = pod["status"]["containerStatuses"].as_array().unwrap().iter().map(|status| {
+        let id = status["containerID"].as_str().unwrap().trim_start_matches("edge://");
+        (status["name"].as_str().unwrap().to_owned(), format!("{directory}/{id}"))
+    });
+    (directory.clone(), containers.collect())
+}
+
+/// Id and restart count of every container.
+fn container_ids(vm: &Machine) -> Vec<Value> {
+    let pods = vm.get(&["pods"]);
+    let statuses = pods["items"].as_array().unwrap().iter().map(|p| &p["status"]["containerStatuses"]);
+    statuses.flat_map(|s| s.as_array().unwrap()).map(|s| json!([s["containerID"], s["restartCount"]])).collect()
+}
+
+#[test]
+fn cgroup_version_2() {
+    let mut vm = Machine::new();
+    vm.boot(&format!("driver=raw,cache.no-flush=on,file.driver=file,file.filename={}", vm.disk().display()));
+    vm.wait_for("node/node-1", "condition=Ready");
+    vm.apply(LIMITED);
+    vm.kubectl(&["wait", "pod/limited", "pod/privileged", "--for=condition=Ready", "--timeout=60s"]);
+
+    limits_are_in_the_cgroups(&vm);
+    usage_is_what_the_kernel_counts(&vm);
+    devices_are_restricted(&vm);
+
+    vm.wait_for("pod/hungry", "jsonpath={.status.phase}=Failed");
+    let state = &vm.get(&["pod", "hungry"])["status"]["containerStatuses"][0]["state"]["terminated"];
+    assert_eq!((&state["reason"], &state["exitCode"]), (&json!("OOMKilled"), &json!(137)), "{state}");
+
+    let before = container_ids(&vm);
+    vm.shell("kill -9 $(cat /run/edge.pid)");
+    vm.wait_for_start();
+    assert_eq!(container_ids(&vm), before);
+    let cgroup = vm.kubectl(&["exec", "limited", "-c", "main", "--", "cat", "/proc/self/cgroup"]);
+    assert_eq!(cgroup, "0::/\n");
+    usage_is_what_the_kernel_counts(&vm);
+
+    vm.kubectl(&["delete", "pod", "--all", "--timeout=60s"]);
+    // their grace was none, so the objects went first
+    eventually("the pods' cgroups are gone", || match vm.shell("find /sys/fs/cgroup/kubepods -name 'pod*'") {
+        left if left.is_empty() => Ok(()),
+        left => Err(left),
+    });
+}
+
+fn limits_are_in_the_cgroups(vm: &Machine) {
+    let (pod, containers) = cgroups(vm, "limited");
+    let values =
+        |directory: &str| vm.shell(&format!("cd {directory} && cat cpu.weight cpu.max memory.max memory.oom.group"));
+    assert_eq!(values(&containers["main"]), "35\n50000 100000\n67108864\n1\n");
+    assert_eq!(values(&containers["side"]), "17\n20000 100000\n33554432\n1\n");
+    assert_eq!(values(&pod), "45\n70000 100000\n100663296\n0\n");
+    // what a program in the container sees of it
+    let own = vm.kubectl(&["exec", "limited", "-c", "main", "--", "cat", "/sys/fs/cgroup/memory.max"]);
+    assert_eq!(own, "67108864\n");
+}
+
+fn usage_is_what_the_kernel_counts(vm: &Machine) {
+    let (pod, containers) = cgroups(vm, "limited");
+    let cpu = |directory: &str| -> u64 {
+        vm.shell(&format!("sed -n 's/^usage_usec //p' {directory}/cpu.stat")).trim().parse::<u64>().unwrap() * 1000
+    };
+    let read = || [cpu(&pod), cpu(&containers["main"])];
+    let before = read();
+    let summary: Value =
+        serde_json::from_str(&vm.kubectl(&["get", "--raw", "/api/v1/nodes/node-1/proxy/stats/summary"])).unwrap();
+    let after = read();
+    let named = |list: &Value, name: &str| -> Value {
+        let names = |v: &&Value| v["name"] == name || v["podRef"]["name"] == name;
+        list.as_array().unwrap().iter().find(names).unwrap_or_else(|| panic!("no {name}: {list}")).clone()
+    };
+    let limited = named(&summary["pods"], "limited");
+    for (index, usage) in [limited.clone(), named(&limited["containers"], "main")].iter().enumerate() {
+        let nanos = usage["cpu"]["usageCoreNanoSeconds"].as_u64().unwrap();
+        assert!((before[index]..=after[index]).contains(&nanos), "{before:?} {nanos} {after:?}");
+        let memory = usage["memory"]["workingSetBytes"].as_u64().unwrap();
+        assert!((16 << 20..64 << 20).contains(&memory), "{usage}");
+        assert!(usage["memory"]["usageBytes"].as_u64().unwrap() >= memory, "{usage}");
+        // the 16 MiB are in a tmpfs, and so no resident memory of a process
+        assert!(usage["memory"]["rssBytes"].as_u64().unwrap() < 16 << 20, "{usage}");
+    }
+    assert!(limited["process_stats"]["process_count"].as_u64().unwrap() >= 2, "{limited}");
+    let metrics = vm.kubectl(&["get", "--raw", "/api/v1/nodes/node-1/proxy/metrics/resource"]);
+    assert!(
+        metrics
+            .contains("container_memory_working_set_bytes{container=\"main\",namespace=\"default\",pod=\"limited\"}")
+    );
+}
+
+fn devices_are_restricted(vm: &Machine) {
+    let numbers = vm.shell("tr ':' ' ' < /sys/class/block/vda/dev");
+    let script = format!("mknod /disk b {numbers}\ndd if=/disk of=/dev/null bs=512 count=1");
+    let exec = |pod: &str, script: &str| {
+        vm.try_kubectl(Kubectl::Newest, &["exec", pod, "-c", "main", "--", "sh", "-ec", script])
+    };
+    let refused = exec("limited", &script);
+    let text = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && text.contains("'/disk': Operation not permitted"), "{text}");
+    for usual in ["head -c 8 /dev/urandom >/dev/null </dev/zero; echo >/dev/null", "exec 3<>/dev/ptmx; ls /dev/pts/0"] {
+        let allowed = exec("limited", usual);
+        assert!(allowed.status.success(), "{usual}: {}", String::from_utf8_lossy(&allowed.stderr));
+    }
+    let allowed = exec("privileged", &script);
+    assert!(allowed.status.success(), "{}", String::from_utf8_lossy(&allowed.stderr));
+}
+
+const CUTS: usize = 4;
+const WRITERS: usize = 6;
+
+/// A pod that has to be there again after every power cut.
+const SURVIVOR: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: survivor}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: main, image: "busybox:test", command: [sh, -c, "busybox | head -n 1 && exec sleep 100000"]}
+"#;
+
+/// One state of an object: resourceVersion and content. `None` is its absence.
+type State = Option<(u64, String)>;
+
+/// What the writers know of an object.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    /// The last state that was acknowledged.
+    acknowledged: State,
+    /// What a write without an answer would have made of it: its content, or its absence.
+    unanswered: Option<Option<String>>,
+}
+
+/// What all writers together know.
+#[derive(Default)]
+struct Knowledge {
+    objects: HashMap<String, Known>,
+    /// Which write got which resourceVersion.
+    versions: HashMap<u64, String>,
+}
+
+impl Knowledge {
+    fn version_given(&mut self, version: u64, to: String) {
+        if let Some(before) = self.versions.insert(version, to.clone()) {
+            panic!("resourceVersion {version} was given to {before} and to {to}");
+        }
+    }
+}
+
+/// A writer creates, changes and deletes objects of its own as fast as it can, until the power fails.
+struct Writer {
+    api: Api<ConfigMap>,
+    knowledge: Arc<Mutex<Knowledge>>,
+    acknowledged: Arc<AtomicUsize>,
+}
+
+impl Writer {
+    async fn write(self, prefix: String) {
+        for number in 0.. {
+            let name = format!("{prefix}-{number}");
+            if self.write_one(&name, number).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// `None` when the power has failed.
+    async fn write_one(&self, name: &str, number: usize) -> Option<()> {
+        let object = |content: &str| json!({"metadata": {"name": name, "labels": {"of": "writers"}}, "data": {"content": content}});
+        let new = serde_json::from_value(object("new")).unwrap();
+        self.expect(name, Some("new"));
+        let made = self.answered(name, self.api.create(&PostParams::default(), &new).await)?;
+        self.learn(name, Some(&made));
+        let further = number % 3;
+        if further > 0 {
+            self.expect(name, Some("changed"));
+            let patch = Patch::Merge(object("changed"));
+            let changed = self.answered(name, self.api.patch(name, &PatchParams::default(), &patch).await)?;
+            self.learn(name, Some(&changed));
+        }
+        if further > 1 {
+            self.expect(name, None);
+            self.answered(name, self.api.delete(name, &Default::default()).await)?;
+            self.learn(name, None);
+        }
+        Some(())
+    }
+
+    fn expect(&self, name: &str, content: Option<&str>) {
+        let mut knowledge = self.knowledge.lock().unwrap();
+        knowledge.objects.entry(name.to_owned()).or_default().unanswered = Some(content.map(str::to_owned));
+    }
+
+    fn learn(&self, name: &str, state: Option<&ConfigMap>) {
+        let mut knowledge = self.knowledge.lock().unwrap();
+        let state = state.map(state_of);
+        if let Some((version, content)) = &state {
+            knowledge.version_given(*version, format!("{name} {content}"));
+        }
+        knowledge.objects.insert(name.to_owned(), Known { acknowledged: state, unanswered: None });
+        self.acknowledged.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// An answer must be a success; only its absence is how the power fails.
+    fn answered<T>(&self, name: &str, result: kube::Result<T>) -> Option<T> {
+        match result {
+            Ok(answer) => Some(answer),
+            Err(kube::Error::Api(status)) => panic!("{name}: {status:?}"),
+            Err(_) => None,
+        }
+    }
+}
+
+fn state_of(map: &ConfigMap) -> (u64, String) {
+    let version = map.metadata.resource_version.as_ref().unwrap().parse().unwrap();
+    (version, map.data.as_ref().unwrap()["content"].clone())
+}
+
+#[test]
+fn no_acknowledged_write_is_lost_by_a_power_cut() {
+    let mut random = Random::new();
+    let mut vm = Machine::new();
+    let disk = Disk::serve(&vm.disk());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let knowledge = Arc::new(Mutex::new(Knowledge::default()));
+    vm.boot(&disk.blockdev());
+    // or else nothing would ever be flushed, and the test would prove nothing
+    assert_eq!(vm.shell("cat /sys/class/block/vda/queue/write_cache"), "write back\n");
+    vm.apply(SURVIVOR);
+    vm.wait_for("pod/survivor", "condition=Ready");
+
+    let mut newest = 0;
+    for cut in 0..CUTS {
+        let flushes = disk.flushes();
+        let client = runtime.block_on(crate::rust_client::client(&vm));
+        let acknowledged = Arc::new(AtomicUsize::new(0));
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|w| {
+                let api = Api::default_namespaced(client.clone());
+                let writer = Writer { api, knowledge: knowledge.clone(), acknowledged: acknowledged.clone() };
+                runtime.spawn(writer.write(format!("cm-{cut}-{w}")))
+            })
+            .collect();
+        let enough = 60 + random.below(60) as usize;
+        eventually("writes are acknowledged", || match acknowledged.load(Ordering::Relaxed) {
+            n if n >= enough => Ok(()),
+            n => Err(format!("{n} of {enough}")),
+        });
+        newest = newest.max(runtime.block_on(volatile_version(&client)));
+        let losses = disk.fail_after(1 + random.below(20), &mut random);
+        vm.cut_power();
+        for writer in writers {
+            runtime.block_on(async { tokio::time::timeout(PATIENCE, writer).await.unwrap().unwrap() });
+        }
+        let count = acknowledged.load(Ordering::Relaxed);
+        eprintln!("cut {cut}: {count} writes acknowledged, {} flushes, {losses:?}", disk.flushes() - flushes);
+
+        disk.restore_power();
+        vm.boot(&disk.blockdev());
+        let client = runtime.block_on(crate::rust_client::client(&vm));
+        newest = runtime.block_on(check(&client, &knowledge, newest));
+        vm.wait_for("pod/survivor", "condition=Ready");
+        let program = vm.kubectl(&["exec", "survivor", "--", "busybox", "echo", "whole"]);
+        assert_eq!(program, "whole\n");
+    }
+}
+
+/// A resourceVersion of something that is only in memory.
+async fn volatile_version(client: &kube::Client) -> u64 {
+    let lease = Api::<Lease>::namespaced(client.clone(), "kube-node-lease").get("node-1").await.unwrap();
+    lease.metadata.resource_version.unwrap().parse().unwrap()
+}
+
+/// Compares what is there with what was acknowledged, and makes the rest known; gives the newest resourceVersion.
+async fn check(client: &kube::Client, knowledge: &Mutex<Knowledge>, newest: u64) -> u64 {
+    let api = Api::<ConfigMap>::default_namespaced(client.clone());
+    let list = api.list(&ListParams::default().labels("of=writers")).await.unwrap();
+    let mut found: HashMap<String, (u64, String)> =
+        list.items.iter().map(|map| (map.metadata.name.clone().unwrap(), state_of(map))).collect();
+    let mut probe = ConfigMap::default();
+    probe.metadata.generate_name = Some("probe-".into());
+    let probe = api.create(&PostParams::default(), &probe).await.unwrap();
+    let now = probe.metadata.resource_version.unwrap().parse().unwrap();
+
+    let mut knowledge = knowledge.lock().unwrap();
+    let newest = knowledge.versions.keys().copied().max().unwrap().max(newest);
+    assert!(now > newest, "resourceVersion {now} after {newest}");
+    let mut learnt = Vec::new();
+    for (name, known) in &mut knowledge.objects {
+        let state = found.remove(name);
+        let content = state.as_ref().map(|(_, content)| content.clone());
+        if state != known.acknowledged {
+            assert_eq!(Some(&content), known.unanswered.as_ref(), "{name} is {state:?}, was {known:?}");
+            learnt.extend(state.as_ref().map(|(version, content)| (*version, format!("{name} {content}"))));
+        }
+        *known = Known { acknowledged: state, unanswered: None };
+    }
+    assert!(found.is_empty(), "nobody has made these: {found:?}");
+    for (version, write) in learnt {
+        knowledge.version_given(version, write);
+    }
+    knowledge.version_given(now, "a probe".to_owned());
+    now
+}
