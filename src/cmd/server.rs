@@ -18,7 +18,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 /// Kubernetes' defaults for requests under way at once.
@@ -52,7 +52,10 @@ pub(crate) fn main(config: ServerConfig, debug: bool) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(1, &Failure { what: "starting the runtime", source: error.into() }),
     };
-    match runtime.block_on(Box::pin(run(config, zygote))) {
+    let result = runtime.block_on(Box::pin(run(config, zygote)));
+    // what a blocking thread still does (reading an archive, say) is safe to leave at any point, as in a crash
+    runtime.shutdown_background();
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(1, &error),
     }
@@ -70,7 +73,7 @@ async fn run(config: ServerConfig, zygote: Option<Zygote>) -> Result<(), Failure
     let network = config.agent.then(|| agent::network(&config)).transpose()?;
     let address = node_address(&config, network.as_deref())?;
     let dialer = LocalDialer::new(&config.node_name);
-    let (api, root_ca) = control_plane(&config, address, dialer.clone(), &shutdown, &mut tasks).await?;
+    let (api, root_ca, serving) = control_plane(&config, address, dialer.clone(), &shutdown).await?;
     let informers = Informers::new(client(&api, user("system:kube-controller-manager")));
     components(&config, &api, &informers, root_ca, &mut tasks);
 
@@ -101,19 +104,20 @@ async fn run(config: ServerConfig, zygote: Option<Zygote>) -> Result<(), Failure
     if let Some(kubelet) = kubelet {
         kubelet.stop().await;
     }
-    shutdown.cancel();
+    // those who ask stop before the one who answers
     tasks.shutdown().await;
-    Ok(())
+    shutdown.cancel();
+    serving.await.map_err(doing("ending the API"))
 }
 
-/// The API server, listening; gives the certificate authority that clients verify it with.
+/// The API server, listening; gives with it the certificate authority that clients verify it with, and the task that
+/// serves until the shutdown.
 async fn control_plane(
     config: &ServerConfig,
     address: IpAddr,
     dialer: Arc<LocalDialer>,
     shutdown: &CancellationToken,
-    tasks: &mut JoinSet<()>,
-) -> Result<(ApiServer, String), Failure> {
+) -> Result<(ApiServer, String, JoinHandle<()>), Failure> {
     let server_dir = config.data_dir.join("server");
     let (db, tls) = (server_dir.join("db"), server_dir.join("tls"));
     let storage = tokio::task::spawn_blocking(move || Lmdb::open(&db))
@@ -154,13 +158,13 @@ async fn control_plane(
         options: api_options(config, advertised, service_ip, root_ca.clone()),
     });
     api.bootstrap().await.map_err(doing("preparing the cluster"))?;
-    let serving = api.clone();
-    tasks.spawn(async move {
-        if let Err(error) = serving.serve(listener, Arc::new(tls_config)).await {
+    let server = api.clone();
+    let serving = tokio::spawn(async move {
+        if let Err(error) = server.serve(listener, Arc::new(tls_config)).await {
             tracing::error!(error = super::with_causes(&error), "the API is not served any more");
         }
     });
-    Ok((api, root_ca))
+    Ok((api, root_ca, serving))
 }
 
 fn api_options(config: &ServerConfig, advertised: IpAddr, service_ip: IpAddr, ca: String) -> edge_apiserver::Options {

@@ -66,6 +66,14 @@ spec:
     assert!(sh("ls /host").contains("passwd"));
     let ip = cluster.kubectl(&["get", "pod", "shared", "-o", "jsonpath={.status.podIP}"]);
     assert_eq!(sh("echo $PASSWORD $COLOR $MY_IP $MEMORY $GREETING"), format!("geheim red {ip} 67108864 hello red\n"));
+    // what the limits say is what the kernel keeps to, in version 1 of cgroups or version 2
+    let limit = |v1: &str, v2: &str| {
+        let script = format!("cd /sys/fs/cgroup; cat {v1} 2>/dev/null || cat {v2}");
+        cluster.kubectl(&["exec", "shared", "-c", "web", "--", "sh", "-c", &script])
+    };
+    assert_eq!(limit("memory/memory.limit_in_bytes", "memory.max"), "67108864\n");
+    let cpu = limit("cpu/cpu.cfs_quota_us", "cpu.max");
+    assert!(cpu == "50000\n" || cpu == "50000 100000\n", "{cpu}");
     let ipc =
         |c: &str| cluster.kubectl(&["exec", "shared", "-c", c, "--", "sh", "-c", "ls -l /proc/self/ns/ipc | cat"]);
     let inode = |s: String| s.rsplit("ipc:").next().unwrap().trim().to_owned();

@@ -25,8 +25,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use zones::{Turn, Zones};
 
-/// A kubelet that was not heard of for so long is unreachable: the time for which it takes its lease.
-const GRACE: Duration = Duration::from_secs(40);
+/// A kubelet that was not heard of for so long is unreachable (Kubernetes' default since 1.32).
+const GRACE: Duration = Duration::from_secs(50);
 /// A node that has never posted a status has so long to do it (Kubernetes' default).
 const STARTUP_GRACE: Duration = Duration::from_secs(60);
 const LEASES: &str = "kube-node-lease";
