@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::{Node, Service};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -30,8 +30,8 @@ pub(crate) struct Context {
     pub(crate) informers: Informers,
     pub(crate) runtime: Arc<dyn PodRuntime>,
     pub(crate) images: Arc<ImageStore>,
-    /// Told whenever an archive has brought images.
-    pub(crate) imported: Notify,
+    /// Changes when an archive has brought images; true once those that lay in the drop folder at the start are read.
+    pub(crate) imports: watch::Sender<bool>,
     pub(crate) network: Arc<NodeNetwork>,
     pub(crate) recorder: EventRecorder,
     pub(crate) status: Arc<StatusWriter>,
@@ -66,7 +66,7 @@ impl Context {
         Ok(Arc::new(Self {
             recorder: EventRecorder::new(with.client.clone(), "kubelet", &config.node_name),
             objects: Objects::new(with.client.clone()),
-            imported: Notify::new(),
+            imports: watch::Sender::new(false),
             stop,
             streams: TaskTracker::new(),
             services: with.informers.of::<Service>(),

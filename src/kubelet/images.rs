@@ -62,8 +62,13 @@ pub(crate) async fn ensure(cx: &Context, pod: &Pod, container: &Container, init:
         tell(EventType::Warning, "InspectFailed", message.clone());
         Problem::new("InvalidImageName", message)
     })?;
-    let present = cx.images.get_reference(&reference);
     let policy = policy(container, &reference);
+    let mut present = cx.images.get_reference(&reference);
+    if present.is_none() && policy == Policy::IfNotPresent {
+        // what lies in the drop folder at the start is not fetched from far away; the sender lives in the context
+        let _ = cx.imports.subscribe().wait_for(|read| *read).await;
+        present = cx.images.get_reference(&reference);
+    }
     match (policy, present) {
         (Policy::IfNotPresent | Policy::Never, Some(image)) => {
             tell(EventType::Normal, "Pulled", format!("Container image {name:?} already present on machine"));
@@ -108,12 +113,13 @@ pub(crate) async fn ensure(cx: &Context, pod: &Pod, container: &Container, init:
 
 /// The image, when an archive in the drop folder has brought it meanwhile: without a network a pull takes long to fail.
 async fn brought(cx: &Context, reference: &Reference) -> Arc<Image> {
+    let mut imports = cx.imports.subscribe();
     loop {
-        let imported = cx.imported.notified();
         if let Some(image) = cx.images.get_reference(reference) {
             return image;
         }
-        imported.await;
+        // the sender lives in the context
+        let _ = imports.changed().await;
     }
 }
 
@@ -159,7 +165,7 @@ pub(crate) async fn follow_imports(cx: Arc<Context>, manager: Arc<Manager>) {
             match event {
                 ArchiveEvent::Imported { path, images } => {
                     tracing::info!(archive = %path.display(), images = images.len(), "image archive imported");
-                    cx.imported.notify_waiters();
+                    cx.imports.send_modify(|_| {});
                     manager.image_arrived();
                 }
                 ArchiveEvent::Failed { path, error } => {
@@ -167,12 +173,15 @@ pub(crate) async fn follow_imports(cx: Arc<Context>, manager: Arc<Manager>) {
                     tracing::warn!(archive = %path.display(), error, "image archive not imported");
                     cx.recorder.event_ref(node_reference(&cx), EventType::Warning, "ImageImportFailed", error);
                 }
-                ArchiveEvent::Ready => tracing::debug!("drop folder of images read"),
+                ArchiveEvent::Ready => {
+                    cx.imports.send_replace(true);
+                }
             }
         }
     };
     if let (Err(error), ()) = tokio::join!(watch, tell) {
         tracing::error!(folder = %folder.display(), error = error_chain(&error), "drop folder of images not watched");
+        cx.imports.send_replace(true);
     }
 }
 

@@ -3,10 +3,12 @@
 use crate::harness::{Cluster, Kubectl, eventually};
 use serde_json::Value;
 
+type Flow = fn(&Cluster);
+
 #[test]
 fn controllers_do_their_work() {
     let cluster = Cluster::start();
-    let flows: [(&str, fn(&Cluster)); 10] = [
+    let flows: [(&str, Flow); 10] = [
         ("aggregated roles", aggregated_roles),
         ("storage in use", storage_in_use),
         ("replication controllers", replication_controllers),
