@@ -6,7 +6,7 @@ use edge_apiserver::{NodeDialer, Stream};
 use edge_client::{Client, Informers};
 use edge_image::{ImageStore, ImageStoreConfig, Limits, Platform, Registries};
 use edge_kubelet::{Dependencies, Kubelet, KubeletConfig, Server};
-use edge_network::{Cidr, NodeConfig, NodeNetwork};
+use edge_network::{NodeConfig, NodeNetwork};
 use edge_runtime::{Runtime, RuntimeConfig, Zygote};
 use k8s_openapi::api::core::v1::Taint;
 use std::io;
@@ -47,25 +47,24 @@ impl NodeDialer for LocalDialer {
     }
 }
 
-/// Sets the node's network up, before anything else: the node's address may be on it.
-pub(crate) fn network(config: &ServerConfig) -> Result<Arc<NodeNetwork>, Failure> {
-    let cidr = |c: crate::config::Cidr| Cidr::new(IpAddr::V4(c.base), c.bits);
-    let set_up = || {
-        NodeNetwork::set_up(NodeConfig {
-            run_dir: config.data_dir.join("run/network"),
-            pod_cidr: cidr(config.cluster_cidr.first_node())?,
-            cluster_cidr: cidr(config.cluster_cidr)?,
-            service_cidr: cidr(config.service_cidr)?,
-            dns_address: config.cluster_dns,
-        })
-    };
-    set_up().map(Arc::new).map_err(doing("setting the node's network up"))
+/// Sets the node's network up.
+pub(crate) fn network(config: &ServerConfig, addresses: &[IpAddr]) -> Result<Arc<NodeNetwork>, Failure> {
+    let network = NodeNetwork::set_up(NodeConfig {
+        run_dir: config.data_dir.join("run/network"),
+        cluster_cidrs: config.cluster_cidrs.clone(),
+        service_cidrs: config.service_cidrs.clone(),
+        dns_addresses: config.cluster_dns.clone(),
+        node_addresses: addresses.to_vec(),
+        wireguard_key: config.data_dir.join("agent/wireguard.key"),
+        backend: config.backend,
+    });
+    network.map(Arc::new).map_err(doing("setting the node's network up"))
 }
 
 /// Starts the agent's parts; the long-running ones go into `tasks`.
 pub(crate) async fn start(
     config: &ServerConfig,
-    address: IpAddr,
+    addresses: &[IpAddr],
     zygote: Zygote,
     network: Arc<NodeNetwork>,
     (client, informers): (Client, Informers),
@@ -82,23 +81,26 @@ pub(crate) async fn start(
         },
     )
     .map_err(doing("opening the container runtime"))?;
-    let node = edge_proxy::Node { name: config.node_name.clone(), dns_address: Some(config.cluster_dns.into()) };
+    let node = edge_proxy::Node { name: config.node_name.clone(), dns_address: config.cluster_dns.first().copied() };
     tasks.spawn(edge_proxy::run(informers.clone(), network.clone(), node));
-    let dns = edge_dns::run(
-        informers.clone(),
-        edge_dns::DnsConfig {
-            listen: SocketAddr::new(config.cluster_dns.into(), 53),
-            domain: config.cluster_domain.clone(),
-            resolv_conf: config.resolv_conf.clone(),
-        },
-    );
-    tasks.spawn(async {
-        if let Err(error) = dns.await {
-            tracing::error!(error = super::with_causes(&error), "the cluster's DNS does not work");
-        }
-    });
+    tasks.spawn(edge_proxy::peers::run(informers.clone(), client.clone(), network.clone(), config.node_name.clone()));
+    for address in &config.cluster_dns {
+        let dns = edge_dns::run(
+            informers.clone(),
+            edge_dns::DnsConfig {
+                listen: SocketAddr::new(*address, 53),
+                domain: config.cluster_domain.clone(),
+                resolv_conf: config.resolv_conf.clone(),
+            },
+        );
+        tasks.spawn(async {
+            if let Err(error) = dns.await {
+                tracing::error!(error = super::with_causes(&error), "the cluster's DNS does not work");
+            }
+        });
+    }
     let with = Dependencies { client, informers, runtime: Arc::new(runtime), images, network };
-    let kubelet = Kubelet::start(kubelet_config(config, address, agent_dir), with)
+    let kubelet = Kubelet::start(kubelet_config(config, addresses, agent_dir), with)
         .await
         .map_err(doing("starting the node agent"))?;
     // set once, here
@@ -124,7 +126,7 @@ async fn images(config: &ServerConfig, agent_dir: &std::path::Path) -> Result<Ar
         .map_err(doing("opening the image store"))
 }
 
-fn kubelet_config(config: &ServerConfig, address: IpAddr, agent_dir: PathBuf) -> KubeletConfig {
+fn kubelet_config(config: &ServerConfig, addresses: &[IpAddr], agent_dir: PathBuf) -> KubeletConfig {
     let default_logs = config.pod_logs_dir == std::path::Path::new("/var/log/pods");
     KubeletConfig {
         node_name: config.node_name.clone(),
@@ -132,7 +134,7 @@ fn kubelet_config(config: &ServerConfig, address: IpAddr, agent_dir: PathBuf) ->
         agent_dir,
         pod_logs_dir: config.pod_logs_dir.clone(),
         container_logs_dir: default_logs.then(|| "/var/log/containers".into()),
-        node_ips: vec![address],
+        node_ips: addresses.to_vec(),
         node_labels: config.node_labels.clone(),
         node_taints: config
             .node_taints
@@ -145,7 +147,7 @@ fn kubelet_config(config: &ServerConfig, address: IpAddr, agent_dir: PathBuf) ->
             })
             .collect(),
         control_plane: true,
-        cluster_dns: vec![config.cluster_dns.into()],
+        cluster_dns: config.cluster_dns.clone(),
         cluster_domain: config.cluster_domain.clone(),
         resolv_conf: config.resolv_conf.clone(),
         kubelet_port: KUBELET_PORT,

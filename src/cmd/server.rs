@@ -8,7 +8,6 @@ use edge_apiserver::{ApiServer, Parts};
 use edge_auth::{Authenticator, AuthenticatorOptions};
 use edge_client::Informers;
 use edge_controllers::{Identities, ManifestsOptions};
-use edge_network::NodeNetwork;
 use edge_pki::{ClientName, ClusterPki, ServerNames};
 use edge_registry::Registry;
 use edge_runtime::Zygote;
@@ -70,17 +69,18 @@ async fn run(config: ServerConfig, zygote: Option<Zygote>) -> Result<(), Failure
 
     let shutdown = CancellationToken::new();
     let mut tasks = JoinSet::new();
-    let network = config.agent.then(|| agent::network(&config)).transpose()?;
-    let address = node_address(&config, network.as_deref())?;
+    let addresses = node_addresses(&config)?;
+    let address = addresses[0];
+    let network = config.agent.then(|| agent::network(&config, &addresses)).transpose()?;
     let dialer = LocalDialer::new(&config.node_name);
-    let (api, root_ca, serving) = control_plane(&config, address, dialer.clone(), &shutdown).await?;
+    let (api, root_ca, serving) = control_plane(&config, &addresses, dialer.clone(), &shutdown).await?;
     let informers = Informers::new(client(&api, user("system:kube-controller-manager")));
     components(&config, &api, &informers, root_ca, &mut tasks);
 
     let kubelet = match (zygote, network) {
         (Some(zygote), Some(network)) => {
             let node = client(&api, user(&format!("system:node:{}", config.node_name)));
-            let started = agent::start(&config, address, zygote, network, (node, informers), &dialer, &mut tasks);
+            let started = agent::start(&config, &addresses, zygote, network, (node, informers), &dialer, &mut tasks);
             Some(started.await?)
         }
         _ => None,
@@ -114,7 +114,7 @@ async fn run(config: ServerConfig, zygote: Option<Zygote>) -> Result<(), Failure
 /// serves until the shutdown.
 async fn control_plane(
     config: &ServerConfig,
-    address: IpAddr,
+    addresses: &[IpAddr],
     dialer: Arc<LocalDialer>,
     shutdown: &CancellationToken,
 ) -> Result<(ApiServer, String, JoinHandle<()>), Failure> {
@@ -126,11 +126,12 @@ async fn control_plane(
         .map_err(doing("opening the store"))?;
     let listener = TcpListener::bind(SocketAddr::from(config.bind)).map_err(doing("listening for the API"))?;
     let pki = ClusterPki::load_or_create(&tls).map_err(doing("preparing certificates"))?;
-    let service_ip = IpAddr::V4(config.service_cidr.nth(1));
+    let service_ips: Vec<IpAddr> = config.service_cidrs.iter().map(|network| network.nth(1)).collect();
     let mut names = config.tls_san.clone();
     names.push(config.node_name.clone());
-    let advertised = config.advertise_address.unwrap_or(address);
-    let server_names = ServerNames::new(&config.cluster_domain, &[service_ip, address, advertised], &names);
+    let advertised = config.advertise_address.unwrap_or(addresses[0]);
+    let server_ips = [&service_ips, addresses, &[advertised]].concat();
+    let server_names = ServerNames::new(&config.cluster_domain, &server_ips, &names);
     let identity = pki.serving(&server_names).map_err(doing("preparing certificates"))?;
     let tls_config = edge_pki::server_config(&identity, &pki.client_ca).map_err(doing("preparing TLS"))?;
     let admin = pki.client("admin", &ClientName::admin()).map_err(doing("preparing certificates"))?;
@@ -140,8 +141,8 @@ async fn control_plane(
     let root_ca = pki.server_ca.pem().to_owned();
 
     let options = edge_registry::Options {
-        service_network: config.service_cidr.base.into(),
-        service_prefix_len: config.service_cidr.bits,
+        service_network: config.service_cidrs[0].base(),
+        service_prefix_len: config.service_cidrs[0].prefix(),
         node_ports: config.node_ports.clone(),
     };
     let registry = Registry::open(Arc::new(storage), options).await.map_err(doing("reading the store"))?;
@@ -155,7 +156,7 @@ async fn control_plane(
         authenticator: Arc::new(authenticator),
         dialer,
         shutdown: shutdown.clone(),
-        options: api_options(config, advertised, service_ip, root_ca.clone()),
+        options: api_options(config, advertised, service_ips[0], root_ca.clone()),
     });
     api.bootstrap().await.map_err(doing("preparing the cluster"))?;
     let server = api.clone();
@@ -175,7 +176,7 @@ fn api_options(config: &ServerConfig, advertised: IpAddr, service_ip: IpAddr, ca
         advertise_address: advertised,
         advertise_port: config.bind.1,
         service_ip,
-        dns_ip: config.cluster_dns.into(),
+        dns_ip: config.cluster_dns[0],
         cluster_ca_pem: ca.into(),
         max_connections: MAX_CONNECTIONS,
         max_read_only_in_flight: MAX_READ_ONLY,
@@ -191,17 +192,29 @@ fn components(config: &ServerConfig, api: &ApiServer, informers: &Informers, roo
     });
     let manifests = ManifestsOptions { directory: config.data_dir.join("server/manifests") };
     tasks.spawn(edge_controllers::run_manifests(identities.context("edge-manifests"), manifests));
-    tasks.spawn(edge_controllers::run(identities, edge_controllers::Options { root_ca }));
+    tasks.spawn(edge_controllers::run(
+        identities,
+        edge_controllers::Options {
+            root_ca,
+            cluster_cidrs: config.cluster_cidrs.iter().map(ToString::to_string).collect(),
+            service_cidrs: config.service_cidrs.iter().map(ToString::to_string).collect(),
+        },
+    ));
     tasks.spawn(edge_scheduler::run(informers.clone(), client(api, user("system:kube-scheduler"))));
 }
 
-/// The node's address: the one given, else what the network says, else the gateway of its own pods.
-fn node_address(config: &ServerConfig, network: Option<&NodeNetwork>) -> Result<IpAddr, Failure> {
-    let fallback = network.map_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), NodeNetwork::gateway);
-    match config.node_ip {
-        Some(address) => Ok(address),
-        None => edge_network::node_address(fallback).map_err(doing("finding the node's address")),
+/// The node's addresses, at least one: those given, else what the network says, else one that only this node reaches.
+fn node_addresses(config: &ServerConfig) -> Result<Vec<IpAddr>, Failure> {
+    if !config.node_ip.is_empty() {
+        return Ok(config.node_ip.clone());
     }
+    let families: Vec<bool> = config.cluster_cidrs.iter().map(|network| network.base().is_ipv4()).collect();
+    let mut found = edge_network::node_addresses(&families).map_err(doing("finding the node's address"))?;
+    if found.is_empty() {
+        // a machine without any network still has the address of the cluster's DNS, which never changes
+        found.push(if config.agent { config.cluster_dns[0] } else { IpAddr::V4(std::net::Ipv4Addr::LOCALHOST) });
+    }
+    Ok(found)
 }
 
 /// Many watches and pods need many files; what the administrator allows is used.

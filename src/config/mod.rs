@@ -8,4 +8,4 @@ mod file;
 mod server;
 
 pub(crate) use file::with_files;
-pub(crate) use server::{Cidr, ServerArgs, ServerConfig};
+pub(crate) use server::{ServerArgs, ServerConfig};

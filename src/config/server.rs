@@ -1,8 +1,9 @@
 //! What `edge server` can be told, and the checked form of it.
 
 use clap::Args;
+use edge_network::{Backend, Cidr};
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
@@ -57,18 +58,28 @@ pub(crate) struct ServerArgs {
     #[arg(long, env = "EDGE_KUBECONFIG_MODE", default_value = "0600", value_name = "MODE", help_heading = "Listener")]
     pub(crate) write_kubeconfig_mode: String,
 
-    /// Addresses of pods
-    #[arg(long, default_value = "10.42.0.0/16", value_name = "CIDR", help_heading = "Network")]
-    pub(crate) cluster_cidr: String,
-    /// Addresses of services
-    #[arg(long, default_value = "10.43.0.0/16", value_name = "CIDR", help_heading = "Network")]
-    pub(crate) service_cidr: String,
+    /// Addresses of pods; an IPv4 and an IPv6 network, separated by a comma, for both families
+    #[arg(long, default_value = "10.42.0.0/16", value_name = "CIDR", value_delimiter = ',', help_heading = "Network")]
+    pub(crate) cluster_cidr: Vec<String>,
+    /// Addresses of services, of the same families as those of pods
+    #[arg(long, default_value = "10.43.0.0/16", value_name = "CIDR", value_delimiter = ',', help_heading = "Network")]
+    pub(crate) service_cidr: Vec<String>,
+    /// How packets reach the pods of other nodes: directly where both are on one network and by VXLAN otherwise (auto),
+    /// always by vxlan, host-gw or wireguard, or by another network plugin (none: CNI configuration in /etc/cni/net.d)
+    #[arg(
+        long,
+        visible_alias = "flannel-backend",
+        default_value = "auto",
+        value_name = "BACKEND",
+        help_heading = "Network"
+    )]
+    pub(crate) network: String,
     /// Ports for services of type NodePort
     #[arg(long, default_value = "30000-32767", value_name = "FROM-TO", help_heading = "Network")]
     pub(crate) service_node_port_range: String,
-    /// Address of the cluster's DNS [default: the tenth of the service addresses]
-    #[arg(long, value_name = "IP", help_heading = "Network")]
-    pub(crate) cluster_dns: Option<Ipv4Addr>,
+    /// Address of the cluster's DNS, one of a family [default: the tenth of the service addresses]
+    #[arg(long, value_name = "IP", value_delimiter = ',', help_heading = "Network")]
+    pub(crate) cluster_dns: Vec<IpAddr>,
     /// Domain of the cluster
     #[arg(long, default_value = "cluster.local", value_name = "DOMAIN", help_heading = "Network")]
     pub(crate) cluster_domain: String,
@@ -79,9 +90,9 @@ pub(crate) struct ServerArgs {
     /// Name of this node [default: the host's name]
     #[arg(long, env = "EDGE_NODE_NAME", value_name = "NAME", help_heading = "Node")]
     pub(crate) node_name: Option<String>,
-    /// Address of this node [default: that of the default route]
-    #[arg(long, short = 'i', value_name = "IP", help_heading = "Node")]
-    pub(crate) node_ip: Option<IpAddr>,
+    /// Address of this node, one of a family [default: that of the default route]
+    #[arg(long, short = 'i', value_name = "IP", value_delimiter = ',', help_heading = "Node")]
+    pub(crate) node_ip: Vec<IpAddr>,
     /// Label for this node when it first registers, KEY=VALUE (can be repeated)
     #[arg(long, value_name = "LABEL", value_delimiter = ',', help_heading = "Node")]
     pub(crate) node_label: Vec<String>,
@@ -117,14 +128,19 @@ pub(crate) struct ServerConfig {
     pub(crate) tls_san: Vec<String>,
     pub(crate) kubeconfig: PathBuf,
     pub(crate) kubeconfig_mode: u32,
-    pub(crate) cluster_cidr: Cidr,
-    pub(crate) service_cidr: Cidr,
+    /// One of a family, the primary one first; never empty.
+    pub(crate) cluster_cidrs: Vec<Cidr>,
+    /// Of the same families in the same order.
+    pub(crate) service_cidrs: Vec<Cidr>,
+    pub(crate) backend: Backend,
     pub(crate) node_ports: RangeInclusive<u16>,
-    pub(crate) cluster_dns: Ipv4Addr,
+    /// Of the same families in the same order.
+    pub(crate) cluster_dns: Vec<IpAddr>,
     pub(crate) cluster_domain: String,
     pub(crate) agent: bool,
     pub(crate) node_name: String,
-    pub(crate) node_ip: Option<IpAddr>,
+    /// Empty where it is to be found out.
+    pub(crate) node_ip: Vec<IpAddr>,
     pub(crate) node_labels: BTreeMap<String, String>,
     pub(crate) node_taints: Vec<Taint>,
     pub(crate) registries: PathBuf,
@@ -133,45 +149,53 @@ pub(crate) struct ServerConfig {
     pub(crate) cgroup_root: PathBuf,
 }
 
-/// An IPv4 network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Cidr {
-    /// First address.
-    pub(crate) base: Ipv4Addr,
-    /// Prefix length in bits.
-    pub(crate) bits: u8,
-}
-
-impl Cidr {
-    fn parse(flag: &'static str, text: &str) -> Result<Self, ConfigError> {
-        let parsed = text.split_once('/').and_then(|(a, b)| Some((a.parse::<Ipv4Addr>().ok()?, b.parse::<u8>().ok()?)));
-        let Some((address, bits)) = parsed.filter(|(_, bits)| (8..=28).contains(bits)) else {
-            return Err(wrong(flag, format!("{text:?} is not an IPv4 network such as 10.42.0.0/16 (/8 to /28)")));
-        };
-        let base = Ipv4Addr::from_bits(address.to_bits() & (u32::MAX << (32 - bits)));
-        Ok(Self { base, bits })
-    }
-
-    /// The n-th address.
-    pub(crate) fn nth(&self, n: u32) -> Ipv4Addr {
-        Ipv4Addr::from_bits(self.base.to_bits().wrapping_add(n))
-    }
-
-    /// Whether the address is in the network.
-    pub(crate) fn contains(&self, address: Ipv4Addr) -> bool {
-        (address.to_bits() ^ self.base.to_bits()) >> (32 - self.bits) == 0
-    }
-
-    /// The first /24 (or the whole, when it is smaller): the pods of the first node.
-    pub(crate) fn first_node(&self) -> Cidr {
-        Cidr { base: self.base, bits: self.bits.max(24) }
+/// Networks of a flag: one, or one of each family.
+fn cidrs(flag: &'static str, texts: &[String]) -> Result<Vec<Cidr>, ConfigError> {
+    let parse = |text: &String| {
+        let cidr: Cidr = text
+            .trim()
+            .parse()
+            .map_err(|_| wrong(flag, format!("{text:?} is not a network such as 10.42.0.0/16 or fd42::/56")))?;
+        // smaller networks have no room for addresses; larger ones are mistakes
+        let sizes = if cidr.base().is_ipv4() { 8..=28 } else { 32..=120 };
+        if !sizes.contains(&cidr.prefix()) {
+            return Err(wrong(flag, format!("{cidr}: the prefix must be /{} to /{}", sizes.start(), sizes.end())));
+        }
+        Ok(cidr)
+    };
+    let all: Vec<Cidr> = texts.iter().map(parse).collect::<Result<_, _>>()?;
+    match all.as_slice() {
+        [_] => Ok(all),
+        [a, b] if a.base().is_ipv4() != b.base().is_ipv4() => Ok(all),
+        _ => Err(wrong(flag, "expected one network, or one of IPv4 and one of IPv6")),
     }
 }
 
-impl std::fmt::Display for Cidr {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.base, self.bits)
+/// The networks of pods and of services: of the same families, and apart.
+fn networks(pods: &[String], services: &[String]) -> Result<(Vec<Cidr>, Vec<Cidr>), ConfigError> {
+    let (pods, services) = (cidrs("cluster-cidr", pods)?, cidrs("service-cidr", services)?);
+    let families = |all: &[Cidr]| all.iter().map(|c| c.base().is_ipv4()).collect::<Vec<_>>();
+    if families(&pods) != families(&services) {
+        return Err(wrong("service-cidr", "its families, and their order, must be those of --cluster-cidr"));
     }
+    for (pod, service) in pods.iter().zip(&services) {
+        if pod.contains(service.base()) || service.contains(pod.base()) {
+            return Err(wrong("service-cidr", format!("{service} overlaps the cluster CIDR {pod}")));
+        }
+    }
+    Ok((pods, services))
+}
+
+fn cluster_dns(given: &[IpAddr], services: &[Cidr]) -> Result<Vec<IpAddr>, ConfigError> {
+    if given.is_empty() {
+        return Ok(services.iter().map(|network| network.nth(10)).collect());
+    }
+    if let Some(outside) = given.iter().find(|ip| !services.iter().any(|network| network.contains(**ip))) {
+        return Err(wrong("cluster-dns", format!("{outside} is not in the service CIDR {}", services[0])));
+    }
+    // an address of each family, in the order of the networks; a family without one takes the default
+    let of = |network: &Cidr| given.iter().find(|ip| network.contains(**ip)).copied().unwrap_or(network.nth(10));
+    Ok(services.iter().map(of).collect())
 }
 
 /// A taint for the node.
@@ -192,15 +216,11 @@ impl ServerArgs {
             .ok()
             .filter(|m| *m <= 0o777)
             .ok_or_else(|| wrong("write-kubeconfig-mode", "expected an octal mode such as 0600"))?;
-        let cluster_cidr = Cidr::parse("cluster-cidr", &self.cluster_cidr)?;
-        let service_cidr = Cidr::parse("service-cidr", &self.service_cidr)?;
-        if cluster_cidr.contains(service_cidr.base) || service_cidr.contains(cluster_cidr.base) {
-            return Err(wrong("service-cidr", format!("{service_cidr} overlaps the cluster CIDR {cluster_cidr}")));
-        }
-        let cluster_dns = self.cluster_dns.unwrap_or_else(|| service_cidr.nth(10));
-        if !service_cidr.contains(cluster_dns) {
-            return Err(wrong("cluster-dns", format!("{cluster_dns} is not in the service CIDR {service_cidr}")));
-        }
+        let (cluster_cidrs, service_cidrs) = networks(&self.cluster_cidr, &self.service_cidr)?;
+        let cluster_dns = cluster_dns(&self.cluster_dns, &service_cidrs)?;
+        let backend = self.network.parse().map_err(|_| {
+            wrong("network", format!("{:?} is none of auto, vxlan, host-gw, wireguard, none", self.network))
+        })?;
         edge_api::names::dns1123_subdomain(&self.cluster_domain).map_err(|e| wrong("cluster-domain", e))?;
         let node_name = match self.node_name {
             Some(name) => name,
@@ -215,8 +235,9 @@ impl ServerArgs {
             tls_san: self.tls_san,
             kubeconfig: self.write_kubeconfig,
             kubeconfig_mode,
-            cluster_cidr,
-            service_cidr,
+            cluster_cidrs,
+            service_cidrs,
+            backend,
             node_ports: port_range(&self.service_node_port_range)?,
             cluster_dns,
             cluster_domain: self.cluster_domain,
@@ -289,15 +310,22 @@ mod tests {
     #[test]
     fn defaults_are_those_of_k3s() {
         let c = check(&[]).unwrap();
-        assert_eq!(
-            (c.cluster_cidr.to_string(), c.service_cidr.to_string()),
-            ("10.42.0.0/16".into(), "10.43.0.0/16".into())
-        );
-        assert_eq!(c.cluster_dns, Ipv4Addr::new(10, 43, 0, 10));
+        assert_eq!(c.cluster_cidrs, ["10.42.0.0/16".parse().unwrap()]);
+        assert_eq!(c.service_cidrs, ["10.43.0.0/16".parse().unwrap()]);
+        assert_eq!(c.cluster_dns, [IpAddr::from([10, 43, 0, 10])]);
+        assert_eq!(c.backend, Backend::Auto);
         assert_eq!(c.bind.1, 6443);
         assert_eq!(c.node_ports, 30000..=32767);
-        assert_eq!(c.cluster_cidr.first_node().to_string(), "10.42.0.0/24");
         assert_eq!(c.kubeconfig_mode, 0o600);
+    }
+
+    #[test]
+    fn both_families() {
+        let c = check(&["--cluster-cidr=10.42.0.0/16,fd42::/56", "--service-cidr=10.43.0.0/16,fd43::/112"]).unwrap();
+        assert_eq!(c.cluster_cidrs.len(), 2);
+        assert_eq!(c.cluster_dns, ["10.43.0.10".parse::<IpAddr>().unwrap(), "fd43::a".parse().unwrap()]);
+        let c = check(&["--cluster-cidr=fd42::/56", "--service-cidr=fd43::/112", "--flannel-backend=host-gw"]).unwrap();
+        assert_eq!((c.cluster_cidrs.len(), c.backend), (1, Backend::HostGw));
     }
 
     #[test]
@@ -305,6 +333,11 @@ mod tests {
         for (args, flag) in [
             (&["--cluster-cidr=10.0.0.0"][..], "--cluster-cidr"),
             (&["--cluster-cidr=10.0.0.0/8"], "--service-cidr"),
+            (&["--cluster-cidr=10.42.0.0/16,fd42::/56"], "--service-cidr"),
+            (&["--cluster-cidr=10.42.0.0/16,10.44.0.0/16"], "--cluster-cidr"),
+            (&["--cluster-cidr=fd42::/16"], "--cluster-cidr"),
+            (&["--cluster-cidr=10.42.0.0/16,fd42::/56", "--service-cidr=fd43::/112,10.43.0.0/16"], "--service-cidr"),
+            (&["--network=calico"], "--network"),
             (&["--cluster-dns=1.1.1.1"], "--cluster-dns"),
             (&["--node-label=a b=c"], "--node-label"),
             (&["--node-taint=a=b"], "--node-taint"),

@@ -17,6 +17,7 @@ mod history;
 mod job;
 mod manifests;
 mod namespace;
+mod node_ipam;
 mod node_lifecycle;
 mod owners;
 mod pod_control;
@@ -44,6 +45,10 @@ use tokio::task::JoinSet;
 pub struct Options {
     /// The certificate authority of the API server, PEM, which every namespace gets as `kube-root-ca.crt`.
     pub root_ca: String,
+    /// The networks of all pods in CIDR notation, one of a family, the primary one first.
+    pub cluster_cidrs: Vec<String>,
+    /// The networks of all services in CIDR notation.
+    pub service_cidrs: Vec<String>,
 }
 
 /// Runs all controllers, for ever; dropping the future ends them.
@@ -71,6 +76,7 @@ pub async fn run(identities: Identities, options: Options) {
     tasks.spawn(protection::run_claims(of("pvc-protection-controller")));
     tasks.spawn(protection::run_volumes(of("pv-protection-controller")));
     tasks.spawn(pod_gc::run(of("pod-garbage-collector")));
+    tasks.spawn(node_ipam::run(of("node-controller"), options.cluster_cidrs, options.service_cidrs));
     tasks.spawn(node_lifecycle::run(of("node-controller")));
     tasks.spawn(taint_eviction::run(of("node-controller")));
     while let Some(ended) = tasks.join_next().await {

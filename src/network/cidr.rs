@@ -51,6 +51,16 @@ impl Cidr {
         1_u32.checked_shl(bits).unwrap_or(u32::MAX)
     }
 
+    /// Whether all of `other` is in the network.
+    pub fn contains_network(&self, other: &Self) -> bool {
+        self.prefix <= other.prefix && self.contains(other.base)
+    }
+
+    /// Whether some address is in both networks.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.contains_network(other) || other.contains_network(self)
+    }
+
     /// Whether `address` is in the network.
     pub fn contains(&self, address: IpAddr) -> bool {
         Self::new(address, self.prefix).is_ok_and(|network| network == *self)

@@ -1,7 +1,6 @@
 //! The errors of this room.
 
 use std::io;
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// What can go wrong when the network is set up, changed or read.
@@ -34,6 +33,37 @@ pub enum Error {
     /// All addresses of the node's pod network are taken.
     #[error("no free pod address in {0}")]
     AddressesExhausted(crate::Cidr),
+    /// The node's pod network is not known yet: the cluster has to assign it first.
+    #[error("the node has no pod network yet")]
+    NoPodNetwork,
+    /// A pod network that was assigned to this node is none of the cluster's.
+    #[error("the node's pod network {0} is not in the cluster's (--cluster-cidr)")]
+    PodNetworkOutside(crate::Cidr),
+    /// The node's own network is too small for the packets that it has to carry.
+    #[error(
+        "packets of {available} bytes are too small for pods: link {link} has an MTU of {mtu}, at least {needed} are needed"
+    )]
+    MtuTooSmall {
+        /// The link to other machines.
+        link: String,
+        /// Its MTU in bytes.
+        mtu: u32,
+        /// What it leaves for pods.
+        available: u32,
+        /// The least MTU of the link that would do.
+        needed: u32,
+    },
+    /// Another program, or another link, has the UDP port that packets between nodes go to.
+    #[error("UDP port {port}, which link {link} needs, is in use by another program or link")]
+    PortInUse {
+        /// The port.
+        port: u16,
+        /// The link of edge that needs it.
+        link: String,
+    },
+    /// The kernel has no WireGuard.
+    #[error("this kernel has no WireGuard")]
+    NoWireGuard,
     /// A text is no network in CIDR notation.
     #[error("{0:?} is not a network in CIDR notation")]
     InvalidCidr(String),
@@ -50,9 +80,6 @@ pub enum Error {
         /// UID of the pod that has it.
         owner: String,
     },
-    /// An IPv6 address where the node handles only IPv4.
-    #[error("{0} is not an IPv4 address")]
-    NotIpv4(IpAddr),
 }
 
 impl Error {

@@ -40,31 +40,60 @@ impl HostPort {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Lease {
-    pub(crate) address: Ipv4Addr,
+    /// The primary one first; never empty.
+    pub(crate) addresses: Vec<IpAddr>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) host_ports: Vec<HostPort>,
+}
+
+impl Lease {
+    /// The address of the pod in IPv4, which node ports and host ports lead to.
+    pub(crate) fn v4(&self) -> Option<Ipv4Addr> {
+        self.addresses.iter().find_map(|address| match address {
+            IpAddr::V4(v4) => Some(*v4),
+            IpAddr::V6(_) => None,
+        })
+    }
+}
+
+/// A network that addresses are given from.
+#[derive(Debug)]
+struct Pool {
+    cidr: Cidr,
+    /// Offset after which the search for a free address starts: a freed address rests as long as possible.
+    last: u32,
 }
 
 /// The leases of a node.
 #[derive(Debug)]
 pub(crate) struct Leases {
     dir: PathBuf,
-    cidr: Cidr,
+    pools: Vec<Pool>,
     by_pod: BTreeMap<String, Lease>,
-    used: BTreeSet<Ipv4Addr>,
-    /// Offset in the network after which the search for a free address starts: a freed address rests as long as possible.
-    last: u32,
+    used: BTreeSet<IpAddr>,
 }
 
 /// First offset given to pods: 0 names the network, 1 is the gateway.
 const FIRST: u32 = 2;
 
+impl Pool {
+    fn free_address(&self, used: &BTreeSet<IpAddr>) -> Result<(u32, IpAddr), Error> {
+        // The last address of IPv4 is the broadcast address.
+        let end = self.cidr.size().saturating_sub(u32::from(self.cidr.base().is_ipv4()));
+        let mut candidates = (self.last + 1..end).chain(FIRST..(self.last + 1).min(end));
+        let free = candidates.find(|offset| !used.contains(&self.cidr.nth(*offset)));
+        free.map(|offset| (offset, self.cidr.nth(offset))).ok_or(Error::AddressesExhausted(self.cidr))
+    }
+}
+
 impl Leases {
-    /// Reads the leases in `dir` (created when missing). `recover` is asked for the address of a pod whose file is damaged
-    /// or holds an address of another network; a pod it knows none for loses its lease.
-    pub(crate) fn open(dir: PathBuf, cidr: Cidr, recover: impl Fn(&str) -> Option<Ipv4Addr>) -> Result<Self, Error> {
+    /// Reads the leases in `dir` (created when missing). `recover` is asked for the addresses of a pod whose file is damaged
+    /// or holds an address that is no pod's; a pod it knows none for loses its lease. `cidrs` holds the networks of this
+    /// node's pods, one of a family; empty while they are not known.
+    pub(crate) fn open(dir: PathBuf, cidrs: &[Cidr], recover: impl Fn(&str) -> Vec<IpAddr>) -> Result<Self, Error> {
         edge_sys::fsutil::create_dir_all_mode(&dir, 0o755).map_err(|source| Error::file(&dir, source))?;
-        let mut leases = Self { dir, cidr, by_pod: BTreeMap::new(), used: BTreeSet::new(), last: FIRST - 1 };
+        let mut leases = Self { dir, pools: Vec::new(), by_pod: BTreeMap::new(), used: BTreeSet::new() };
+        leases.set_networks(cidrs);
         let entries = fs::read_dir(&leases.dir).map_err(|source| Error::file(&leases.dir, source))?;
         for entry in entries {
             let entry = entry.map_err(|source| Error::file(&leases.dir, source))?;
@@ -79,16 +108,25 @@ impl Leases {
         Ok(leases)
     }
 
-    fn load(&mut self, uid: &str, recover: impl Fn(&str) -> Option<Ipv4Addr>) -> Result<(), Error> {
+    /// New addresses come from these networks from now on; leases of others stay as they are.
+    pub(crate) fn set_networks(&mut self, cidrs: &[Cidr]) {
+        let known = |cidr: &Cidr| self.pools.iter().find(|pool| pool.cidr == *cidr).map_or(FIRST - 1, |pool| pool.last);
+        self.pools = cidrs.iter().map(|cidr| Pool { cidr: *cidr, last: known(cidr) }).collect();
+    }
+
+    fn load(&mut self, uid: &str, recover: impl Fn(&str) -> Vec<IpAddr>) -> Result<(), Error> {
         let path = self.dir.join(uid);
         let bytes = fs::read(&path).map_err(|source| Error::file(&path, source))?;
         let read = serde_json::from_slice::<Lease>(&bytes).ok();
-        let usable = |lease: &Lease| self.is_pod_address(lease.address) && !self.used.contains(&lease.address);
+        let usable = |lease: &Lease| {
+            let free = |address: &IpAddr| self.is_pod_address(*address) && !self.used.contains(address);
+            !lease.addresses.is_empty() && lease.addresses.iter().all(free)
+        };
         if let Some(lease) = read.filter(usable) {
             self.remember(uid, lease);
             return Ok(());
         }
-        let lease = recover(uid).map(|address| Lease { address, host_ports: Vec::new() }).filter(usable);
+        let lease = Some(Lease { addresses: recover(uid), host_ports: Vec::new() }).filter(usable);
         tracing::warn!(pod = uid, path = %path.display(), recovered = lease.is_some(), "unusable address lease");
         match lease {
             Some(lease) => {
@@ -101,13 +139,17 @@ impl Leases {
     }
 
     fn remember(&mut self, uid: &str, lease: Lease) {
-        self.used.insert(lease.address);
+        self.used.extend(&lease.addresses);
         self.by_pod.insert(uid.to_owned(), lease);
     }
 
-    fn is_pod_address(&self, address: Ipv4Addr) -> bool {
-        let address = IpAddr::V4(address);
-        self.cidr.contains(address) && address != self.cidr.nth(0) && address != self.cidr.nth(1)
+    /// Whether a pod may have the address: what names a network and the gateway's own are nobody's.
+    fn is_pod_address(&self, address: IpAddr) -> bool {
+        let reserved = |pool: &Pool| address == pool.cidr.nth(0) || address == pool.cidr.nth(1);
+        !address.is_loopback()
+            && !address.is_unspecified()
+            && !address.is_multicast()
+            && !self.pools.iter().any(reserved)
     }
 
     fn write(&self, uid: &str, lease: &Lease) -> Result<(), Error> {
@@ -120,12 +162,12 @@ impl Leases {
     pub(crate) fn acquire(&mut self, uid: &str, host_ports: &[HostPort]) -> Result<Lease, Error> {
         validate_uid(uid)?;
         self.check_host_ports(uid, host_ports)?;
-        let address = match self.by_pod.get(uid) {
+        let addresses = match self.by_pod.get(uid) {
             Some(lease) if lease.host_ports == host_ports => return Ok(lease.clone()),
-            Some(lease) => lease.address,
-            None => self.free_address()?,
+            Some(lease) => lease.addresses.clone(),
+            None => self.free_addresses()?,
         };
-        let lease = Lease { address, host_ports: host_ports.to_vec() };
+        let lease = Lease { addresses, host_ports: host_ports.to_vec() };
         self.write(uid, &lease)?;
         self.remember(uid, lease.clone());
         Ok(lease)
@@ -143,26 +185,28 @@ impl Leases {
         Ok(())
     }
 
-    fn free_address(&mut self) -> Result<Ipv4Addr, Error> {
-        // The last address is the broadcast address.
-        let end = self.cidr.size().saturating_sub(1);
-        let candidates = (self.last + 1..end).chain(FIRST..(self.last + 1).min(end));
-        for offset in candidates {
-            let IpAddr::V4(address) = self.cidr.nth(offset) else { break };
-            if !self.used.contains(&address) {
-                self.last = offset;
-                return Ok(address);
-            }
+    /// A free address of every network.
+    fn free_addresses(&mut self) -> Result<Vec<IpAddr>, Error> {
+        if self.pools.is_empty() {
+            return Err(Error::NoPodNetwork);
         }
-        Err(Error::AddressesExhausted(self.cidr))
+        let (pools, used) = (&self.pools, &self.used);
+        let found: Vec<(u32, IpAddr)> = pools.iter().map(|pool| pool.free_address(used)).collect::<Result<_, _>>()?;
+        // nothing is taken from one network when another is exhausted
+        for (pool, (offset, _)) in self.pools.iter_mut().zip(&found) {
+            pool.last = *offset;
+        }
+        Ok(found.into_iter().map(|(_, address)| address).collect())
     }
 
-    /// Gives the address of a pod back; a pod without a lease is fine.
+    /// Gives the addresses of a pod back; a pod without a lease is fine.
     pub(crate) fn release(&mut self, uid: &str) -> Result<(), Error> {
         let path = self.dir.join(uid);
         edge_sys::fsutil::remove_file_if_exists(&path).map_err(|source| Error::file(path, source))?;
         if let Some(lease) = self.by_pod.remove(uid) {
-            self.used.remove(&lease.address);
+            lease.addresses.iter().for_each(|address| {
+                self.used.remove(address);
+            });
         }
         Ok(())
     }
@@ -195,7 +239,12 @@ mod tests {
     use super::*;
 
     fn open(dir: &std::path::Path, cidr: &str) -> Leases {
-        Leases::open(dir.join("leases"), cidr.parse().unwrap(), |_| None).unwrap()
+        let cidrs: Vec<Cidr> = cidr.split(',').map(|text| text.parse().unwrap()).collect();
+        Leases::open(dir.join("leases"), &cidrs, |_| Vec::new()).unwrap()
+    }
+
+    fn first(lease: &Lease) -> IpAddr {
+        lease.addresses[0]
     }
 
     fn port(host_ip: Option<&str>, host_port: u16, protocol: Protocol) -> HostPort {
@@ -206,24 +255,49 @@ mod tests {
     fn every_address_once_and_then_no_more() {
         let dir = tempfile::tempdir().unwrap();
         let mut leases = open(dir.path(), "10.42.0.0/29");
-        let given: BTreeSet<_> = (0..5).map(|i| leases.acquire(&format!("p{i}"), &[]).unwrap().address).collect();
-        let expected: BTreeSet<Ipv4Addr> = (2..7).map(|i| Ipv4Addr::new(10, 42, 0, i)).collect();
+        let given: BTreeSet<_> = (0..5).map(|i| first(&leases.acquire(&format!("p{i}"), &[]).unwrap())).collect();
+        let expected: BTreeSet<IpAddr> = (2..7).map(|i| IpAddr::from([10, 42, 0, i])).collect();
         assert_eq!(given, expected, "neither network, gateway nor broadcast address");
         assert!(matches!(leases.acquire("p6", &[]), Err(Error::AddressesExhausted(_))));
         assert_eq!(leases.acquire("p3", &[]).unwrap(), leases.all()["p3"], "asking again gives the same");
-        let freed = leases.all()["p3"].address;
+        let freed = first(&leases.all()["p3"]);
         leases.release("p3").unwrap();
         leases.release("p3").unwrap();
-        assert_eq!(leases.acquire("p6", &[]).unwrap().address, freed);
+        assert_eq!(first(&leases.acquire("p6", &[]).unwrap()), freed);
     }
 
     #[test]
     fn a_freed_address_rests() {
         let dir = tempfile::tempdir().unwrap();
         let mut leases = open(dir.path(), "10.42.0.0/24");
-        let first = leases.acquire("a", &[]).unwrap().address;
+        let before = leases.acquire("a", &[]).unwrap();
         leases.release("a").unwrap();
-        assert_ne!(leases.acquire("b", &[]).unwrap().address, first);
+        assert_ne!(leases.acquire("b", &[]).unwrap(), before);
+    }
+
+    #[test]
+    fn both_families_or_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut leases = open(dir.path(), "10.42.0.0/24,fd42::/126");
+        let ips = |lease: &Lease| lease.addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>();
+        assert_eq!(ips(&leases.acquire("a", &[]).unwrap()), ["10.42.0.2", "fd42::2"]);
+        assert_eq!(ips(&leases.acquire("b", &[]).unwrap()), ["10.42.0.3", "fd42::3"]);
+        assert!(matches!(leases.acquire("c", &[]), Err(Error::AddressesExhausted(cidr)) if !cidr.base().is_ipv4()));
+        leases.release("b").unwrap();
+        assert_eq!(ips(&leases.acquire("c", &[]).unwrap()), ["10.42.0.4", "fd42::3"]);
+        assert_eq!(open(dir.path(), "10.42.0.0/24").all(), leases.all(), "whatever the networks are now");
+    }
+
+    #[test]
+    fn another_network_leaves_leases_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut leases = open(dir.path(), "10.42.0.0/24");
+        let a = leases.acquire("a", &[]).unwrap();
+        leases.set_networks(&["10.42.7.0/24".parse().unwrap()]);
+        assert_eq!(leases.acquire("a", &[]).unwrap(), a);
+        assert_eq!(first(&leases.acquire("b", &[]).unwrap()), IpAddr::from([10, 42, 7, 2]));
+        leases.set_networks(&[]);
+        assert!(matches!(leases.acquire("c", &[]), Err(Error::NoPodNetwork)));
     }
 
     #[test]
@@ -251,20 +325,20 @@ mod tests {
         fs::write(files.join("b"), b"").unwrap();
         // a copy of another pod's lease, and an address that belongs to nobody
         fs::copy(files.join("c"), files.join("d")).unwrap();
-        fs::write(files.join("e"), br#"{"address":"10.42.0.1"}"#).unwrap();
+        fs::write(files.join("e"), br#"{"addresses":["10.42.0.1"]}"#).unwrap();
         fs::write(files.join(".tmp-1"), b"x").unwrap();
-        let truth = |uid: &str| (uid == "a").then_some(a.address);
-        let again = Leases::open(files.clone(), "10.42.0.0/24".parse().unwrap(), truth).unwrap();
+        let truth = |uid: &str| if uid == "a" { a.addresses.clone() } else { Vec::new() };
+        let again = Leases::open(files.clone(), &["10.42.0.0/24".parse().unwrap()], truth).unwrap();
         assert_eq!(again.all().get("a"), Some(&a), "recovered from the namespace");
         assert_eq!(again.all().get("b"), None);
         assert_eq!(again.all().len(), 2, "one of the two claims to the same address wins: {:?}", again.all());
         assert!(!files.join("b").exists() && !files.join("e").exists() && !files.join(".tmp-1").exists());
         let mut again = again;
-        let mut seen: BTreeSet<_> = again.all().values().map(|lease| lease.address).collect();
+        let mut seen: BTreeSet<_> = again.all().values().map(first).collect();
         for i in 0..10 {
-            assert!(seen.insert(again.acquire(&format!("n{i}"), &[]).unwrap().address));
+            assert!(seen.insert(first(&again.acquire(&format!("n{i}"), &[]).unwrap())));
         }
-        assert!(seen.contains(&b.address), "the lost lease's address is free again");
+        assert!(seen.contains(&first(&b)), "the lost lease's address is free again");
     }
 
     #[test]

@@ -14,23 +14,40 @@
 //! Where another table of the host drops forwarded packets (a `FORWARD` policy of `DROP`), no table of ours can overrule
 //! it: a packet has to be accepted by every table.
 
+mod backend;
 mod cidr;
 mod conntrack;
 mod error;
 mod ipam;
 mod link;
+mod monitor;
 mod netlink;
 mod nft;
 mod node;
 mod node_ip;
+mod overlay;
+#[cfg(test)]
+mod peer_tests;
+mod peers;
+mod pod;
+mod readiness;
+mod route;
 mod service;
+mod subnet;
 mod sysctl;
 #[cfg(test)]
 mod traffic_tests;
+mod wireguard;
 
+pub use backend::Backend;
 pub use cidr::Cidr;
 pub use error::Error;
 pub use ipam::HostPort;
+pub use monitor::Monitor;
 pub use node::{BRIDGE, DNS_LINK, NodeConfig, NodeNetwork, PodNetwork};
-pub use node_ip::node_address;
+pub use node_ip::node_addresses;
+pub use overlay::{VNI, VXLAN_PORT};
+pub use peers::{Peer, Reach, Reaches, Tunnel};
+pub use readiness::Readiness;
 pub use service::{Endpoint, Frontend, NoEndpoints, Protocol, Route, ServiceTable};
+pub use wireguard::{PublicKey, WIREGUARD_PORT};

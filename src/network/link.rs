@@ -1,22 +1,22 @@
-//! Links, addresses and routes of one network namespace, over rtnetlink.
+//! Links and their addresses in one network namespace, over rtnetlink; routes are in [`crate::route`].
 //!
 //! Every change is idempotent: what is there already in the wanted form stays untouched.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::netlink::{Message, Socket, attribute, attribute_at, ne_u32, text};
-use crate::{Cidr, Error, sysctl};
+use crate::{Error, sysctl};
 
-const AF_UNSPEC: u8 = libc::AF_UNSPEC as u8;
-const AF_INET: u8 = libc::AF_INET as u8;
+pub(crate) const AF_UNSPEC: u8 = libc::AF_UNSPEC as u8;
+pub(crate) const AF_INET: u8 = libc::AF_INET as u8;
+pub(crate) const AF_INET6: u8 = libc::AF_INET6 as u8;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
 const IFLA_BRPORT_MODE: u16 = 4;
-const RTPROT_STATIC: u8 = 4;
 const RT_SCOPE_UNIVERSE: u8 = 0;
-const RT_SCOPE_LINK: u8 = 253;
+const IFA_F_NODAD: u8 = 2;
 
 /// What is known about a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +28,11 @@ pub(crate) struct Link {
     pub(crate) mtu: u32,
     /// Index of the bridge it is a port of.
     pub(crate) master: Option<u32>,
+    pub(crate) hardware: Option<[u8; 6]>,
+    /// Whether it is set up (it may lack a carrier).
+    pub(crate) up: bool,
+    /// What only a link of this kind has (`IFLA_INFO_DATA`).
+    pub(crate) data: Vec<u8>,
 }
 
 /// An address of a link.
@@ -40,12 +45,22 @@ pub(crate) struct Address {
     pub(crate) global: bool,
 }
 
-/// The default route with the lowest metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct DefaultRoute {
-    pub(crate) index: u32,
-    pub(crate) source: Option<IpAddr>,
-    pub(crate) metric: u32,
+/// `AF_INET` or `AF_INET6`.
+pub(crate) fn family(address: IpAddr) -> u8 {
+    if address.is_ipv4() { AF_INET } else { AF_INET6 }
+}
+
+/// An address as netlink has it.
+pub(crate) fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+/// The prefix length of a single address.
+pub(crate) fn host_prefix(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
 }
 
 /// `struct ifinfomsg`.
@@ -59,10 +74,10 @@ fn link_header(family: u8, index: u32, flags: u32, change: u32) -> [u8; 16] {
 }
 
 const UP: u32 = libc::IFF_UP as u32;
-const CREATE: u16 = (libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;
-const REPLACE: u16 = (libc::NLM_F_CREATE | libc::NLM_F_REPLACE) as u16;
+pub(crate) const CREATE: u16 = (libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;
+pub(crate) const REPLACE: u16 = (libc::NLM_F_CREATE | libc::NLM_F_REPLACE) as u16;
 
-fn parse_link(payload: &[u8]) -> Option<Link> {
+pub(crate) fn parse_link(payload: &[u8]) -> Option<Link> {
     let body = payload.get(16..)?;
     let kind = attribute_at(body, &[libc::IFLA_LINKINFO, IFLA_INFO_KIND]).and_then(text);
     Some(Link {
@@ -71,10 +86,13 @@ fn parse_link(payload: &[u8]) -> Option<Link> {
         kind: kind.map(str::to_owned),
         mtu: attribute(body, libc::IFLA_MTU).and_then(ne_u32)?,
         master: attribute(body, libc::IFLA_MASTER).and_then(ne_u32),
+        up: ne_u32(&payload[8..12])? & UP != 0,
+        hardware: attribute(body, libc::IFLA_ADDRESS).and_then(|bytes| bytes.try_into().ok()),
+        data: attribute_at(body, &[libc::IFLA_LINKINFO, IFLA_INFO_DATA]).unwrap_or_default().to_vec(),
     })
 }
 
-fn parse_ip(value: &[u8]) -> Option<IpAddr> {
+pub(crate) fn parse_ip(value: &[u8]) -> Option<IpAddr> {
     if let Ok(v4) = <[u8; 4]>::try_from(value) {
         return Some(IpAddr::from(v4));
     }
@@ -104,28 +122,80 @@ pub(crate) fn list(socket: &mut Socket) -> Result<Vec<Link>, Error> {
     Ok(socket.dump("list links", message)?.iter().filter_map(|(_, payload)| parse_link(payload)).collect())
 }
 
-/// Makes sure that a bridge of that name exists, is up and has the hardware address and MTU; gives its index.
-pub(crate) fn ensure_bridge(socket: &mut Socket, name: &str, hardware: [u8; 6], mtu: u32) -> Result<u32, Error> {
+/// Creates a link of a kind; `data` appends what that kind needs (`IFLA_INFO_DATA`).
+pub(crate) fn create(
+    socket: &mut Socket,
+    name: &str,
+    kind: &str,
+    data: impl FnOnce(&mut Message),
+) -> Result<(), Error> {
+    let mut message = Message::new(libc::RTM_NEWLINK, CREATE, &link_header(AF_UNSPEC, 0, 0, 0));
+    message.text(libc::IFLA_IFNAME, name);
+    message.nested(libc::IFLA_LINKINFO, |info| {
+        info.text(IFLA_INFO_KIND, kind).nested(IFLA_INFO_DATA, data);
+    });
+    socket.request(&on("create", name), message)
+}
+
+/// The link of that name, which is of kind `kind`, if there is one.
+///
+/// # Errors
+/// When somebody else's link has the name.
+pub(crate) fn find_kind(socket: &mut Socket, name: &str, kind: &str) -> Result<Option<Link>, Error> {
     let found = find(socket, name)?;
-    if found.as_ref().is_some_and(|link| link.kind.as_deref() != Some("bridge")) {
-        let source = std::io::Error::new(std::io::ErrorKind::AlreadyExists, "a link of this name is no bridge");
-        return Err(Error::kernel(on("create", name), source));
+    if found.as_ref().is_some_and(|link| link.kind.as_deref() != Some(kind)) {
+        let text = format!("a link of this name is no {kind}");
+        return Err(Error::kernel(on("create", name), std::io::Error::new(std::io::ErrorKind::AlreadyExists, text)));
     }
-    if found.is_none() {
-        let mut message = Message::new(libc::RTM_NEWLINK, CREATE, &link_header(AF_UNSPEC, 0, 0, 0));
-        message.text(libc::IFLA_IFNAME, name);
-        message.nested(libc::IFLA_LINKINFO, |info| {
-            info.text(IFLA_INFO_KIND, "bridge");
-        });
-        socket.request(&on("create", name), message)?;
+    Ok(found)
+}
+
+/// Sets a link up, with MTU and hardware address as given.
+pub(crate) fn configure(socket: &mut Socket, link: &Link, hardware: Option<[u8; 6]>, mtu: u32) -> Result<(), Error> {
+    let hardware = hardware.filter(|wanted| link.hardware != Some(*wanted));
+    if link.up && hardware.is_none() && link.mtu == mtu {
+        return Ok(());
+    }
+    let mut message = Message::new(libc::RTM_NEWLINK, 0, &link_header(AF_UNSPEC, link.index, UP, UP));
+    if let Some(hardware) = hardware {
+        message.bytes(libc::IFLA_ADDRESS, &hardware);
+    }
+    if link.mtu != mtu {
+        message.u32(libc::IFLA_MTU, mtu);
+    }
+    socket.request(&on("configure", &link.name), message)
+}
+
+/// Makes sure that a bridge of that name exists, is up and has the hardware address and MTU; gives its index.
+pub(crate) fn ensure_bridge(
+    socket: &mut Socket,
+    name: &str,
+    hardware: [u8; 6],
+    mtu: u32,
+    ipv6: bool,
+) -> Result<u32, Error> {
+    if find_kind(socket, name, "bridge")?.is_none() {
+        create(socket, name, "bridge", |_| {})?;
     }
     let link = find(socket, name)?.ok_or_else(|| Error::kernel(on("read", name), nix::errno::Errno::ENODEV))?;
-    without_ipv6(name);
-    let mut message = Message::new(libc::RTM_NEWLINK, 0, &link_header(AF_UNSPEC, link.index, UP, UP));
+    if ipv6 {
+        with_ipv6(name)?
+    } else {
+        without_ipv6(name)
+    }
     // A fixed address: a bridge otherwise takes that of a port, and pods' neighbour entries would go stale with it.
-    message.bytes(libc::IFLA_ADDRESS, &hardware).u32(libc::IFLA_MTU, mtu);
-    socket.request(&on("configure", name), message)?;
+    configure(socket, &link, Some(hardware), mtu)?;
     Ok(link.index)
+}
+
+/// This link has IPv6 addresses, which it uses at once: nobody else on it could have them, and nobody on it may tell us
+/// about routes.
+pub(crate) fn with_ipv6(name: &str) -> Result<(), Error> {
+    sysctl::set(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
+    for (parameter, value) in [("accept_dad", "0"), ("accept_ra", "0"), ("accept_redirects", "0")] {
+        sysctl::set_if_possible(&format!("ipv6/conf/{name}/{parameter}"), value);
+    }
+    Ok(())
 }
 
 /// Nobody talks IPv6 on this link: no address is made for it and no neighbour discovery wakes us.
@@ -195,26 +265,47 @@ pub(crate) fn delete(socket: &mut Socket, name: &str) -> Result<(), Error> {
     }
 }
 
-/// Makes sure that a link has the address.
-pub(crate) fn ensure_address(socket: &mut Socket, index: u32, address: Ipv4Addr, prefix: u8) -> Result<(), Error> {
-    // `struct ifaddrmsg`: family, prefix length, flags, scope, index.
-    let mut header = [AF_INET, prefix, 0, RT_SCOPE_UNIVERSE, 0, 0, 0, 0];
+/// `struct ifaddrmsg`: family, prefix length, flags, scope, index.
+fn address_header(index: u32, address: IpAddr, prefix: u8) -> [u8; 8] {
+    // without duplicate address detection, which would keep an address from being used for a second
+    let flags = if address.is_ipv6() { IFA_F_NODAD } else { 0 };
+    let mut header = [family(address), prefix, flags, RT_SCOPE_UNIVERSE, 0, 0, 0, 0];
     header[4..8].copy_from_slice(&index.to_ne_bytes());
-    let mut message = Message::new(libc::RTM_NEWADDR, REPLACE, &header);
-    message.bytes(libc::IFA_LOCAL, &address.octets()).bytes(libc::IFA_ADDRESS, &address.octets());
+    header
+}
+
+/// Makes sure that a link has the address.
+pub(crate) fn ensure_address(socket: &mut Socket, index: u32, address: IpAddr, prefix: u8) -> Result<(), Error> {
+    let mut message = Message::new(libc::RTM_NEWADDR, REPLACE, &address_header(index, address, prefix));
+    message.bytes(libc::IFA_LOCAL, &octets(address)).bytes(libc::IFA_ADDRESS, &octets(address));
     socket.request(&format!("add address {address}/{prefix}"), message)
 }
 
 /// Removes an address from a link; one that is not there is fine.
-pub(crate) fn delete_address(socket: &mut Socket, index: u32, address: Ipv4Addr, prefix: u8) -> Result<(), Error> {
-    let mut header = [AF_INET, prefix, 0, 0, 0, 0, 0, 0];
-    header[4..8].copy_from_slice(&index.to_ne_bytes());
-    let mut message = Message::new(libc::RTM_DELADDR, 0, &header);
-    message.bytes(libc::IFA_LOCAL, &address.octets());
+pub(crate) fn delete_address(socket: &mut Socket, index: u32, address: IpAddr, prefix: u8) -> Result<(), Error> {
+    let mut message = Message::new(libc::RTM_DELADDR, 0, &address_header(index, address, prefix));
+    message.bytes(libc::IFA_LOCAL, &octets(address));
     match socket.request(&format!("delete address {address}/{prefix}"), message) {
         Err(err) if err.errno() == Some(libc::EADDRNOTAVAIL) => Ok(()),
         other => other,
     }
+}
+
+/// Makes these the only addresses of a link of ours, but for those that are valid on the link only.
+pub(crate) fn only_addresses(socket: &mut Socket, index: u32, wanted: &[(IpAddr, u8)]) -> Result<(), Error> {
+    let existing: Vec<Address> = addresses(socket)?.into_iter().filter(|a| a.index == index && a.global).collect();
+    for (address, prefix) in wanted {
+        // an address that is added again would be news to everybody who watches
+        if !existing.iter().any(|a| (a.address, a.prefix) == (*address, *prefix)) {
+            ensure_address(socket, index, *address, *prefix)?;
+        }
+    }
+    for other in existing {
+        if !wanted.contains(&(other.address, other.prefix)) {
+            delete_address(socket, index, other.address, other.prefix)?;
+        }
+    }
+    Ok(())
 }
 
 /// All addresses of all links.
@@ -231,57 +322,4 @@ pub(crate) fn addresses(socket: &mut Socket) -> Result<Vec<Address>, Error> {
         })
     };
     Ok(socket.dump("list addresses", message)?.iter().filter_map(|(_, payload)| parse(payload)).collect())
-}
-
-/// `struct rtmsg` of an IPv4 route in the main table.
-fn route_header(prefix: u8, scope: u8) -> [u8; 12] {
-    let mut header = [0; 12];
-    header[0] = AF_INET;
-    header[1] = prefix;
-    header[4] = libc::RT_TABLE_MAIN;
-    header[5] = RTPROT_STATIC;
-    header[6] = scope;
-    header[7] = libc::RTN_UNICAST;
-    header
-}
-
-/// Makes sure that `network` is reached directly through a link, with `source` as the address of own packets.
-pub(crate) fn ensure_link_route(
-    socket: &mut Socket,
-    network: Cidr,
-    index: u32,
-    source: Option<Ipv4Addr>,
-) -> Result<(), Error> {
-    let IpAddr::V4(base) = network.base() else { return Err(Error::NotIpv4(network.base())) };
-    let mut message = Message::new(libc::RTM_NEWROUTE, REPLACE, &route_header(network.prefix(), RT_SCOPE_LINK));
-    message.bytes(libc::RTA_DST, &base.octets()).u32(libc::RTA_OIF, index);
-    if let Some(source) = source {
-        message.bytes(libc::RTA_PREFSRC, &source.octets());
-    }
-    socket.request(&format!("add route to {network}"), message)
-}
-
-/// Makes sure that everything else is reached through `gateway`.
-pub(crate) fn ensure_default_route(socket: &mut Socket, gateway: Ipv4Addr, index: u32) -> Result<(), Error> {
-    let mut message = Message::new(libc::RTM_NEWROUTE, REPLACE, &route_header(0, RT_SCOPE_UNIVERSE));
-    message.bytes(libc::RTA_GATEWAY, &gateway.octets()).u32(libc::RTA_OIF, index);
-    socket.request(&format!("add default route through {gateway}"), message)
-}
-
-/// The IPv4 default route, if there is one.
-pub(crate) fn default_route(socket: &mut Socket) -> Result<Option<DefaultRoute>, Error> {
-    let mut header = [0; 12];
-    header[0] = AF_INET;
-    let routes = socket.dump("list routes", Message::new(libc::RTM_GETROUTE, 0, &header))?;
-    let parse = |payload: &[u8]| {
-        let body = payload.get(12..)?;
-        let is_default = payload[1] == 0 && payload[4] == libc::RT_TABLE_MAIN && payload[7] == libc::RTN_UNICAST;
-        let index = attribute(body, libc::RTA_OIF).and_then(ne_u32).filter(|_| is_default)?;
-        Some(DefaultRoute {
-            index,
-            source: attribute(body, libc::RTA_PREFSRC).and_then(parse_ip),
-            metric: attribute(body, libc::RTA_PRIORITY).and_then(ne_u32).unwrap_or(0),
-        })
-    };
-    Ok(routes.iter().filter_map(|(_, payload)| parse(payload)).min_by_key(|route| route.metric))
 }

@@ -16,9 +16,10 @@ use edge_sys::netns;
 
 use crate::link::{self, VethPair};
 use crate::netlink::Socket;
+use crate::route::Route as IpRoute;
 use crate::{
-    BRIDGE, DNS_LINK, Endpoint, Error, Frontend, HostPort, NoEndpoints, NodeConfig, NodeNetwork, PodNetwork, Protocol,
-    Route, ServiceTable, sysctl,
+    BRIDGE, Backend, DNS_LINK, Endpoint, Error, Frontend, HostPort, NoEndpoints, NodeConfig, NodeNetwork, PodNetwork,
+    Protocol, Route, ServiceTable, sysctl,
 };
 
 const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -62,8 +63,8 @@ impl World {
         netns::run_in(&path("node"), || {
             let mut socket = Socket::route().unwrap();
             link::set_up(&mut socket, 1).unwrap();
-            let bridge = link::ensure_bridge(&mut socket, "wan0", [2, 0, 0, 0, 0, 1], 1400).unwrap();
-            link::ensure_address(&mut socket, bridge, NODE, 24).unwrap();
+            let bridge = link::ensure_bridge(&mut socket, "wan0", [2, 0, 0, 0, 0, 1], 1400, false).unwrap();
+            link::ensure_address(&mut socket, bridge, NODE.into(), 24).unwrap();
             let pair = VethPair {
                 host: "wanport",
                 bridge,
@@ -82,7 +83,7 @@ impl World {
             let index = link::find(&mut socket, "eth0").unwrap().unwrap().index;
             link::set_up(&mut socket, 1).unwrap();
             link::set_up(&mut socket, index).unwrap();
-            link::ensure_address(&mut socket, index, OUTSIDE, 24).unwrap();
+            link::ensure_address(&mut socket, index, OUTSIDE.into(), 24).unwrap();
         })
         .unwrap();
         let network = set_up(dir.path());
@@ -129,12 +130,20 @@ impl Drop for World {
 fn set_up(dir: &Path) -> NodeNetwork {
     let config = NodeConfig {
         run_dir: dir.join("run"),
-        pod_cidr: "10.42.0.0/24".parse().unwrap(),
-        cluster_cidr: "10.42.0.0/16".parse().unwrap(),
-        service_cidr: "10.43.0.0/16".parse().unwrap(),
-        dns_address: Ipv4Addr::new(10, 43, 0, 10),
+        cluster_cidrs: vec!["10.42.0.0/16".parse().unwrap()],
+        service_cidrs: vec!["10.43.0.0/16".parse().unwrap()],
+        dns_addresses: vec![IpAddr::from([10, 43, 0, 10])],
+        node_addresses: vec![NODE.into()],
+        wireguard_key: dir.join("wireguard.key"),
+        backend: Backend::Auto,
     };
-    netns::run_in(&dir.join("node"), || NodeNetwork::set_up(config)).unwrap().unwrap()
+    netns::run_in(&dir.join("node"), || {
+        let network = NodeNetwork::set_up(config)?;
+        network.assign(&["10.42.0.0/24".parse()?])?;
+        Ok::<_, Error>(network)
+    })
+    .unwrap()
+    .unwrap()
 }
 
 fn ip(pod: &PodNetwork) -> Ipv4Addr {
@@ -321,7 +330,8 @@ fn external_addresses_are_translated_before_they_are_routed() {
     netns::run_in(&world.outside(), || {
         let mut socket = Socket::route().unwrap();
         let index = link::find(&mut socket, "eth0").unwrap().unwrap().index;
-        link::ensure_default_route(&mut socket, NODE, index).unwrap();
+        let everything = IpRoute::on_link("0.0.0.0/0".parse().unwrap(), index);
+        IpRoute { gateway: Some(NODE.into()), ..everything }.ensure(&mut socket).unwrap();
     })
     .unwrap();
     assert_eq!(ask(&world.outside(), external, 443), format!("a {GATEWAY}"));
@@ -330,7 +340,7 @@ fn external_addresses_are_translated_before_they_are_routed() {
     world.with(|_| {
         let mut socket = Socket::route().unwrap();
         let index = link::find(&mut socket, "wan0").unwrap().unwrap().index;
-        link::ensure_link_route(&mut socket, "198.51.100.0/24".parse().unwrap(), index, None).unwrap();
+        IpRoute::on_link("198.51.100.0/24".parse().unwrap(), index).ensure(&mut socket).unwrap();
     });
     assert_eq!(ask(&world.outside(), external, 443), "ConnectionRefused");
 }
@@ -469,7 +479,7 @@ fn a_crash_in_between_is_repaired() {
     let a = world.pod("a");
     let run = world.dir.path().join("run");
     // Only the lease was written.
-    fs::write(run.join("leases/b"), br#"{"address":"10.42.0.77"}"#).unwrap();
+    fs::write(run.join("leases/b"), br#"{"addresses":["10.42.0.77"]}"#).unwrap();
     // Only the namespace was made.
     netns::create(&run.join("netns/c")).unwrap();
     // The namespace was unpinned, as by a reboot: a plain file is left.
@@ -545,7 +555,7 @@ fn the_nodes_loopback_is_not_reachable_from_pods() {
         sysctl::set("ipv4/conf/all/route_localnet", "1").unwrap();
         let index = link::find(&mut socket, "eth0").unwrap().unwrap().index;
         // The pod sends 127.0.0.2 to the node, which is as much the node's loopback as 127.0.0.1.
-        link::ensure_link_route(&mut socket, "127.0.0.2/32".parse().unwrap(), index, None).unwrap();
+        IpRoute::on_link("127.0.0.2/32".parse().unwrap(), index).ensure(&mut socket).unwrap();
     })
     .unwrap();
     drop(listener);

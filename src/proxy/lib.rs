@@ -7,6 +7,7 @@
 
 mod compile;
 mod model;
+pub mod peers;
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use tokio::io::unix::AsyncFd;
+pub use tokio::io::unix::AsyncFd;
 
 /// Registers a non-blocking descriptor with the event loop of the current tokio runtime.
 ///

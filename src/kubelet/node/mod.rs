@@ -10,6 +10,7 @@ use crate::KUBELET_VERSION;
 use crate::context::Context;
 use crate::status::merge_diff;
 use edge_client::{Api, Change, Patch, PatchParams, PostParams, is_conflict, is_not_found};
+use edge_network::Readiness;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeRuntimeHandler,
@@ -22,7 +23,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 /// How long a lease is valid, in seconds.
@@ -139,7 +140,24 @@ impl Pressure {
     }
 }
 
-fn conditions(before: &NodeStatus, pressure: Pressure, now: Timestamp) -> Vec<NodeCondition> {
+/// The condition `Ready` as pods' network makes it.
+fn readiness(network: &Readiness) -> (&'static str, (&'static str, String)) {
+    match network {
+        Readiness::Ready => ("True", ("KubeletReady", "kubelet is posting ready status".to_owned())),
+        // the words of the kubelet, which tools look for
+        Readiness::NotReady(why) => (
+            "False",
+            (
+                "KubeletNotReady",
+                format!(
+                    "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady message:{why}"
+                ),
+            ),
+        ),
+    }
+}
+
+fn conditions(before: &NodeStatus, pressure: Pressure, network: &Readiness, now: Timestamp) -> Vec<NodeCondition> {
     let word = |yes: bool| if yes { "True" } else { "False" };
     let pick =
         |short: bool, no: (&'static str, &'static str), yes: (&'static str, &'static str)| if short { yes } else { no };
@@ -158,11 +176,13 @@ fn conditions(before: &NodeStatus, pressure: Pressure, now: Timestamp) -> Vec<No
         ("KubeletHasSufficientPID", "kubelet has sufficient PID available"),
         ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
     );
+    let (ready, why) = readiness(network);
+    let owned = |(reason, message): (&'static str, &str)| (reason, message.to_owned());
     [
-        ("MemoryPressure", word(pressure.memory), memory),
-        ("DiskPressure", word(pressure.disk), disk),
-        ("PIDPressure", word(pressure.pids), pids),
-        ("Ready", "True", ("KubeletReady", "kubelet is posting ready status")),
+        ("MemoryPressure", word(pressure.memory), owned(memory)),
+        ("DiskPressure", word(pressure.disk), owned(disk)),
+        ("PIDPressure", word(pressure.pids), owned(pids)),
+        ("Ready", ready, why),
     ]
     .into_iter()
     .map(|(type_, status, (reason, message))| {
@@ -171,7 +191,7 @@ fn conditions(before: &NodeStatus, pressure: Pressure, now: Timestamp) -> Vec<No
             type_: type_.to_owned(),
             status: status.to_owned(),
             reason: Some(reason.to_owned()),
-            message: Some(message.to_owned()),
+            message: Some(message),
             last_heartbeat_time: Some(Time(now)),
             last_transition_time: known.and_then(|c| c.last_transition_time.clone()).or(Some(Time(now))),
         }
@@ -191,7 +211,7 @@ fn status(cx: &Context, before: &NodeStatus, pressure: Pressure) -> NodeStatus {
         addresses: Some(addresses),
         allocatable: Some(capacity.clone()),
         capacity: Some(capacity),
-        conditions: Some(conditions(before, pressure, now)),
+        conditions: Some(conditions(before, pressure, &cx.network.readiness(), now)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(config.kubelet_port) }),
         }),
@@ -238,6 +258,9 @@ fn status_change(before: &NodeStatus, after: &NodeStatus) -> Option<Value> {
 /// the memory ran short (looked at with every heartbeat and every renewal of the lease).
 async fn keep_status(cx: &Context, ready: watch::Sender<bool>, mut written: Option<NodeStatus>) {
     let mut changes = cx.node.subscribe();
+    let network_changed = Arc::new(Notify::new());
+    let told = network_changed.clone();
+    cx.network.on_readiness(move || told.notify_one());
     let mut heartbeat = Instant::now() + HEARTBEAT;
     let mut look = interval(RENEW);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -252,6 +275,7 @@ async fn keep_status(cx: &Context, ready: watch::Sender<bool>, mut written: Opti
                 }
                 None => return,
             },
+            () = network_changed.notified() => {}
             () = sleep_until(heartbeat) => {}
         }
         let Some(before) = &written else { continue };
@@ -337,7 +361,7 @@ mod tests {
     use super::*;
 
     fn status_at(second: i64, before: &NodeStatus, pressure: Pressure) -> NodeStatus {
-        let conditions = conditions(before, pressure, Timestamp::from_second(second).unwrap());
+        let conditions = conditions(before, pressure, &Readiness::Ready, Timestamp::from_second(second).unwrap());
         NodeStatus { conditions: Some(conditions), ..NodeStatus::default() }
     }
 

@@ -6,7 +6,7 @@
 mod message;
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -15,8 +15,8 @@ use nix::sys::socket::{
 };
 
 pub(crate) use message::{
-    ATTRIBUTE_HEADER, ATTRIBUTE_MAX, Message, attribute, attribute_at, attributes, be_u16, be_u32, messages, ne_u32,
-    text,
+    ATTRIBUTE_HEADER, ATTRIBUTE_MAX, Message, Received, attribute, attribute_at, attributes, be_u16, be_u32, messages,
+    ne_u32, text,
 };
 
 use crate::Error;
@@ -36,19 +36,29 @@ pub(crate) struct Socket {
 impl Socket {
     /// Opens a socket for links, addresses and routes in the current network namespace.
     pub(crate) fn route() -> Result<Self, Error> {
-        Self::open(SockProtocol::NetlinkRoute)
+        Self::open(SockProtocol::NetlinkRoute, 0)
     }
 
     /// Opens a socket for nftables and conntrack in the current network namespace.
     pub(crate) fn netfilter() -> Result<Self, Error> {
-        Self::open(SockProtocol::NetlinkNetFilter)
+        Self::open(SockProtocol::NetlinkNetFilter, 0)
     }
 
-    fn open(protocol: SockProtocol) -> Result<Self, Error> {
+    /// Opens a socket for generic netlink families in the current network namespace.
+    pub(crate) fn generic() -> Result<Self, Error> {
+        Self::open(SockProtocol::NetlinkGeneric, 0)
+    }
+
+    /// Opens a socket that receives the news of some groups of rtnetlink (a bit for each), of the current namespace.
+    pub(crate) fn watch(groups: u32) -> Result<Self, Error> {
+        Self::open(SockProtocol::NetlinkRoute, groups)
+    }
+
+    fn open(protocol: SockProtocol, groups: u32) -> Result<Self, Error> {
         let failed = |errno: Errno| Error::kernel("open netlink socket", errno);
         let fd =
             socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, Some(protocol)).map_err(failed)?;
-        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0)).map_err(failed)?;
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups)).map_err(failed)?;
         Ok(Self { fd, sequence: 0, buffer: vec![0; RECEIVE_BUFFER] })
     }
 
@@ -192,6 +202,16 @@ impl Socket {
                 Err(errno) => return Err(Error::kernel(operation, errno)),
             }
         }
+    }
+
+    /// The next datagram, if one has come.
+    pub(crate) fn try_receive(&mut self) -> Result<&[u8], Errno> {
+        let length = self.receive(MsgFlags::MSG_DONTWAIT)?;
+        Ok(&self.buffer[..length])
+    }
+
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 
     fn receive(&mut self, flags: MsgFlags) -> Result<usize, Errno> {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use edge_client::Informers;
 use edge_image::{ImageStore, ImageStoreConfig, Limits, Platform, Registries};
 use edge_kubelet::{Dependencies, Kubelet, KubeletConfig};
-use edge_network::{Cidr, NodeConfig, NodeNetwork};
+use edge_network::{Backend, Cidr, NodeConfig, NodeNetwork};
 use edge_runtime::cgroup::Cgroups;
 use edge_runtime::{PodRuntime, Runtime, RuntimeConfig, Zygote};
 use http::{Request, Response, StatusCode};
@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,11 +58,15 @@ impl Node {
     pub(crate) async fn start(&self) -> Kubelet {
         let network = NodeConfig {
             run_dir: self.path("run/network"),
-            pod_cidr: cidr([10, 199, 0, 0], 24),
-            cluster_cidr: cidr([10, 199, 0, 0], 16),
-            service_cidr: cidr([10, 198, 0, 0], 16),
-            dns_address: Ipv4Addr::new(10, 198, 0, 10),
+            cluster_cidrs: vec![cidr([10, 199, 0, 0], 16)],
+            service_cidrs: vec![cidr([10, 198, 0, 0], 16)],
+            dns_addresses: vec![IpAddr::from([10, 198, 0, 10])],
+            node_addresses: Vec::new(),
+            wireguard_key: self.path("wireguard.key"),
+            backend: Backend::Auto,
         };
+        let network = NodeNetwork::set_up(network).unwrap();
+        network.assign(&[cidr([10, 199, 0, 0], 24)]).unwrap();
         let images = ImageStoreConfig {
             content_dir: self.path("agent/content"),
             platform: Platform::host(),
@@ -80,7 +84,7 @@ impl Node {
             client,
             runtime: Arc::new(self.runtime()),
             images: Arc::new(ImageStore::open(images).unwrap()),
-            network: Arc::new(NodeNetwork::set_up(network).unwrap()),
+            network: Arc::new(network),
         };
         let config = KubeletConfig {
             node_name: "n".into(),
