@@ -21,6 +21,8 @@ use tokio::sync::oneshot;
 const ROOT: &str = "/registry/";
 /// What is watched: other keys too, because every revision must be seen to pass.
 const EVERYTHING: &[u8] = b"";
+/// After so long a store that could not be read is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 /// Bookmarks go out at most so often, and only when something was written since.
 const BOOKMARKS_EVERY: Duration = Duration::from_secs(60);
 
@@ -93,12 +95,14 @@ impl Hub {
                 Err(Error::Closed) => return,
                 Err(error) => {
                     tracing::warn!(%error, "watch of the store broke off, going on from revision {}", self.revision());
-                    watcher = match self.resume(storage.as_ref()).await {
-                        Ok(watcher) => watcher,
-                        Err(error) => {
-                            tracing::error!(%error, "the store cannot be followed any more");
-                            return;
+                    // whoever waits for his write to become visible waits for this
+                    watcher = loop {
+                        match self.resume(storage.as_ref()).await {
+                            Ok(watcher) => break watcher,
+                            Err(Error::Closed) => return,
+                            Err(error) => tracing::error!(%error, "the store cannot be followed, trying again"),
                         }
+                        tokio::time::sleep(RETRY).await;
                     };
                 }
             }

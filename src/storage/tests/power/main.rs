@@ -296,6 +296,57 @@ fn expired_keys_that_cannot_be_removed_are_tried_again_without_haste() {
 }
 
 #[test]
+fn writes_go_on_during_a_snapshot() {
+    let (disk, mounted, dir) = disk();
+    runtime().block_on(async {
+        // the store is elsewhere; the copy goes to the disk, and stands still there
+        let store = Arc::new(Lmdb::open(&dir.path().join("db")).unwrap());
+        write(&store, "/before", "x").await.unwrap();
+        let gate = Arc::new((Mutex::new(false), Condvar::new()));
+        let stands = Arc::new(AtomicUsize::new(0));
+        disk.set_fault({
+            let (gate, stands) = (gate.clone(), stands.clone());
+            move |operation| {
+                if matches!(operation, Operation::Write { name, .. } if *name == "copy") {
+                    stands.fetch_add(1, Ordering::SeqCst);
+                    let mut open = gate.0.lock();
+                    while !*open {
+                        gate.1.wait(&mut open);
+                    }
+                }
+                None
+            }
+        });
+        let copying = tokio::spawn({
+            let (store, target) = (store.clone(), mounted.join("copy"));
+            async move { store.snapshot(&target).await }
+        });
+        while stands.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+        for i in 0..50 {
+            write(&store, &format!("/meanwhile/{i}"), &"x".repeat(5000)).await.unwrap();
+        }
+        assert_eq!(read(&store, "/meanwhile/49").await.map(|v| v.len()), Some(5000));
+        assert!(!copying.is_finished());
+        *gate.0.lock() = true;
+        gate.1.notify_all();
+        copying.await.unwrap().unwrap();
+        disk.heal();
+        // the copy is of the moment at which it began; one that fails leaves nothing
+        let restored = dir.path().join("restored");
+        std::fs::create_dir(&restored).unwrap();
+        std::fs::copy(mounted.join("copy"), restored.join("data.mdb")).unwrap();
+        let restored = Lmdb::open(&restored).unwrap();
+        assert!(read(&restored, "/before").await.is_some() && read(&restored, "/meanwhile/0").await.is_none());
+        disk.set_fault(|operation| matches!(operation, Operation::Write { .. }).then_some(Errno::ENOSPC));
+        let target = mounted.join("second");
+        assert!(matches!(store.snapshot(&target).await, Err(Error::Full { .. })));
+        assert!(!target.exists());
+    });
+}
+
+#[test]
 fn a_store_that_could_not_be_made_is_not_there() {
     let (disk, mounted, _dir) = disk();
     let db = mounted.join("db");
