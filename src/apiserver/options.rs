@@ -18,8 +18,8 @@ pub struct Options {
     pub advertise_port: u16,
     /// The cluster address of the Service `kubernetes`: the first of the service CIDR.
     pub service_ip: IpAddr,
-    /// The cluster address of the Service `kube-dns`.
-    pub dns_ip: IpAddr,
+    /// The cluster addresses of the Service `kube-dns`, one of a family, the primary one first; never empty.
+    pub dns_ips: Vec<IpAddr>,
     /// The CA certificates that clients should trust, PEM: what `/cacerts` answers.
     pub cluster_ca_pem: Bytes,
     /// Most connections open at once; beyond, the one that has been idle for longest is closed.

@@ -81,24 +81,25 @@ pub(crate) async fn start(
         },
     )
     .map_err(doing("opening the container runtime"))?;
-    let node = edge_proxy::Node { name: config.node_name.clone(), dns_address: config.cluster_dns.first().copied() };
+    let node = edge_proxy::Node { name: config.node_name.clone(), dns_addresses: config.cluster_dns.clone() };
+    let policies = edge_proxy::policy::Enforcement::start(network.clone());
+    tasks.spawn(policies.run(informers.clone(), node.clone()));
     tasks.spawn(edge_proxy::run(informers.clone(), network.clone(), node));
     tasks.spawn(edge_proxy::peers::run(informers.clone(), client.clone(), network.clone(), config.node_name.clone()));
-    for address in &config.cluster_dns {
-        let dns = edge_dns::run(
-            informers.clone(),
-            edge_dns::DnsConfig {
-                listen: SocketAddr::new(*address, 53),
-                domain: config.cluster_domain.clone(),
-                resolv_conf: config.resolv_conf.clone(),
-            },
-        );
-        tasks.spawn(async {
-            if let Err(error) = dns.await {
-                tracing::error!(error = super::with_causes(&error), "the cluster's DNS does not work");
-            }
-        });
-    }
+    let dns = edge_dns::run(
+        informers.clone(),
+        edge_dns::DnsConfig {
+            listen: config.cluster_dns.iter().map(|address| SocketAddr::new(*address, 53)).collect(),
+            domain: config.cluster_domain.clone(),
+            resolv_conf: config.resolv_conf.clone(),
+            metrics: Arc::default(),
+        },
+    );
+    tasks.spawn(async {
+        if let Err(error) = dns.await {
+            tracing::error!(error = super::with_causes(&error), "the cluster's DNS does not work");
+        }
+    });
     let with = Dependencies { client, informers, runtime: Arc::new(runtime), images, network };
     let kubelet = Kubelet::start(kubelet_config(config, addresses, agent_dir), with)
         .await

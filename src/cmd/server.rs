@@ -141,8 +141,7 @@ async fn control_plane(
     let root_ca = pki.server_ca.pem().to_owned();
 
     let options = edge_registry::Options {
-        service_network: config.service_cidrs[0].base(),
-        service_prefix_len: config.service_cidrs[0].prefix(),
+        service_networks: config.service_cidrs.iter().map(|network| (network.base(), network.prefix())).collect(),
         node_ports: config.node_ports.clone(),
     };
     let registry = Registry::open(Arc::new(storage), options).await.map_err(doing("reading the store"))?;
@@ -176,7 +175,7 @@ fn api_options(config: &ServerConfig, advertised: IpAddr, service_ip: IpAddr, ca
         advertise_address: advertised,
         advertise_port: config.bind.1,
         service_ip,
-        dns_ip: config.cluster_dns[0],
+        dns_ips: config.cluster_dns.clone(),
         cluster_ca_pem: ca.into(),
         max_connections: MAX_CONNECTIONS,
         max_read_only_in_flight: MAX_READ_ONLY,

@@ -9,18 +9,21 @@ use edge_client::{
     Api, Change, DeleteParams, Error, Informer, Key, ObjectMeta, Outcome, PostParams, ResourceExt, WorkQueue,
     run_workers,
 };
-use k8s_openapi::api::core::v1::{Endpoints, Pod, Service};
+use k8s_openapi::api::core::v1::{Endpoints, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use plan::{MANAGER, SERVICE_LABEL};
+use plan::MANAGER;
+pub(crate) use plan::{SERVICE_LABEL, Step, diff};
 use std::sync::Arc;
 
 const WORKERS: usize = 4;
-const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+/// Label of a slice with the name of the controller that makes it.
+pub(crate) const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 
 struct Controller {
     context: Context,
     services: Arc<Informer<Service>>,
     pods: Arc<Informer<Pod>>,
+    nodes: Arc<Informer<Node>>,
     slices: Arc<Informer<EndpointSlice>>,
     endpoints: Arc<Informer<Endpoints>>,
     queue: Arc<WorkQueue<Key>>,
@@ -30,15 +33,17 @@ pub(crate) async fn run(context: Context) {
     let controller = Arc::new(Controller {
         services: context.informers.of(),
         pods: context.informers.of(),
+        nodes: context.informers.of(),
         slices: context.informers.of(),
         endpoints: context.informers.of(),
         queue: WorkQueue::new(),
         context,
     });
     let (mut services, mut pods) = (controller.services.subscribe(), controller.pods.subscribe());
-    let mut slices = controller.slices.subscribe();
+    let (mut slices, mut nodes) = (controller.slices.subscribe(), controller.nodes.subscribe());
     controller.services.synced().await;
     controller.pods.synced().await;
+    controller.nodes.synced().await;
     controller.slices.synced().await;
     controller.endpoints.synced().await;
     let watch = async {
@@ -47,6 +52,7 @@ pub(crate) async fn run(context: Context) {
                 Some(change) = services.recv() => controller.queue.add(Key::of(&**change.object())),
                 Some(change) = pods.recv() => controller.pod_changed(&change),
                 Some(change) = slices.recv() => controller.slice_changed(change.object()),
+                Some(change) = nodes.recv() => controller.node_changed(&change),
                 else => return,
             }
         }
@@ -84,6 +90,18 @@ impl Controller {
         }
     }
 
+    /// Endpoints tell in which zone they are.
+    fn node_changed(&self, change: &Change<Node>) {
+        let same = match change {
+            Change::Applied { old, new } => old.as_deref().and_then(plan::zone) == plan::zone(new),
+            // Its pods go too.
+            Change::Deleted(_) => true,
+        };
+        if !same {
+            self.services.list().iter().for_each(|service| self.queue.add(Key::of(&**service)));
+        }
+    }
+
     fn slice_changed(&self, slice: &EndpointSlice) {
         if slice.labels().get(MANAGED_BY).is_some_and(|m| m == MANAGER)
             && let Some(name) = slice.labels().get(SERVICE_LABEL)
@@ -101,6 +119,9 @@ impl Controller {
             .filter(|s| s.labels().get(MANAGED_BY).is_some_and(|m| m == MANAGER))
             .collect();
         let service = self.services.get_key(key).filter(|s| s.metadata.deletion_timestamp.is_none());
+        if service.is_none() {
+            self.delete_endpoints(key).await?;
+        }
         let Some((service, selector)) = service.and_then(|s| service_selector(&s).map(|sel| (s, sel))) else {
             // without its service (or its selector) a slice has no reason to be
             for slice in mine {
@@ -115,7 +136,8 @@ impl Controller {
             .filter(|p| crate::owners::matches(&selector, &**p))
             .collect();
         pods.sort_by_key(|p| p.name_any());
-        let wanted = plan::slices(&service, &pods);
+        let zones = |node: &str| self.nodes.get("", node).and_then(|node| plan::zone(&node).map(str::to_owned));
+        let wanted = plan::slices(&service, &pods, zones);
         self.sync_slices(&service, mine, wanted).await?;
         self.sync_endpoints(&service, &pods).await?;
         Ok(Outcome::Done)
@@ -129,9 +151,9 @@ impl Controller {
     ) -> Result<(), Error> {
         let namespace = service.namespace().unwrap_or_default();
         let api: Api<EndpointSlice> = Api::namespaced(self.context.client.clone(), &namespace);
-        for step in plan::diff(known, wanted) {
+        for step in diff(known, wanted) {
             let result = match step {
-                plan::Step::Create(mut slice) => {
+                Step::Create(mut slice) => {
                     slice.metadata = ObjectMeta {
                         generate_name: Some(format!("{}-", service.name_any())),
                         namespace: Some(namespace.clone()),
@@ -141,10 +163,8 @@ impl Controller {
                     };
                     api.create(&PostParams::default(), &slice).await.map(drop)
                 }
-                plan::Step::Update(slice) => {
-                    api.replace(&slice.name_any(), &PostParams::default(), &slice).await.map(drop)
-                }
-                plan::Step::Delete(slice) => self.delete_slice(&slice).await,
+                Step::Update(slice) => api.replace(&slice.name_any(), &PostParams::default(), &slice).await.map(drop),
+                Step::Delete(slice) => self.delete_slice(&slice).await,
             };
             match result {
                 Err(e) if !edge_client::is_not_found(&e) => return Err(e),
@@ -158,6 +178,18 @@ impl Controller {
         let namespace = slice.namespace().unwrap_or_default();
         let api: Api<EndpointSlice> = Api::namespaced(self.context.client.clone(), &namespace);
         match api.delete(&slice.name_any(), &DeleteParams::default()).await {
+            Err(e) if !edge_client::is_not_found(&e) => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// The classic form of a service that is gone.
+    async fn delete_endpoints(&self, key: &Key) -> Result<(), Error> {
+        if self.endpoints.get_key(key).is_none() {
+            return Ok(());
+        }
+        let api: Api<Endpoints> = Api::namespaced(self.context.client.clone(), &key.namespace);
+        match api.delete(&key.name, &DeleteParams::default()).await {
             Err(e) if !edge_client::is_not_found(&e) => Err(e),
             _ => Ok(()),
         }

@@ -4,8 +4,8 @@ use hickory_proto::op::{Edns, Message, MessageType, Metadata, OpCode, Query, Res
 use hickory_proto::rr::rdata::CNAME;
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 
+use crate::cache::Reply;
 use crate::records::TTL;
-use crate::upstream::Reply;
 use crate::{Lookup, Records};
 
 /// The largest datagram that passes every usual network unfragmented.

@@ -1,13 +1,16 @@
 //! Room `dns`: the cluster's DNS, in process, after the Kubernetes DNS specification 1.1.
 //!
-//! Comes in: the informers of Services, EndpointSlices and Namespaces; queries over UDP and TCP; the host's `resolv.conf`.
-//! Goes out: answers for the cluster's domain from memory, also while the API is away; for every other name the answer of
-//! the host's name servers, cached for a short time.
+//! Comes in: the informers of Services, EndpointSlices, Namespaces and one ConfigMap; queries over UDP and TCP; the host's
+//! `resolv.conf`. Goes out: answers for the cluster's domain from memory, also while the API is away; for every other name
+//! the answer of the host's name servers, or of those that the ConfigMap wants (`forwards`), cached for a short time.
 //!
 //! [`Records`] is pure: what exists and what a name stands for. `answer` makes messages of it, `server` owns the
-//! sockets, `upstream` asks others.
+//! sockets, `upstream` asks others, `cache` remembers what these said.
 
 mod answer;
+mod cache;
+mod forwards;
+mod metrics;
 mod records;
 mod server;
 mod service;
@@ -16,16 +19,19 @@ mod tests;
 mod upstream;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use edge_client::{Change, Informers, Key};
 use hickory_proto::rr::Name;
-use k8s_openapi::api::core::v1::{Namespace, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use parking_lot::RwLock;
 
+use forwards::Forwards;
+
+pub use metrics::Metrics;
 pub use records::{Found, Lookup, Records};
 pub use server::Server;
 pub use upstream::Upstream;
@@ -33,12 +39,14 @@ pub use upstream::Upstream;
 /// What the server needs to know.
 #[derive(Clone, Debug)]
 pub struct DnsConfig {
-    /// Where to listen, UDP and TCP: the cluster's DNS address, usually with port 53.
-    pub listen: SocketAddr,
+    /// Where to listen, UDP and TCP: the cluster's DNS addresses, usually with port 53.
+    pub listen: Vec<SocketAddr>,
     /// The cluster's domain, for instance `cluster.local`.
     pub domain: String,
     /// Where the host's name servers are listed, usually `/etc/resolv.conf`.
     pub resolv_conf: PathBuf,
+    /// Counts what the server does.
+    pub metrics: Arc<Metrics>,
 }
 
 /// Why the server did not start.
@@ -72,11 +80,27 @@ pub async fn run(informers: Informers, config: DnsConfig) -> Result<(), Error> {
     let domain = config.domain.trim_end_matches('.');
     let zone = Name::from_ascii(format!("{domain}."))
         .map_err(|source| Error::InvalidDomain { domain: config.domain.clone(), source })?;
-    let records = Arc::new(RwLock::new(Records::new(zone, config.listen.ip())));
-    let upstream = Upstream::new(config.resolv_conf, config.listen.ip());
-    let server = Server::bind(config.listen, records.clone(), upstream).await?;
-    tokio::join!(server.run(), follow(informers, records));
+    let own: Vec<IpAddr> = config.listen.iter().map(SocketAddr::ip).collect();
+    let records = Arc::new(RwLock::new(Records::new(zone, own.clone())));
+    let upstream = Upstream::new(config.resolv_conf, own, config.metrics.clone());
+    let server = Server::bind(&config.listen, records.clone(), upstream.clone(), config.metrics).await?;
+    tokio::join!(server.run(), follow(informers.clone(), records), follow_forwards(informers, upstream));
     Ok(())
+}
+
+/// Keeps the name servers of certain domains as the administrator wants them.
+async fn follow_forwards(informers: Informers, upstream: Upstream) {
+    let maps = informers.select::<ConfigMap>(&format!("metadata.name={}", forwards::CONFIG_MAP));
+    let mut changes = maps.subscribe();
+    while let Some(change) = changes.recv().await {
+        if Key::of(change.object().as_ref()).namespace != forwards::NAMESPACE {
+            continue;
+        }
+        upstream.set_forwards(match &change {
+            Change::Applied { new, .. } => Forwards::parse(new),
+            Change::Deleted(_) => Forwards::default(),
+        });
+    }
 }
 
 /// Keeps the records in step with the cluster.

@@ -66,7 +66,7 @@ pub struct Records {
     zone: Name,
     /// The zone's labels in small letters.
     zone_labels: Vec<String>,
-    dns_address: IpAddr,
+    dns_addresses: Vec<IpAddr>,
     complete: bool,
     namespaces: HashSet<String>,
     services: HashMap<Key, Arc<Service>>,
@@ -92,12 +92,12 @@ fn of_type(addresses: impl Iterator<Item = IpAddr>, kind: RecordType) -> Lookup 
 }
 
 impl Records {
-    /// The records of a cluster of which nothing is known yet. `dns_address` is the address of its name server.
-    pub fn new(zone: Name, dns_address: IpAddr) -> Self {
+    /// The records of a cluster of which nothing is known yet. `dns_addresses` are those of its name server.
+    pub fn new(zone: Name, dns_addresses: Vec<IpAddr>) -> Self {
         Self {
             zone_labels: labels_of(&zone),
             zone,
-            dns_address,
+            dns_addresses,
             complete: false,
             namespaces: HashSet::new(),
             services: HashMap::new(),
@@ -223,7 +223,7 @@ impl Records {
                 Lookup::answers(vec![RData::TXT(TXT::new(vec![VERSION.to_owned()]))])
             }
             ["dns-version" | "dns" | "svc" | "pod"] => Lookup::no_data(),
-            ["ns", "dns"] => of_type([self.dns_address].into_iter(), kind),
+            ["ns", "dns"] => of_type(self.dns_addresses.iter().copied(), kind),
             [namespace, "svc" | "pod"] => Lookup::exists(self.namespaces.contains(*namespace)),
             [pod, namespace, "pod"] => self.lookup_pod(pod, namespace, kind),
             [rest @ .., service, namespace, "svc"] => {
@@ -243,7 +243,7 @@ impl Records {
             (RecordType::SOA, _) => Lookup::answers(vec![soa]),
             (RecordType::NS, RData::SOA(data)) => Lookup::Found(Found {
                 answers: vec![RData::NS(NS(data.mname.clone()))],
-                additionals: vec![(data.mname.clone(), address_record(self.dns_address))],
+                additionals: self.dns_addresses.iter().map(|a| (data.mname.clone(), address_record(*a))).collect(),
             }),
             _ => Lookup::no_data(),
         }

@@ -1,7 +1,7 @@
-//! The sockets: UDP and TCP on one address.
+//! The sockets: UDP and TCP on each address.
 //!
 //! What memory can answer is answered at once, in the order of arrival; what others must be asked for waits in a task of its
-//! own, so a slow name server delays nobody else.
+//! own, so a slow name server delays nobody else, not even later queries on the same connection (RFC 7766).
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,30 +9,35 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures::future::join_all;
 use hickory_proto::op::{Message, Query, ResponseCode};
 use parking_lot::RwLock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::answer::{self, NoQuery, Outcome};
+use crate::metrics::{Metrics, count};
+use crate::upstream::LOOP_CODE;
 use crate::{Error, Records, Upstream};
 
 /// Connections at the same time.
 const MAX_CONNECTIONS: usize = 128;
 /// Datagrams that wait for other name servers at the same time.
 const MAX_WAITING: usize = 1024;
+/// Queries of one connection that wait for other name servers at the same time.
+const MAX_PIPELINED: usize = 64;
 /// How long a connection may be silent.
 const IDLE: Duration = Duration::from_secs(10);
 /// How long to wait after the kernel has refused a connection, for instance for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A DNS server that is bound to its address.
+/// A DNS server that is bound to its addresses.
 pub struct Server {
-    datagrams: Arc<UdpSocket>,
-    listener: TcpListener,
+    sockets: Vec<(Arc<UdpSocket>, TcpListener)>,
     resolver: Arc<Resolver>,
 }
 
@@ -40,36 +45,47 @@ pub struct Server {
 struct Resolver {
     records: Arc<RwLock<Records>>,
     upstream: Upstream,
+    metrics: Arc<Metrics>,
     rotation: AtomicUsize,
 }
 
 impl Server {
-    /// Listens on `address`, UDP and TCP. With port 0 both get the same free port.
+    /// Listens on `addresses`, UDP and TCP. With port 0 both get the same free port.
     ///
     /// # Errors
-    /// When the address is taken or not one of this machine.
-    pub async fn bind(address: SocketAddr, records: Arc<RwLock<Records>>, upstream: Upstream) -> Result<Self, Error> {
-        let failed = |source| Error::Listen { address, source };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
-        let datagrams = UdpSocket::bind(listener.local_addr().map_err(failed)?).await.map_err(failed)?;
-        let resolver = Resolver { records, upstream, rotation: AtomicUsize::new(0) };
-        Ok(Self { datagrams: Arc::new(datagrams), listener, resolver: Arc::new(resolver) })
+    /// When an address is taken or not one of this machine.
+    pub async fn bind(
+        addresses: &[SocketAddr],
+        records: Arc<RwLock<Records>>,
+        upstream: Upstream,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, Error> {
+        let mut sockets = Vec::new();
+        for address in addresses.iter().copied() {
+            let failed = |source| Error::Listen { address, source };
+            let listener = TcpListener::bind(address).await.map_err(failed)?;
+            let datagrams = UdpSocket::bind(listener.local_addr().map_err(failed)?).await.map_err(failed)?;
+            sockets.push((Arc::new(datagrams), listener));
+        }
+        let resolver = Resolver { records, upstream, metrics, rotation: AtomicUsize::new(0) };
+        Ok(Self { sockets, resolver: Arc::new(resolver) })
     }
 
     /// Where it listens.
     ///
     /// # Errors
     /// The error of the system call.
-    pub fn address(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+    pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        self.sockets.iter().map(|(_, listener)| listener.local_addr()).collect()
     }
 
     /// Serves. Does not end; drop the future to stop.
     pub async fn run(self) {
-        tokio::join!(
-            serve_datagrams(self.datagrams, self.resolver.clone()),
-            serve_streams(self.listener, self.resolver)
-        );
+        let resolver = &self.resolver;
+        let each = self.sockets.into_iter().map(|(datagrams, listener)| async move {
+            tokio::join!(serve_datagrams(datagrams, resolver.clone()), serve_streams(listener, resolver.clone()));
+        });
+        join_all(each).await;
     }
 }
 
@@ -87,13 +103,14 @@ async fn serve_datagrams(socket: Arc<UdpSocket>, resolver: Arc<Resolver>) {
                 continue;
             }
         };
+        count(&resolver.metrics.udp);
         let (outcome, limit) = resolver.consider(&buffer[..length]);
         match outcome {
             Outcome::Ignore => {}
-            Outcome::Answer(message) => send(&socket, client, &message, limit).await,
+            Outcome::Answer(message) => send(&socket, client, &resolver.counted(message), limit).await,
             Outcome::Ask(message, _) if waiting.len() >= MAX_WAITING => {
                 let message = answer::complete(message, Err(ResponseCode::ServFail));
-                send(&socket, client, &message, limit).await;
+                send(&socket, client, &resolver.counted(message), limit).await;
             }
             Outcome::Ask(message, query) => {
                 let (socket, resolver) = (socket.clone(), resolver.clone());
@@ -138,28 +155,51 @@ async fn serve_streams(listener: TcpListener, resolver: Arc<Resolver>) {
     }
 }
 
-/// Query after query until the client closes or is silent.
-async fn serve_stream(mut stream: TcpStream, resolver: &Resolver) -> io::Result<()> {
+/// Query after query until the client closes or is silent. Answers come as they are ready.
+async fn serve_stream(stream: TcpStream, resolver: &Arc<Resolver>) -> io::Result<()> {
+    let (mut reader, writer) = stream.into_split();
+    let writer = Arc::new(Mutex::new(writer));
+    let mut waiting: JoinSet<io::Result<()>> = JoinSet::new();
     loop {
+        while let Some(ended) = waiting.try_join_next() {
+            ended??;
+        }
+        if waiting.len() >= MAX_PIPELINED
+            && let Some(ended) = waiting.join_next().await
+        {
+            ended??;
+        }
         let query = timeout(IDLE, async {
-            let mut query = vec![0; usize::from(stream.read_u16().await?)];
-            stream.read_exact(&mut query).await?;
+            let mut query = vec![0; usize::from(reader.read_u16().await?)];
+            reader.read_exact(&mut query).await?;
             Ok::<_, io::Error>(query)
         });
         let query = match query.await? {
             Ok(query) => query,
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
             Err(error) => return Err(error),
         };
-        let message = match resolver.consider(&query).0 {
+        count(&resolver.metrics.tcp);
+        match resolver.consider(&query).0 {
             Outcome::Ignore => return Ok(()),
-            Outcome::Answer(message) => message,
-            Outcome::Ask(message, query) => resolver.ask(message, query).await,
-        };
-        let Some(bytes) = answer::encode(&message, usize::from(u16::MAX)) else { return Ok(()) };
-        let framed = [&(bytes.len() as u16).to_be_bytes(), bytes.as_slice()].concat();
-        timeout(IDLE, stream.write_all(&framed)).await??;
+            Outcome::Answer(message) => write(&writer, &resolver.counted(message)).await?,
+            Outcome::Ask(message, query) => {
+                let (writer, resolver) = (writer.clone(), resolver.clone());
+                waiting.spawn(async move { write(&writer, &resolver.ask(message, query).await).await });
+            }
+        }
     }
+    // A client that asks no more still wants its answers.
+    while let Some(ended) = waiting.join_next().await {
+        ended??;
+    }
+    Ok(())
+}
+
+async fn write(writer: &Mutex<OwnedWriteHalf>, message: &Message) -> io::Result<()> {
+    let Some(bytes) = answer::encode(message, usize::from(u16::MAX)) else { return Ok(()) };
+    let framed = [&(bytes.len() as u16).to_be_bytes(), bytes.as_slice()].concat();
+    timeout(IDLE, async { writer.lock().await.write_all(&framed).await }).await?
 }
 
 impl Resolver {
@@ -172,12 +212,23 @@ impl Resolver {
                 return (Outcome::Answer(answer::format_error(id)), usize::from(answer::MAX_DATAGRAM));
             }
         };
+        let limit = answer::datagram_limit(&query);
         let rotation = self.rotation.fetch_add(1, Ordering::Relaxed);
-        (answer::answer(&self.records.read(), &query, rotation), answer::datagram_limit(&query))
+        match answer::answer(&self.records.read(), &query, rotation) {
+            Outcome::Ask(message, question) if self.upstream.came_back(&question) => {
+                (Outcome::Answer(answer::complete(message, Err(LOOP_CODE))), limit)
+            }
+            outcome => (outcome, limit),
+        }
     }
 
     async fn ask(&self, message: Message, query: Query) -> Message {
         let reply = self.upstream.resolve(query).await;
-        answer::complete(message, reply)
+        self.counted(answer::complete(message, reply))
+    }
+
+    fn counted(&self, message: Message) -> Message {
+        self.metrics.answered(message.metadata.response_code);
+        message
     }
 }

@@ -39,7 +39,7 @@ fn slice(service: &str, kind: &str, endpoints: Value) -> EndpointSlice {
 }
 
 fn cluster() -> Records {
-    let mut records = Records::new(name("cluster.local."), DNS.parse().unwrap());
+    let mut records = Records::new(name("cluster.local."), vec![DNS.parse().unwrap()]);
     records.namespace_changed("ns", true);
     let ports = json!([{"name": "http", "port": 80}, {"name": "dns", "port": 53, "protocol": "UDP"}]);
     records.service_changed(&service("ns", "web", json!({"clusterIPs": ["10.43.0.5", "fd00::5"], "ports": ports})));
@@ -167,7 +167,7 @@ fn changes_are_seen_and_leave_nothing() {
     records.service_changed(&Change::Deleted(new));
     assert_eq!(found(&records, "web.ns.svc.cluster.local.", A), "NoName");
     assert_eq!(found(&records, "5.0.43.10.in-addr.arpa.", PTR), "Outside");
-    let mut unknown = Records::new(name("cluster.local."), DNS.parse().unwrap());
+    let mut unknown = Records::new(name("cluster.local."), vec![DNS.parse().unwrap()]);
     assert_eq!(found(&unknown, "web.ns.svc.cluster.local.", A), "NotReady", "not known is not \"no\"");
     unknown.set_complete();
     assert_eq!(found(&unknown, "web.ns.svc.cluster.local.", A), "NoName");
@@ -177,6 +177,8 @@ fn changes_are_seen_and_leave_nothing() {
 struct Fixture {
     address: SocketAddr,
     resolv_conf: tempfile::NamedTempFile,
+    upstream: Upstream,
+    metrics: Arc<Metrics>,
     serving: tokio::task::JoinHandle<()>,
 }
 
@@ -193,10 +195,13 @@ async fn serve(mut records: Records, upstreams: &[SocketAddr]) -> Fixture {
     let resolv_conf = tempfile::NamedTempFile::new().unwrap();
     let lines = upstreams.iter().map(|upstream| format!("nameserver {}#{}\n", upstream.ip(), upstream.port()));
     fs::write(resolv_conf.path(), lines.collect::<String>()).unwrap();
-    let upstream = Upstream::new(resolv_conf.path().to_owned(), DNS.parse().unwrap());
+    let metrics = Arc::new(Metrics::default());
+    let upstream = Upstream::new(resolv_conf.path().to_owned(), vec![DNS.parse().unwrap()], metrics.clone());
     let records = Arc::new(RwLock::new(records));
-    let server = Server::bind("127.0.0.1:0".parse().unwrap(), records, upstream).await.unwrap();
-    Fixture { address: server.address().unwrap(), resolv_conf, serving: tokio::spawn(server.run()) }
+    let any = ["127.0.0.1:0".parse().unwrap()];
+    let server = Server::bind(&any, records, upstream.clone(), metrics.clone()).await.unwrap();
+    let address = server.addresses().unwrap()[0];
+    Fixture { address, resolv_conf, upstream, metrics, serving: tokio::spawn(server.run()) }
 }
 
 fn question(text: &str, kind: RecordType) -> Message {
@@ -352,8 +357,11 @@ async fn other_server(asked: Arc<AtomicUsize>) -> SocketAddr {
     let address = listener.local_addr().unwrap();
     let socket = Arc::new(UdpSocket::bind(address).await.unwrap());
     let answer = move |bytes: &[u8], tcp: bool| {
-        asked.fetch_add(1, Ordering::SeqCst);
         let query = Message::from_vec(bytes).unwrap();
+        // Whether we ask the server that asks us is another test's business.
+        if query.queries[0].query_type != RecordType::HINFO {
+            asked.fetch_add(1, Ordering::SeqCst);
+        }
         let mut message = Message::new(query.metadata.id, MessageType::Response, OpCode::Query);
         message.add_queries(query.queries.clone());
         let name = query.queries[0].name.clone();
@@ -365,6 +373,9 @@ async fn other_server(asked: Arc<AtomicUsize>) -> SocketAddr {
                 message.add_authority(record(RData::SOA(SOA::new(name.clone(), name.clone(), 1, 1, 1, 1, 60))));
             }
             "big" if !tcp => message.metadata.truncation = true,
+            "brief" => {
+                message.add_answer(Record::from_rdata(name, 1, RData::A(Ipv4Addr::new(192, 0, 2, 7).into())));
+            }
             _ => {
                 message.add_answer(record(RData::A(Ipv4Addr::new(192, 0, 2, 7).into())));
             }
@@ -447,4 +458,151 @@ async fn changed_name_servers_are_noticed() {
     fs::File::options().append(true).open(file).unwrap().set_modified(later).unwrap();
     assert_eq!(texts(&ask().await), ["192.0.2.7"]);
     assert_eq!(IpAddr::from([192, 0, 2, 7]).to_string(), texts(&ask().await)[0]);
+}
+
+/// A connection's queries are answered as their answers are ready, and all of them.
+#[tokio::test]
+async fn queries_are_pipelined() {
+    let upstream = other_server(Arc::default()).await;
+    let fixture = serve(cluster(), &[upstream]).await;
+    let mut stream = TcpStream::connect(fixture.address).await.unwrap();
+    let queries = ["slow.example.com.", "web.ns.svc.cluster.local.", "fast.example.com."]
+        .map(|text| question(text, RecordType::A));
+    let mut bytes = Vec::new();
+    for query in &queries {
+        let query = query.to_vec().unwrap();
+        bytes.extend((query.len() as u16).to_be_bytes());
+        bytes.extend(query);
+    }
+    stream.write_all(&bytes).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut ids = Vec::new();
+    for _ in &queries {
+        let mut buffer = vec![0; usize::from(timeout(PATIENCE, stream.read_u16()).await.unwrap().unwrap())];
+        stream.read_exact(&mut buffer).await.unwrap();
+        ids.push(Message::from_vec(&buffer).unwrap().metadata.id);
+    }
+    assert_eq!(ids[0], queries[1].metadata.id, "what is known does not wait for what is not");
+    assert_eq!(ids.iter().collect::<BTreeSet<_>>(), queries.iter().map(|q| &q.metadata.id).collect());
+}
+
+#[tokio::test]
+async fn domains_with_name_servers_of_their_own() {
+    let asked = [Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0))];
+    let (host, corp) = (other_server(asked[0].clone()).await, other_server(asked[1].clone()).await);
+    let fixture = serve(cluster(), &[host]).await;
+    let stub = json!({"data": {"stubDomains": json!({"corp.example": [corp.to_string()]}).to_string()}});
+    let forwards = Forwards::parse(&serde_json::from_value(stub).unwrap());
+    let ask = async |text: &str| texts(&by_udp(fixture.address, &question(text, RecordType::A)).await);
+    let counts = || asked.each_ref().map(|count| count.swap(0, Ordering::SeqCst));
+    assert_eq!(ask("www.corp.example.").await, ["192.0.2.7"]);
+    assert_eq!(counts(), [1, 0]);
+    fixture.upstream.set_forwards(forwards);
+    ask("www.corp.example.").await;
+    assert_eq!(counts(), [0, 1], "what others said before is forgotten");
+    ask("www.example.com.").await;
+    assert_eq!(counts(), [1, 0]);
+    fixture.upstream.set_forwards(Forwards::default());
+    ask("x.corp.example.").await;
+    assert_eq!(counts(), [1, 0]);
+}
+
+/// The name server goes away: what it said is given on for a while, at once.
+#[tokio::test]
+async fn old_answers_are_better_than_none() {
+    let upstream = other_server(Arc::default()).await;
+    let fixture = serve(cluster(), &[upstream]).await;
+    let ask = async |text: &str| by_udp(fixture.address, &question(text, RecordType::A)).await;
+    assert_eq!(ask("brief.example.com.").await.answers[0].ttl, 1);
+    let nobody = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    fs::write(fixture.resolv_conf.path(), format!("nameserver {}#{}\n", nobody.ip(), nobody.port())).unwrap();
+    let later = std::time::SystemTime::now() + Duration::from_secs(5);
+    fs::File::options().append(true).open(fixture.resolv_conf.path()).unwrap().set_modified(later).unwrap();
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    for _ in 0..3 {
+        let answer = ask("brief.example.com.").await;
+        assert_eq!((texts(&answer), answer.answers[0].ttl), (vec!["192.0.2.7".to_owned()], 30));
+    }
+    assert_eq!(ask("other.example.com.").await.metadata.response_code, ResponseCode::ServFail);
+    let counted = fixture.metrics.text();
+    assert!(counted.contains("coredns_cache_served_stale_total 3"), "{counted}");
+    assert!(counted.contains("coredns_dns_responses_total{rcode=\"SERVFAIL\"} 1"), "{counted}");
+}
+
+/// The host's resolver asks us: it is left out, and others are asked.
+#[tokio::test]
+async fn a_name_server_that_asks_us_is_left_out() {
+    let forwarder = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let loops = forwarder.local_addr().unwrap();
+    let good = other_server(Arc::default()).await;
+    let fixture = serve(cluster(), &[loops]).await;
+    let ours = fixture.address;
+    let forwarder = Arc::new(forwarder);
+    let forwarding = tokio::spawn(async move {
+        let mut buffer = [0; 2000];
+        while let Ok((length, client)) = forwarder.recv_from(&mut buffer).await {
+            let (query, forwarder) = (buffer[..length].to_vec(), forwarder.clone());
+            tokio::spawn(async move {
+                let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+                socket.send_to(&query, ours).await.unwrap();
+                let mut answer = [0; 2000];
+                if let Ok(Ok(length)) = timeout(PATIENCE, socket.recv(&mut answer)).await {
+                    forwarder.send_to(&answer[..length], client).await.unwrap();
+                }
+            });
+        }
+    });
+    let ask = async |text: &str| by_udp(ours, &question(text, RecordType::A)).await;
+    // The first question goes round once, and is given up.
+    assert_eq!(ask("a.example.com.").await.metadata.response_code, ResponseCode::ServFail);
+    let again = ask("b.example.com.").await;
+    assert_eq!(again.metadata.response_code, ResponseCode::Refused, "there is no other name server");
+    fs::write(
+        fixture.resolv_conf.path(),
+        format!("nameserver {}#{}\nnameserver {}#{}\n", loops.ip(), loops.port(), good.ip(), good.port()),
+    )
+    .unwrap();
+    let later = std::time::SystemTime::now() + Duration::from_secs(5);
+    fs::File::options().append(true).open(fixture.resolv_conf.path()).unwrap().set_modified(later).unwrap();
+    assert_eq!(texts(&ask("c.example.com.").await), ["192.0.2.7"]);
+    forwarding.abort();
+}
+
+/// A client that is not ours: dig, over both transports, with and without EDNS.
+#[tokio::test(flavor = "multi_thread")]
+async fn dig_understands_the_answers() {
+    let upstream = other_server(Arc::default()).await;
+    let fixture = serve(cluster(), &[upstream]).await;
+    let dig = async |arguments: &[&str]| {
+        let mut command = tokio::process::Command::new("dig");
+        command.arg(format!("@{}", fixture.address.ip())).args(["-p", &fixture.address.port().to_string()]);
+        let output =
+            command.args(["+time=5", "+tries=1"]).args(arguments).output().await.expect("dig (scripts/setup test)");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for how in ["+notcp", "+tcp", "+noedns", "+bufsize=512"] {
+        let answer = dig(&[how, "+short", "web.ns.svc.cluster.local", "A"]).await;
+        assert_eq!(answer, "10.43.0.5\n", "{how}");
+        let answer = dig(&[how, "nope.ns.svc.cluster.local", "A"]).await;
+        assert!(answer.contains("status: NXDOMAIN") && answer.contains("flags: qr aa rd ra"), "{how}: {answer}");
+        // The one about .local is dig's opinion of our domain.
+        assert_eq!(answer.matches("WARNING").count(), 1, "{how}: {answer}");
+    }
+    let many = dig(&["many.ns.svc.cluster.local", "A"]).await;
+    assert!(many.contains("ANSWER: 200"), "again by TCP: {many}");
+    let srv = dig(&["+short", "_http._tcp.db.ns.svc.cluster.local", "SRV"]).await;
+    assert!(srv.contains("0 50 8080 db-0.db.ns.svc.cluster.local."), "{srv}");
+    assert_eq!(dig(&["+short", "-x", "10.43.0.5"]).await, "web.ns.svc.cluster.local.\n");
+    assert_eq!(dig(&["+short", "dns-version.cluster.local", "TXT"]).await, "\"1.1.0\"\n");
+    assert_eq!(dig(&["+short", "far.ns.svc.cluster.local"]).await, "far.example.\n192.0.2.7\n");
+    let no_data = dig(&["web.ns.svc.cluster.local", "MX"]).await;
+    assert!(
+        no_data.contains("status: NOERROR") && no_data.contains("ANSWER: 0") && no_data.contains("SOA"),
+        "{no_data}"
+    );
+    assert!(dig(&["+edns=7", "+noednsnegotiation", "web.ns.svc.cluster.local"]).await.contains("status: BADVERS"));
+    let both =
+        dig(&["+tcp", "+keepopen", "+short", "web.ns.svc.cluster.local", "A", "db-0.db.ns.svc.cluster.local", "A"])
+            .await;
+    assert_eq!(both, "10.43.0.5\n10.42.0.7\n", "one connection");
 }

@@ -1,32 +1,42 @@
-//! Asking the host's name servers, with a small cache. Equal questions at the same time are asked once.
+//! Asking other name servers: those of the host, or those that are configured for a domain. Equal questions at the same time
+//! are asked once, and answers are remembered.
+//!
+//! A name server that does not answer is asked last for a while. One that sends our questions back to us (the host's
+//! resolver may be configured to ask the cluster's DNS) is found out by a question nobody else can ask, and left out.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use hickory_proto::op::{Edns, Message, MessageType, Query, ResponseCode};
-use hickory_proto::rr::{Name, RData, Record, RecordType};
+use hickory_proto::rr::{Name, RecordType};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 use crate::answer::MAX_DATAGRAM;
+use crate::cache::{Cache, Question, Remembered, Reply};
+use crate::forwards::Forwards;
+use crate::metrics::{Metrics, count};
 
-/// Answers that are remembered at most.
-const CACHE_SIZE: usize = 2048;
-/// Longest time that an answer is remembered, and one that says no.
-const MAX_TTL: u32 = 300;
-const MAX_NEGATIVE_TTL: u32 = 30;
 /// How long one name server may take before the next one is asked.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Name servers that are used at most, as in the C library.
+/// How long a client waits for a new answer when there is an old one.
+const STALE_PATIENCE: Duration = Duration::from_millis(1800);
+/// How long a name server that did not answer is asked last.
+const SHUNNED: Duration = Duration::from_secs(10);
+/// How long a name server that asked us back is left out before it is tried again.
+const LOOPING: Duration = Duration::from_secs(60);
+/// Name servers of the host that are used at most, as in the C library.
 const MAX_SERVERS: usize = 3;
 /// Questions that may be on the way at the same time.
 const MAX_QUESTIONS: usize = 512;
@@ -34,121 +44,240 @@ const MAX_QUESTIONS: usize = 512;
 const SYSTEMD_RESOLV_CONF: &str = "/run/systemd/resolve/resolv.conf";
 const PORT: u16 = 53;
 
-/// What others have answered.
-#[derive(Clone, Debug)]
-pub(crate) struct Reply {
-    pub(crate) code: ResponseCode,
-    pub(crate) answers: Vec<Record>,
-    pub(crate) authorities: Vec<Record>,
-}
-
 type Answer = Result<Reply, ResponseCode>;
-type Question = (Name, RecordType);
-
-struct Cached {
-    reply: Reply,
-    since: Instant,
-    until: Instant,
-}
 
 #[derive(Default)]
 struct State {
-    cache: HashMap<Question, Cached>,
+    cache: Cache,
     asking: HashMap<Question, Shared<BoxFuture<'static, Answer>>>,
+    /// The host's name servers.
     servers: Vec<SocketAddr>,
     /// Modification time of the file `servers` was read from.
     read: Option<SystemTime>,
+    forwards: Forwards,
+    /// When name servers last did not answer.
+    failed: HashMap<SocketAddr, Instant>,
+    /// Name servers that have been asked whether they ask us, and when.
+    probed: HashMap<SocketAddr, Instant>,
+    /// The questions of probes that are on their way.
+    probes: HashMap<Name, SocketAddr>,
+    looping: HashSet<SocketAddr>,
 }
 
-/// The host's name servers.
+/// Other name servers.
 #[derive(Clone)]
 pub struct Upstream {
     resolv_conf: Arc<PathBuf>,
-    /// Our own address, which must never be asked.
-    own: IpAddr,
+    /// Our own addresses, which must never be asked.
+    own: Arc<Vec<IpAddr>>,
     state: Arc<Mutex<State>>,
+    /// How many probes are on their way: nearly always none, and then no question needs a closer look.
+    probing: Arc<AtomicUsize>,
+    metrics: Arc<Metrics>,
 }
 
 impl Upstream {
-    /// The name servers listed in `resolv_conf`, which is read again whenever it has changed; never `own`.
-    pub fn new(resolv_conf: PathBuf, own: IpAddr) -> Self {
-        Self { resolv_conf: Arc::new(resolv_conf), own, state: Arc::default() }
+    /// The name servers listed in `resolv_conf`, which is read again whenever it has changed; never one of `own`.
+    pub fn new(resolv_conf: PathBuf, own: Vec<IpAddr>, metrics: Arc<Metrics>) -> Self {
+        Self {
+            resolv_conf: Arc::new(resolv_conf),
+            own: Arc::new(own),
+            state: Arc::default(),
+            probing: Arc::default(),
+            metrics,
+        }
+    }
+
+    /// Name servers for certain domains, in the place of those that were set before.
+    pub(crate) fn set_forwards(&self, mut forwards: Forwards) {
+        forwards.retain(|server| !self.own.contains(&server.ip()) && !server.ip().is_unspecified());
+        let mut state = self.state.lock();
+        if state.forwards != forwards {
+            state.forwards = forwards;
+            state.cache.clear();
+            state.probed.clear();
+            state.looping.clear();
+        }
+    }
+
+    /// Whether a query is one of our own that came back; whoever brought it is not asked any more.
+    pub(crate) fn came_back(&self, query: &Query) -> bool {
+        if self.probing.load(Ordering::Relaxed) == 0 || query.query_type != RecordType::HINFO {
+            return false;
+        }
+        let mut state = self.state.lock();
+        let Some(server) = state.probes.get(&query.name.to_lowercase()).copied() else { return false };
+        if state.looping.insert(server) {
+            tracing::error!(%server, "this name server asks the cluster's DNS itself: it is left out");
+        }
+        true
     }
 
     /// The answer to a question from the cache or from the name servers. The error is the code to give the client.
     pub(crate) async fn resolve(&self, query: Query) -> Answer {
         let question = (query.name.to_lowercase(), query.query_type);
-        let asking = {
+        let (asking, old) = {
             let mut state = self.state.lock();
-            if let Some(reply) = state.remembered(&question, Instant::now()) {
-                return Ok(reply);
-            }
-            if let Some(asking) = state.asking.get(&question) {
-                asking.clone()
-            } else {
-                if state.asking.len() >= MAX_QUESTIONS {
-                    return Err(ResponseCode::ServFail);
+            let old = match state.cache.get(&question, Instant::now()) {
+                Some(Remembered::Fresh(reply)) => {
+                    let denied = reply.code != ResponseCode::NoError || reply.answers.is_empty();
+                    count(if denied { &self.metrics.denials } else { &self.metrics.hits });
+                    return Ok(reply);
                 }
-                let servers = self.servers(&mut state);
-                if servers.is_empty() {
-                    return Err(ResponseCode::Refused);
+                Some(Remembered::Stale { reply, ask: false }) => {
+                    count(&self.metrics.stale);
+                    return Ok(reply);
                 }
-                let asking = self.clone().ask(question.clone(), query, servers).boxed().shared();
-                state.asking.insert(question, asking.clone());
-                // On a task of its own: it must end, and be forgotten, even when everybody who asked has gone away.
-                tokio::spawn(asking.clone());
-                asking
-            }
+                Some(Remembered::Stale { reply, ask: true }) => Some(reply),
+                None => None,
+            };
+            count(&self.metrics.misses);
+            (self.start(&mut state, question, query), old)
         };
-        asking.await
+        let Some(old) = old else { return asking?.await };
+        if let Ok(asking) = asking
+            && let Ok(Ok(reply)) = timeout(STALE_PATIENCE, asking).await
+            && matches!(reply.code, ResponseCode::NoError | ResponseCode::NXDomain)
+        {
+            return Ok(reply);
+        }
+        count(&self.metrics.stale);
+        Ok(old)
+    }
+
+    /// Joins those who ask the same already, or begins to ask.
+    fn start(
+        &self,
+        state: &mut State,
+        question: Question,
+        query: Query,
+    ) -> Result<Shared<BoxFuture<'static, Answer>>, ResponseCode> {
+        if let Some(asking) = state.asking.get(&question) {
+            return Ok(asking.clone());
+        }
+        if state.asking.len() >= MAX_QUESTIONS {
+            return Err(ResponseCode::ServFail);
+        }
+        let servers = self.servers(state, &question.0);
+        if servers.is_empty() {
+            return Err(ResponseCode::Refused);
+        }
+        let asking = self.clone().ask(question.clone(), query, servers).boxed().shared();
+        state.asking.insert(question, asking.clone());
+        // On a task of its own: it must end, and be forgotten, even when everybody who asked has gone away.
+        tokio::spawn(asking.clone());
+        Ok(asking)
     }
 
     async fn ask(self, question: Question, query: Query, servers: Vec<SocketAddr>) -> Answer {
         let mut answer = Err(ResponseCode::ServFail);
         for server in servers {
+            count(&self.metrics.forwarded);
             match exchange(server, &query).await {
                 Ok(message) => {
+                    self.state.lock().failed.remove(&server);
                     let code = message.metadata.response_code;
-                    let reply = Reply { code, answers: message.answers, authorities: message.authorities };
-                    answer = Ok(reply);
+                    answer = Ok(Reply { code, answers: message.answers, authorities: message.authorities });
                     if matches!(code, ResponseCode::NoError | ResponseCode::NXDomain) {
                         break;
                     }
                 }
-                Err(error) => tracing::debug!(%server, name = %query.name, %error, "name server did not answer"),
+                Err(error) => {
+                    count(&self.metrics.failed);
+                    self.state.lock().failed.insert(server, Instant::now());
+                    tracing::debug!(%server, name = %query.name, %error, "name server did not answer");
+                }
             }
         }
         let mut state = self.state.lock();
-        if let Ok(reply) = &answer {
-            state.remember(question.clone(), reply.clone(), Instant::now());
+        let now = Instant::now();
+        match &answer {
+            Ok(reply) if matches!(reply.code, ResponseCode::NoError | ResponseCode::NXDomain) => {
+                state.cache.put(question.clone(), reply.clone(), now);
+            }
+            _ => state.cache.unanswered(&question, now),
         }
         state.asking.remove(&question);
         answer
     }
 
-    /// The name servers to ask; reads the file again when it has changed.
-    fn servers(&self, state: &mut State) -> Vec<SocketAddr> {
-        let modified = fs::metadata(self.resolv_conf.as_ref()).and_then(|metadata| metadata.modified()).ok();
-        if modified.is_none() || modified != state.read {
-            let text = fs::read_to_string(self.resolv_conf.as_ref()).unwrap_or_default();
-            let mut servers = name_servers(&text, self.own);
-            if !servers.is_empty() && servers.iter().all(|server| server.ip().is_loopback()) {
-                // A stub on this machine may itself ask us: prefer the servers behind it.
-                let behind = fs::read_to_string(SYSTEMD_RESOLV_CONF).unwrap_or_default();
-                let behind = name_servers(&behind, self.own);
-                if !behind.is_empty() {
-                    servers = behind;
-                }
+    /// The name servers to ask for a name (in small letters), in this order.
+    fn servers(&self, state: &mut State, name: &Name) -> Vec<SocketAddr> {
+        self.read_host(state);
+        let mut servers = match state.forwards.of(name) {
+            Some(servers) => servers.to_vec(),
+            None if state.forwards.default.is_empty() => state.servers.clone(),
+            None => state.forwards.default.clone(),
+        };
+        let now = Instant::now();
+        for server in &servers {
+            let known = state.probed.get(server);
+            let again = state.looping.contains(server) && known.is_some_and(|since| now - *since > LOOPING);
+            if known.is_none() || again {
+                self.probe(state, *server, now);
             }
-            state.servers = servers;
-            state.read = modified;
         }
-        state.servers.clone()
+        servers.retain(|server| !state.looping.contains(server));
+        let shunned = |server: &SocketAddr| state.failed.get(server).filter(|since| now - **since < SHUNNED).copied();
+        // Who failed longest ago comes first among those who failed.
+        servers.sort_by_key(|server| (shunned(server).is_some(), shunned(server)));
+        servers
+    }
+
+    /// Asks a name server something that nobody else asks: whether the question comes back is seen by
+    /// [`Self::came_back`].
+    fn probe(&self, state: &mut State, server: SocketAddr, now: Instant) {
+        let random = RandomState::new();
+        let text = format!("{:016x}.{:016x}.", random.hash_one(0), random.hash_one(1));
+        let Ok(name) = Name::from_ascii(text) else { return };
+        state.probed.insert(server, now);
+        let was_looping = state.looping.contains(&server);
+        state.probes.insert(name.clone(), server);
+        self.probing.fetch_add(1, Ordering::Relaxed);
+        let upstream = self.clone();
+        tokio::spawn(async move {
+            // The answer does not matter, only whether we are asked in the meantime.
+            let answered = exchange(server, &Query::query(name.clone(), RecordType::HINFO)).await;
+            let mut state = upstream.state.lock();
+            let came_back = answered.is_ok_and(|answer| answer.metadata.response_code == LOOP_CODE);
+            if was_looping && !came_back {
+                state.looping.remove(&server);
+            }
+            state.probes.remove(&name);
+            upstream.probing.fetch_sub(1, Ordering::Relaxed);
+        });
+    }
+
+    /// Reads the host's name servers again when their file has changed.
+    fn read_host(&self, state: &mut State) {
+        let modified = fs::metadata(self.resolv_conf.as_ref()).and_then(|metadata| metadata.modified()).ok();
+        if modified.is_some() && modified == state.read {
+            return;
+        }
+        let text = fs::read_to_string(self.resolv_conf.as_ref()).unwrap_or_default();
+        let mut servers = name_servers(&text, &self.own);
+        if !servers.is_empty() && servers.iter().all(|server| server.ip().is_loopback()) {
+            // A stub on this machine may itself ask us: prefer the servers behind it.
+            let behind = fs::read_to_string(SYSTEMD_RESOLV_CONF).unwrap_or_default();
+            let behind = name_servers(&behind, &self.own);
+            if !behind.is_empty() {
+                servers = behind;
+            }
+        }
+        if state.read.is_some() && servers != state.servers {
+            state.probed.clear();
+            state.looping.clear();
+        }
+        state.servers = servers;
+        state.read = modified;
     }
 }
 
+/// What a probe that comes back is answered.
+pub(crate) const LOOP_CODE: ResponseCode = ResponseCode::Refused;
+
 /// The `nameserver` lines of a `resolv.conf`. A port may follow the address after `#`, as dnsmasq writes it.
-fn name_servers(text: &str, own: IpAddr) -> Vec<SocketAddr> {
+fn name_servers(text: &str, own: &[IpAddr]) -> Vec<SocketAddr> {
     let server = |line: &str| {
         let mut words = line.split_ascii_whitespace();
         let address = (words.next()? == "nameserver").then(|| words.next())??;
@@ -157,59 +286,9 @@ fn name_servers(text: &str, own: IpAddr) -> Vec<SocketAddr> {
             None => (address, PORT),
         };
         let address: IpAddr = address.parse().ok()?;
-        (address != own && !address.is_unspecified()).then_some(SocketAddr::new(address, port))
+        (!own.contains(&address) && !address.is_unspecified()).then_some(SocketAddr::new(address, port))
     };
     text.lines().filter_map(server).take(MAX_SERVERS).collect()
-}
-
-impl State {
-    fn remembered(&mut self, question: &Question, now: Instant) -> Option<Reply> {
-        let cached = self.cache.get(question)?;
-        if cached.until <= now {
-            self.cache.remove(question);
-            return None;
-        }
-        let age = u32::try_from((now - cached.since).as_secs()).unwrap_or(u32::MAX);
-        let mut reply = cached.reply.clone();
-        for record in reply.answers.iter_mut().chain(&mut reply.authorities) {
-            record.ttl = record.ttl.saturating_sub(age);
-        }
-        Some(reply)
-    }
-
-    fn remember(&mut self, question: Question, reply: Reply, now: Instant) {
-        let seconds = time_to_live(&reply);
-        if seconds == 0 {
-            return;
-        }
-        if self.cache.len() >= CACHE_SIZE {
-            self.cache.retain(|_, cached| cached.until > now);
-        }
-        if self.cache.len() >= CACHE_SIZE {
-            // Full of answers that are still good: the one that ends first goes.
-            let first = self.cache.iter().min_by_key(|(_, cached)| cached.until).map(|(question, _)| question.clone());
-            first.map(|question| self.cache.remove(&question));
-        }
-        let until = now + Duration::from_secs(u64::from(seconds));
-        self.cache.insert(question, Cached { reply, since: now, until });
-    }
-}
-
-/// Seconds that a reply may be remembered; zero for one that may not.
-fn time_to_live(reply: &Reply) -> u32 {
-    let soa = |record: &Record| match &record.data {
-        RData::SOA(soa) => Some(soa.minimum.min(record.ttl)),
-        _ => None,
-    };
-    match reply.code {
-        ResponseCode::NoError if !reply.answers.is_empty() => {
-            reply.answers.iter().map(|record| record.ttl).min().unwrap_or(0).min(MAX_TTL)
-        }
-        ResponseCode::NoError | ResponseCode::NXDomain => {
-            reply.authorities.iter().find_map(soa).unwrap_or(0).min(MAX_NEGATIVE_TTL)
-        }
-        _ => 0,
-    }
 }
 
 /// Asks one name server, by TCP when the answer does not fit a datagram.
@@ -273,35 +352,8 @@ mod tests {
     fn reads_resolv_conf() {
         let text = "# comment\nsearch a b\nnameserver 192.0.2.1\n nameserver\t2001:db8::1 \nnameserver 10.43.0.10\nnameserver x\n\
                     nameserver 127.0.0.1#5353\nnameserver\nnameserver 192.0.2.4\n";
-        let servers = name_servers(text, "10.43.0.10".parse().unwrap());
+        let servers = name_servers(text, &["10.43.0.10".parse().unwrap()]);
         let texts: Vec<String> = servers.iter().map(ToString::to_string).collect();
         assert_eq!(texts, ["192.0.2.1:53", "[2001:db8::1]:53", "127.0.0.1:5353"]);
-    }
-
-    #[test]
-    fn the_cache_is_bounded_and_forgets() {
-        let mut state = State::default();
-        let now = Instant::now();
-        let reply = |ttl| {
-            let name = Name::from_ascii("a.example.").unwrap();
-            let record = Record::from_rdata(name, ttl, RData::A(Ipv4Addr::LOCALHOST.into()));
-            Reply { code: ResponseCode::NoError, answers: vec![record], authorities: Vec::new() }
-        };
-        let question = |n: usize| (Name::from_ascii(format!("n{n}.example.")).unwrap(), RecordType::A);
-        for n in 0..CACHE_SIZE + 100 {
-            state.remember(question(n), reply(10 + n as u32), now);
-        }
-        assert_eq!(state.cache.len(), CACHE_SIZE);
-        assert!(state.remembered(&question(0), now).is_none(), "the one that ends first has gone");
-        let later = now + Duration::from_secs(200);
-        let old = state.remembered(&question(250), later).unwrap();
-        assert_eq!(old.answers[0].ttl, 60);
-        assert!(state.remembered(&question(150), later).is_none());
-        assert!(
-            state.remembered(&question(CACHE_SIZE), now + Duration::from_secs(301)).is_none(),
-            "never longer than that"
-        );
-        state.remember(question(9000), reply(0), now);
-        assert!(state.remembered(&question(9000), now).is_none());
     }
 }

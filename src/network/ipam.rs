@@ -46,16 +46,6 @@ pub(crate) struct Lease {
     pub(crate) host_ports: Vec<HostPort>,
 }
 
-impl Lease {
-    /// The address of the pod in IPv4, which node ports and host ports lead to.
-    pub(crate) fn v4(&self) -> Option<Ipv4Addr> {
-        self.addresses.iter().find_map(|address| match address {
-            IpAddr::V4(v4) => Some(*v4),
-            IpAddr::V6(_) => None,
-        })
-    }
-}
-
 /// A network that addresses are given from.
 #[derive(Debug)]
 struct Pool {

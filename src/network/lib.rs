@@ -1,8 +1,8 @@
 //! Room `network`: the links, addresses, packet filter rules and address leases of one node, by netlink only.
 //!
-//! Comes in: [`NodeConfig`], pods to attach, the desired [`ServiceTable`]. Goes out: network namespaces with an address,
+//! Comes in: [`NodeConfig`], pods to attach, the desired [`ServiceTable`], [`PolicyChanges`]. Goes out: network namespaces with an address,
 //! load balancing in the kernel, [`Error`]. Nobody else writes the links `edge0`, `edge-dns` and `veth*` made here, the
-//! nftables table `edge`, and the files under [`NodeConfig::run_dir`]; nothing else on the host is changed.
+//! nftables tables `edge`, and the files under [`NodeConfig::run_dir`]; nothing else on the host is changed.
 //!
 //! Everything here is synchronous and takes from microseconds to a few milliseconds: from async code, call it through
 //! `spawn_blocking`. Everything works on the network namespace of the calling thread, which is the host's.
@@ -30,8 +30,12 @@ mod overlay;
 mod peer_tests;
 mod peers;
 mod pod;
+mod policy;
 mod readiness;
 mod route;
+mod rules;
+#[cfg(test)]
+mod rules_tests;
 mod service;
 mod subnet;
 mod sysctl;
@@ -48,6 +52,7 @@ pub use node::{BRIDGE, DNS_LINK, NodeConfig, NodeNetwork, PodNetwork};
 pub use node_ip::node_addresses;
 pub use overlay::{VNI, VXLAN_PORT};
 pub use peers::{Peer, Reach, Reaches, Tunnel};
+pub use policy::{Allow, Group, Isolation, Member, Peers, PolicyChanges, Ports};
 pub use readiness::Readiness;
-pub use service::{Endpoint, Frontend, NoEndpoints, Protocol, Route, ServiceTable};
+pub use service::{Endpoint, Family, Frontend, NoEndpoints, Protocol, Route, ServiceChanges, ServiceTable};
 pub use wireguard::{PublicKey, WIREGUARD_PORT};

@@ -3,20 +3,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::ipam::{HostPort, Lease, Leases, validate_uid};
 use crate::link;
 use crate::netlink::Socket;
-use crate::nft::Table;
+use crate::nft::Networks;
 use crate::overlay::{self, VXLAN_LINK, VXLAN6_LINK};
 use crate::peers::{self, Peer, Reaches, Tunnel, Wanted};
 use crate::readiness::Announcer;
+use crate::rules::Rules;
 use crate::subnet::{self, Subnet};
 use crate::wireguard::{self, Device};
-use crate::{Backend, Cidr, Endpoint, Error, Frontend, Readiness, Route, ServiceTable, conntrack, pod, sysctl};
+use crate::{
+    Backend, Cidr, Endpoint, Error, Family, Frontend, PolicyChanges, Readiness, Route, ServiceChanges, ServiceTable,
+    pod, sysctl,
+};
 
 /// The bridge all pods of the node hang on.
 pub const BRIDGE: &str = "edge0";
@@ -58,16 +62,6 @@ pub struct PodNetwork {
     pub addresses: Vec<IpAddr>,
 }
 
-/// What is in the packet filter and what should be.
-#[derive(Debug)]
-struct Rules {
-    table: Table,
-    /// What the room `proxy` wants; until it has said so, what an earlier process left in the table.
-    services: ServiceTable,
-    /// Services and host ports as they were written last.
-    effective: ServiceTable,
-}
-
 /// The network of this node. All methods block; see the crate's documentation.
 #[derive(Debug)]
 pub struct NodeNetwork {
@@ -86,12 +80,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The network of the primary table of rules, which is that of IPv4; one that nothing is in where there is none.
-fn v4_of(networks: &[Cidr]) -> Result<Cidr, Error> {
-    match networks.iter().find(|network| network.base().is_ipv4()) {
-        Some(network) => Ok(*network),
-        None => Cidr::new(IpAddr::V4(Ipv4Addr::BROADCAST), 32),
-    }
+/// The networks of each family, as far as both pods and services have one.
+fn networks(config: &NodeConfig) -> Vec<Networks> {
+    let of = |family: Family| {
+        let same = |cidr: &&Cidr| Family::of(cidr.base()) == family;
+        Some(Networks {
+            cluster: *config.cluster_cidrs.iter().find(same)?,
+            services: *config.service_cidrs.iter().find(same)?,
+            dns: config.dns_addresses.iter().find(|address| Family::of(**address) == family).copied(),
+            node_ports: Vec::new(),
+        })
+    };
+    Family::ALL.into_iter().filter_map(of).collect()
 }
 
 impl NodeNetwork {
@@ -108,13 +108,9 @@ impl NodeNetwork {
         let leases = Leases::open(config.run_dir.join("leases"), &assigned, recover)?;
 
         // The rules come first: no packet is forwarded before they are there.
-        let (table, effective) = Table::open(v4_of(&config.cluster_cidrs)?, v4_of(&config.service_cidrs)?)?;
-        let mut services = effective.clone();
-        for (frontend, route) in leases.all().values().flat_map(host_port_routes) {
-            if services.get(&frontend) == Some(&route) {
-                services.remove(&frontend);
-            }
-        }
+        let attached =
+            leases.all().iter().map(|(uid, lease)| (uid.clone(), lease.addresses.clone(), host_port_routes(lease)));
+        let rules = Rules::open(networks(&config), attached)?;
         subnet::ensure_dns_link(&mut Socket::route()?, &config.dns_addresses)?;
         if config.cluster_cidrs.iter().any(|network| network.base().is_ipv4()) {
             sysctl::set("ipv4/ip_forward", "1")?;
@@ -126,7 +122,7 @@ impl NodeNetwork {
             config,
             subnet: Mutex::new(None),
             leases: Mutex::new(leases),
-            rules: Mutex::new(Rules { table, services, effective }),
+            rules: Mutex::new(rules),
             wireguard: Mutex::new(None),
             readiness: Announcer::new(Error::NoPodNetwork.to_string()),
         };
@@ -239,15 +235,10 @@ impl NodeNetwork {
     /// error, call it again or call [`Self::detach`].
     pub fn attach(&self, uid: &str, host_ports: &[HostPort]) -> Result<PodNetwork, Error> {
         let subnet = lock(&self.subnet).clone().ok_or(Error::NoPodNetwork)?;
-        let (lease, had_ports) = {
-            let mut leases = lock(&self.leases);
-            let had_ports = leases.all().get(uid).is_some_and(|lease| !lease.host_ports.is_empty());
-            (leases.acquire(uid, host_ports)?, had_ports)
-        };
+        let lease = lock(&self.leases).acquire(uid, host_ports)?;
+        // The rules come first: what a pod may not do, it may not do from its first packet on.
+        lock(&self.rules).attach(uid, lease.addresses.clone(), host_port_routes(&lease))?;
         pod::connect(&self.netns_path(uid), uid, &lease, &subnet)?;
-        if had_ports || !host_ports.is_empty() {
-            self.write_rules()?;
-        }
         Ok(self.pod_network(uid, &lease))
     }
 
@@ -268,13 +259,9 @@ impl NodeNetwork {
         let subnet = lock(&self.subnet).clone();
         let lease = lock(&self.leases).all().get(uid).cloned();
         pod::disconnect(&self.netns_path(uid), uid, lease.as_ref(), subnet.as_deref())?;
-        let had_ports = {
-            let mut leases = lock(&self.leases);
-            let had_ports = leases.all().get(uid).is_some_and(|lease| !lease.host_ports.is_empty());
-            leases.release(uid)?;
-            had_ports
-        };
-        if had_ports { self.write_rules() } else { Ok(()) }
+        // As long as the rules know the address, nobody else may have it.
+        lock(&self.rules).detach(uid)?;
+        lock(&self.leases).release(uid)
     }
 
     /// The connected pods by UID, those of an earlier process included.
@@ -306,30 +293,36 @@ impl NodeNetwork {
         result.and(pod::delete_links_but(&mut Socket::route()?, known))
     }
 
-    /// Makes the kernel balance load as `services` says. Only differences are written, in one atomic step; established
-    /// connections go on.
+    /// Makes the kernel balance load as `services` says, and for nothing else. Only differences are written, in one atomic
+    /// step; established connections go on.
     ///
     /// # Errors
-    /// The kernel's refusal; the rules before are still in force.
+    /// The kernel's refusal; the rules before are still in force, and the next change tries this one again.
     pub fn apply_services(&self, services: ServiceTable) -> Result<(), Error> {
-        lock(&self.rules).services = services;
-        self.write_rules()
+        lock(&self.rules).set_services(services)
     }
 
-    /// Writes services and host ports.
-    fn write_rules(&self) -> Result<(), Error> {
-        let mut rules = lock(&self.rules);
-        let mut desired = rules.services.clone();
-        for (frontend, route) in lock(&self.leases).all().values().flat_map(host_port_routes) {
-            desired.entry(frontend).or_insert(route);
-        }
-        rules.table.apply(&desired)?;
-        let before = std::mem::replace(&mut rules.effective, desired);
-        let after = &rules.effective;
-        rules.table.forget_stale_affinity(after)?;
-        let forgotten = conntrack::forget(&conntrack::affected(&before, after))?;
-        tracing::debug!(frontends = after.len(), forgotten, "service rules written");
-        Ok(())
+    /// Changes the routes of some frontends, in one atomic step whose cost depends on these alone.
+    ///
+    /// # Errors
+    /// As [`Self::apply_services`].
+    pub fn change_services(&self, changes: ServiceChanges) -> Result<(), Error> {
+        lock(&self.rules).change_services(changes)
+    }
+
+    /// From now on a pod may exchange nothing from when it is attached until [`Self::change_policies`] has told what it may
+    /// (pods that are attached already stay as they are). `attached` is told the UID and the addresses of every pod that is
+    /// or becomes attached; it must not call back.
+    pub fn enforce_policies(&self, attached: impl Fn(&str, &[IpAddr]) + Send + 'static) {
+        lock(&self.rules).enforce_policies(Box::new(attached));
+    }
+
+    /// Puts policies in force, in one atomic step. Established connections go on.
+    ///
+    /// # Errors
+    /// As [`Self::apply_services`].
+    pub fn change_policies(&self, changes: &PolicyChanges) -> Result<(), Error> {
+        lock(&self.rules).change_policies(changes)
     }
 
     /// Removes everything this room made: pods' namespaces, links, the packet filter table, files. Forwarding stays on, as
@@ -345,7 +338,7 @@ impl NodeNetwork {
             result = result.and(link::delete(&mut socket, name));
         }
         *lock(&self.subnet) = None;
-        result = result.and(lock(&self.rules).table.delete());
+        result = result.and(lock(&self.rules).delete());
         let dir = &self.config.run_dir;
         let remove = |result: io::Result<()>| result.map_err(|source| Error::file(dir, source));
         result = result.and(remove(lock(&self.leases).remove_all()));
@@ -355,10 +348,18 @@ impl NodeNetwork {
 }
 
 /// The host ports of a pod as frontends.
-fn host_port_routes(lease: &Lease) -> impl Iterator<Item = (Frontend, Route)> {
-    let address = lease.v4();
-    lease.host_ports.iter().filter_map(move |port| {
-        let frontend = Frontend { address: port.host_ip, protocol: port.protocol, port: port.host_port };
-        Some((frontend, Route::to(vec![Endpoint { address: address?, port: port.container_port }])))
-    })
+fn host_port_routes(lease: &Lease) -> Vec<(Frontend, Route)> {
+    let mut routes = Vec::new();
+    for port in &lease.host_ports {
+        for address in &lease.addresses {
+            let family = Family::of(*address);
+            let frontend = match port.host_ip.map(IpAddr::V4) {
+                Some(host_ip) if Family::of(host_ip) != family => continue,
+                Some(host_ip) => Frontend { address: host_ip, protocol: port.protocol, port: port.host_port },
+                None => Frontend::node(family, port.protocol, port.host_port),
+            };
+            routes.push((frontend, Route::to(vec![Endpoint { address: *address, port: port.container_port }])));
+        }
+    }
+    routes
 }

@@ -2,9 +2,38 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
+
+use crate::Cidr;
+
+/// A version of IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The family of an address.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// The address that stands for all addresses.
+    pub fn unspecified(self) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Self::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        }
+    }
+}
 
 /// A transport protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -47,19 +76,36 @@ impl fmt::Display for Protocol {
 /// Where clients connect to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Frontend {
-    /// The address; `None` is every address of the node itself (node ports).
-    pub address: Option<Ipv4Addr>,
+    /// The address; the unspecified one is every address of the node itself of that family (node ports).
+    pub address: IpAddr,
     /// The protocol.
     pub protocol: Protocol,
     /// The port.
     pub port: u16,
 }
 
+impl Frontend {
+    /// A port of every address of the node of one family.
+    pub fn node(family: Family, protocol: Protocol, port: u16) -> Self {
+        Self { address: family.unspecified(), protocol, port }
+    }
+
+    /// Whether this is a port of every address of the node.
+    pub fn is_node(&self) -> bool {
+        self.address.is_unspecified()
+    }
+
+    /// The family of the address.
+    pub fn family(&self) -> Family {
+        Family::of(self.address)
+    }
+}
+
 /// Where connections go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Endpoint {
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// The port.
     pub port: u16,
 }
@@ -76,7 +122,7 @@ pub enum NoEndpoints {
 /// What happens to the connections to one frontend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// The endpoints; each new connection goes to a random one.
+    /// The endpoints; each new connection goes to a random one. Those of another family than the frontend are left out.
     pub endpoints: Vec<Endpoint>,
     /// The endpoints for clients inside of the cluster (pods, this node) when they differ: with `externalTrafficPolicy:
     /// Local` these reach the endpoints on all nodes.
@@ -87,15 +133,26 @@ pub struct Route {
     pub masquerade: bool,
     /// What happens while `endpoints` is empty.
     pub no_endpoints: NoEndpoints,
+    /// The only networks clients may come from; everybody else gets no answer. `None` lets all in.
+    pub source_ranges: Option<Vec<Cidr>>,
 }
 
 impl Route {
     /// A route to `endpoints` for all clients, without affinity and masquerade; rejecting while there are none.
     pub fn to(endpoints: Vec<Endpoint>) -> Self {
-        let no_endpoints = NoEndpoints::Reject;
-        Self { endpoints, internal_endpoints: None, affinity_seconds: None, masquerade: false, no_endpoints }
+        Self {
+            endpoints,
+            internal_endpoints: None,
+            affinity_seconds: None,
+            masquerade: false,
+            no_endpoints: NoEndpoints::Reject,
+            source_ranges: None,
+        }
     }
 }
 
 /// Every frontend of the cluster's services on this node.
 pub type ServiceTable = BTreeMap<Frontend, Route>;
+
+/// New routes of some frontends; `None` for a frontend that no service has any more.
+pub type ServiceChanges = BTreeMap<Frontend, Option<Route>>;

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,17 +18,19 @@ use crate::link::{self, VethPair};
 use crate::netlink::Socket;
 use crate::route::Route as IpRoute;
 use crate::{
-    BRIDGE, Backend, DNS_LINK, Endpoint, Error, Frontend, HostPort, NoEndpoints, NodeConfig, NodeNetwork, PodNetwork,
-    Protocol, Route, ServiceTable, sysctl,
+    BRIDGE, Backend, Cidr, DNS_LINK, Endpoint, Error, Family, Frontend, HostPort, NoEndpoints, NodeConfig, NodeNetwork,
+    PodNetwork, Protocol, Route, ServiceTable, sysctl,
 };
 
-const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+pub(crate) const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+pub(crate) const NODE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+pub(crate) const OUTSIDE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 42, 0, 1);
 const VIP: Ipv4Addr = Ipv4Addr::new(10, 43, 0, 80);
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 /// Long enough for any answer, short enough for the tests that expect none.
-const PATIENCE: Duration = Duration::from_millis(1500);
+pub(crate) const PATIENCE: Duration = Duration::from_millis(1500);
 
 /// A directory with the namespaces `node` and `outside`, which end with it, whatever fails in between.
 struct Place(tempfile::TempDir);
@@ -47,24 +49,41 @@ impl Drop for Place {
     }
 }
 
-struct World {
+pub(crate) struct World {
     dir: Place,
     network: NodeNetwork,
+    both_families: bool,
 }
 
 impl World {
     fn new() -> Self {
+        Self::make(false)
+    }
+
+    /// The same with IPv6 beside IPv4.
+    pub(crate) fn of_both_families() -> Self {
+        Self::make(true)
+    }
+
+    fn make(both_families: bool) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "this test needs root");
         let dir = Place(tempfile::tempdir().unwrap());
         let path = |name: &str| dir.path().join(name);
         netns::create(&path("node")).unwrap();
         netns::create(&path("outside")).unwrap();
         let outside = fs::File::open(path("outside")).unwrap();
+        for name in ["node", "outside"] {
+            // no second of waiting for duplicates of addresses that nobody else has
+            netns::run_in(&path(name), || sysctl::set_if_possible("ipv6/conf/default/accept_dad", "0")).unwrap();
+        }
         netns::run_in(&path("node"), || {
             let mut socket = Socket::route().unwrap();
             link::set_up(&mut socket, 1).unwrap();
-            let bridge = link::ensure_bridge(&mut socket, "wan0", [2, 0, 0, 0, 0, 1], 1400, false).unwrap();
+            let bridge = link::ensure_bridge(&mut socket, "wan0", [2, 0, 0, 0, 0, 1], 1400, both_families).unwrap();
             link::ensure_address(&mut socket, bridge, NODE.into(), 24).unwrap();
+            if both_families {
+                link::ensure_address(&mut socket, bridge, NODE6.into(), 64).unwrap();
+            }
             let pair = VethPair {
                 host: "wanport",
                 bridge,
@@ -84,37 +103,40 @@ impl World {
             link::set_up(&mut socket, 1).unwrap();
             link::set_up(&mut socket, index).unwrap();
             link::ensure_address(&mut socket, index, OUTSIDE.into(), 24).unwrap();
+            if both_families {
+                link::ensure_address(&mut socket, index, OUTSIDE6.into(), 64).unwrap();
+            }
         })
         .unwrap();
-        let network = set_up(dir.path());
-        Self { dir, network }
+        let network = set_up(dir.path(), both_families);
+        Self { dir, network, both_families }
     }
 
-    fn node(&self) -> PathBuf {
+    pub(crate) fn node(&self) -> PathBuf {
         self.dir.path().join("node")
     }
 
-    fn outside(&self) -> PathBuf {
+    pub(crate) fn outside(&self) -> PathBuf {
         self.dir.path().join("outside")
     }
 
     /// Calls the network as edge does: from the node's namespace.
-    fn with<T: Send>(&self, call: impl FnOnce(&NodeNetwork) -> T + Send) -> T {
+    pub(crate) fn with<T: Send>(&self, call: impl FnOnce(&NodeNetwork) -> T + Send) -> T {
         netns::run_in(&self.node(), || call(&self.network)).unwrap()
     }
 
-    fn pod(&self, uid: &str) -> PodNetwork {
+    pub(crate) fn pod(&self, uid: &str) -> PodNetwork {
         self.with(|network| network.attach(uid, &[])).unwrap()
     }
 
-    fn apply(&self, services: &[(Frontend, Route)]) {
+    pub(crate) fn apply(&self, services: &[(Frontend, Route)]) {
         let table: ServiceTable = services.iter().cloned().collect();
         self.with(|network| network.apply_services(table)).unwrap();
     }
 
     /// A new process: everything in memory is lost.
-    fn restart(&mut self) {
-        self.network = set_up(self.dir.path());
+    pub(crate) fn restart(&mut self) {
+        self.network = set_up(self.dir.path(), self.both_families);
     }
 }
 
@@ -127,19 +149,23 @@ impl Drop for World {
     }
 }
 
-fn set_up(dir: &Path) -> NodeNetwork {
+fn set_up(dir: &Path, both_families: bool) -> NodeNetwork {
+    let cidrs = |texts: [&str; 2]| -> Vec<Cidr> {
+        texts.iter().take(1 + usize::from(both_families)).map(|text| text.parse().unwrap()).collect()
+    };
+    let service_cidrs = cidrs(["10.43.0.0/16", "fd43::/112"]);
     let config = NodeConfig {
         run_dir: dir.join("run"),
-        cluster_cidrs: vec!["10.42.0.0/16".parse().unwrap()],
-        service_cidrs: vec!["10.43.0.0/16".parse().unwrap()],
-        dns_addresses: vec![IpAddr::from([10, 43, 0, 10])],
+        cluster_cidrs: cidrs(["10.42.0.0/16", "fd42::/56"]),
+        dns_addresses: service_cidrs.iter().map(|network| network.nth(10)).collect(),
+        service_cidrs,
         node_addresses: vec![NODE.into()],
         wireguard_key: dir.join("wireguard.key"),
         backend: Backend::Auto,
     };
     netns::run_in(&dir.join("node"), || {
         let network = NodeNetwork::set_up(config)?;
-        network.assign(&["10.42.0.0/24".parse()?])?;
+        network.assign(&cidrs(["10.42.0.0/24", "fd42::/64"]))?;
         Ok::<_, Error>(network)
     })
     .unwrap()
@@ -154,31 +180,32 @@ fn ip(pod: &PodNetwork) -> Ipv4Addr {
 }
 
 fn endpoint(pod: &PodNetwork) -> Endpoint {
-    Endpoint { address: ip(pod), port: 8080 }
+    Endpoint { address: ip(pod).into(), port: 8080 }
 }
 
 fn cluster_ip(protocol: Protocol) -> Frontend {
-    Frontend { address: Some(VIP), protocol, port: 80 }
+    Frontend { address: VIP.into(), protocol, port: 80 }
 }
 
 fn node_port(port: u16) -> Frontend {
-    Frontend { address: None, protocol: Protocol::Tcp, port }
+    Frontend::node(Family::V4, Protocol::Tcp, port)
 }
 
 /// A server on TCP and UDP port 8080 of a namespace. It greets TCP clients with its name and their address and then sends back
 /// what they send; it answers datagrams with the greeting.
-struct Server {
+pub(crate) struct Server {
     stop: Arc<AtomicBool>,
     listener: TcpListener,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Server {
-    fn start(namespace: &Path, name: &str) -> Self {
-        let sockets = || (TcpListener::bind("0.0.0.0:8080").unwrap(), UdpSocket::bind("0.0.0.0:8080").unwrap());
+    pub(crate) fn start(namespace: &Path, name: &str) -> Self {
+        let any = [SocketAddr::from((Ipv6Addr::UNSPECIFIED, 8080)), SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080))];
+        let sockets = || (TcpListener::bind(&any[..]).unwrap(), UdpSocket::bind(&any[..]).unwrap());
         let (listener, datagrams) = netns::run_in(namespace, sockets).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
-        let greeting = |name: &str, peer: SocketAddr| format!("{name} {}", peer.ip());
+        let greeting = |name: &str, peer: SocketAddr| format!("{name} {}", peer.ip().to_canonical());
         let (accepting, tcp_name) = (listener.try_clone().unwrap(), name.to_owned());
         let tcp = thread::spawn(move || {
             while let Ok((mut stream, peer)) = accepting.accept() {
@@ -216,7 +243,7 @@ impl Drop for Server {
     }
 }
 
-fn read_line(stream: &mut TcpStream) -> io::Result<String> {
+pub(crate) fn read_line(stream: &mut TcpStream) -> io::Result<String> {
     let mut line = Vec::new();
     let mut byte = [0];
     while stream.read(&mut byte)? == 1 && byte[0] != b'\n' {
@@ -225,7 +252,8 @@ fn read_line(stream: &mut TcpStream) -> io::Result<String> {
     Ok(String::from_utf8(line).unwrap())
 }
 
-fn connect(from: &Path, to: Ipv4Addr, port: u16) -> io::Result<(TcpStream, String)> {
+pub(crate) fn connect(from: &Path, to: impl Into<IpAddr>, port: u16) -> io::Result<(TcpStream, String)> {
+    let to: IpAddr = to.into();
     netns::run_in(from, || {
         let mut stream = TcpStream::connect_timeout(&SocketAddr::from((to, port)), PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -236,11 +264,11 @@ fn connect(from: &Path, to: Ipv4Addr, port: u16) -> io::Result<(TcpStream, Strin
 }
 
 /// The greeting that a connection gets: the server's name and the address it sees.
-fn ask(from: &Path, to: Ipv4Addr, port: u16) -> String {
+pub(crate) fn ask(from: &Path, to: impl Into<IpAddr>, port: u16) -> String {
     connect(from, to, port).map_or_else(|error| format!("{:?}", error.kind()), |(_, greeting)| greeting)
 }
 
-fn all_answers(from: &Path, to: Ipv4Addr, port: u16) -> BTreeSet<String> {
+pub(crate) fn all_answers(from: &Path, to: impl Into<IpAddr> + Copy, port: u16) -> BTreeSet<String> {
     (0..40).map(|_| ask(from, to, port)).collect()
 }
 
@@ -325,7 +353,7 @@ fn external_addresses_are_translated_before_they_are_routed() {
     let a = world.pod("a");
     let _server = Server::start(&a.netns, "a");
     let external = Ipv4Addr::new(198, 51, 100, 7);
-    let frontend = Frontend { address: Some(external), protocol: Protocol::Tcp, port: 443 };
+    let frontend = Frontend { address: external.into(), protocol: Protocol::Tcp, port: 443 };
     world.apply(&[(frontend, Route { masquerade: true, ..Route::to(vec![endpoint(&a)]) })]);
     netns::run_in(&world.outside(), || {
         let mut socket = Socket::route().unwrap();

@@ -1,10 +1,10 @@
 //! From one Service and its EndpointSlices to routes; pure. The choice of endpoints is kube-proxy's.
 
-use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use edge_client::ResourceExt;
-use edge_network::{Endpoint, Frontend, NoEndpoints, Protocol, Route};
+use edge_network::{Cidr, Endpoint, Family, Frontend, NoEndpoints, Protocol, Route, ServiceTable};
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint as SliceEndpoint, EndpointSlice};
 
@@ -15,34 +15,71 @@ const SERVICE_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// The API server's default for `sessionAffinityConfig.clientIP.timeoutSeconds`.
 const DEFAULT_AFFINITY_SECONDS: i32 = 10_800;
 
-/// The routes of a service on this node; none for a service that has no address or is somebody else's. Only IPv4.
+/// What a service means for a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Compiled {
+    /// Its routes.
+    pub routes: ServiceTable,
+    /// Whom load balancers ask whether to send traffic to this node.
+    pub health: Option<HealthCheck>,
+}
+
+/// The health check of a service with `externalTrafficPolicy: Local`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// The port of the node that answers.
+    pub port: u16,
+    /// How many of the service's pods on this node are ready.
+    pub local_endpoints: usize,
+}
+
+/// What a service means on this node; nothing for a service that has no address or is somebody else's. `zone` is the node's.
 pub fn compile<'a>(
     service: &Service,
     slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
     node: &Node,
-) -> Vec<(Frontend, Route)> {
-    let Some(spec) = &service.spec else { return Vec::new() };
+    zone: Option<&str>,
+) -> Compiled {
+    let mut compiled = Compiled::default();
+    let Some(spec) = &service.spec else { return compiled };
     let addresses = cluster_ips(spec, node);
     let external_name = spec.type_.as_deref() == Some("ExternalName");
     if addresses.is_empty() || external_name || service.labels().contains_key(SERVICE_PROXY_NAME) {
-        return Vec::new();
+        return compiled;
     }
-    let outside = external_addresses(service, spec);
-    let mut routes = Vec::new();
+    let families: BTreeSet<Family> = addresses.iter().map(|address| Family::of(*address)).collect();
+    let external_ips = parse_addresses(spec.external_ips.iter().flatten());
+    let balancers = load_balancer_addresses(service, spec);
+    let source_ranges = source_ranges(spec);
+    let mut ready_here = BTreeSet::new();
     for port in spec.ports.iter().flatten() {
         let Some((protocol, number)) = protocol_of(port).zip(port_number(port.port)) else { continue };
-        let endpoints = endpoints(slices.clone(), port, protocol, &node.name);
-        let affinity_seconds = affinity(spec);
-        let internal = endpoints.internal(spec.internal_traffic_policy.as_deref(), affinity_seconds);
-        let external = endpoints.external(spec.external_traffic_policy.as_deref(), affinity_seconds);
-        let frontend = |address| Frontend { address, protocol, port: number };
-        routes.extend(addresses.iter().map(|address| (frontend(Some(*address)), internal.clone())));
-        routes.extend(outside.iter().map(|address| (frontend(Some(*address)), external.clone())));
-        if let Some(node_port) = port.node_port.and_then(port_number) {
-            routes.push((Frontend { address: None, protocol, port: node_port }, external));
+        for family in &families {
+            let endpoints = endpoints(slices.clone(), port, protocol, *family, (&node.name, zone));
+            ready_here.extend(endpoints.ready_here.iter().map(|endpoint| endpoint.address));
+            let affinity_seconds = affinity(spec);
+            let internal = endpoints.internal(spec.internal_traffic_policy.as_deref(), affinity_seconds);
+            let external = endpoints.external(spec.external_traffic_policy.as_deref(), affinity_seconds);
+            let balanced = Route { source_ranges: source_ranges.clone(), ..external.clone() };
+            let mut add = |addresses: &BTreeSet<IpAddr>, route: &Route| {
+                for address in addresses.iter().filter(|address| Family::of(**address) == *family) {
+                    let frontend = Frontend { address: *address, protocol, port: number };
+                    compiled.routes.entry(frontend).or_insert_with(|| route.clone());
+                }
+            };
+            add(&addresses, &internal);
+            add(&external_ips, &external);
+            add(&balancers, &balanced);
+            if let Some(node_port) = port.node_port.and_then(port_number) {
+                compiled.routes.entry(Frontend::node(*family, protocol, node_port)).or_insert(external);
+            }
         }
     }
-    routes
+    let local = spec.external_traffic_policy.as_deref() == Some("Local");
+    let balancer = spec.type_.as_deref() == Some("LoadBalancer");
+    let port = spec.health_check_node_port.and_then(port_number).filter(|_| local && balancer);
+    compiled.health = port.map(|port| HealthCheck { port, local_endpoints: ready_here.len() });
+    compiled
 }
 
 fn port_number(port: i32) -> Option<u16> {
@@ -53,7 +90,8 @@ fn protocol_of(port: &ServicePort) -> Option<Protocol> {
     parse_protocol(port.protocol.as_deref())
 }
 
-fn parse_protocol(name: Option<&str>) -> Option<Protocol> {
+/// The protocol of that name; TCP when there is none.
+pub(crate) fn parse_protocol(name: Option<&str>) -> Option<Protocol> {
     match name.unwrap_or("TCP") {
         "TCP" => Some(Protocol::Tcp),
         "UDP" => Some(Protocol::Udp),
@@ -71,43 +109,56 @@ fn affinity(spec: &ServiceSpec) -> Option<u32> {
     u32::try_from(seconds).ok().filter(|seconds| *seconds > 0)
 }
 
-fn parse_addresses<'a>(texts: impl Iterator<Item = &'a String>) -> BTreeSet<Ipv4Addr> {
+fn parse_addresses<'a>(texts: impl Iterator<Item = &'a String>) -> BTreeSet<IpAddr> {
     texts.filter_map(|text| text.parse().ok()).collect()
 }
 
-fn cluster_ips(spec: &ServiceSpec, node: &Node) -> BTreeSet<Ipv4Addr> {
+fn cluster_ips(spec: &ServiceSpec, node: &Node) -> BTreeSet<IpAddr> {
     let mut addresses = parse_addresses(spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip));
-    if let Some(IpAddr::V4(dns)) = node.dns_address {
-        addresses.remove(&dns);
-    }
+    addresses.retain(|address| !node.dns_addresses.contains(address));
     addresses
 }
 
-/// Addresses outside of the cluster that lead here: `externalIPs` and load balancers that do not translate themselves.
-fn external_addresses(service: &Service, spec: &ServiceSpec) -> BTreeSet<Ipv4Addr> {
-    let mut addresses = parse_addresses(spec.external_ips.iter().flatten());
-    if spec.type_.as_deref() == Some("LoadBalancer") {
-        let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
-        let ingress = status.and_then(|status| status.ingress.as_ref()).into_iter().flatten();
-        let direct = ingress.filter(|ingress| ingress.ip_mode.as_deref().unwrap_or("VIP") == "VIP");
-        addresses.extend(direct.filter_map(|ingress| ingress.ip.as_ref()?.parse::<Ipv4Addr>().ok()));
+/// The addresses of load balancers that do not translate themselves.
+fn load_balancer_addresses(service: &Service, spec: &ServiceSpec) -> BTreeSet<IpAddr> {
+    if spec.type_.as_deref() != Some("LoadBalancer") {
+        return BTreeSet::new();
     }
-    addresses
+    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let ingress = status.and_then(|status| status.ingress.as_ref()).into_iter().flatten();
+    let direct = ingress.filter(|ingress| ingress.ip_mode.as_deref().unwrap_or("VIP") == "VIP");
+    direct.filter_map(|ingress| ingress.ip.as_ref()?.parse().ok()).collect()
+}
+
+/// The only networks that a load balancer's clients may come from. Ranges of one family close the other one too: a range
+/// that nobody wrote lets nobody in.
+fn source_ranges(spec: &ServiceSpec) -> Option<Vec<Cidr>> {
+    let ranges = spec.load_balancer_source_ranges.as_ref().filter(|ranges| !ranges.is_empty())?;
+    let mut ranges: Vec<Cidr> = ranges.iter().filter_map(|range| range.trim().parse().ok()).collect();
+    ranges.sort_unstable();
+    ranges.dedup();
+    // The same as no restriction.
+    let open = |family| ranges.iter().any(|range| Family::of(range.base()) == family && range.prefix() == 0);
+    (!Family::ALL.into_iter().all(open)).then_some(ranges)
 }
 
 /// The endpoints of a port that traffic may go to.
 struct Endpoints {
-    /// On all nodes.
+    /// On all nodes, or on those that are near enough.
     cluster: Vec<Endpoint>,
     /// On this node.
     local: Vec<Endpoint>,
+    /// On this node and ready.
+    ready_here: BTreeSet<Endpoint>,
+    /// Whether there is an endpoint anywhere.
+    any: bool,
 }
 
 impl Endpoints {
     /// What `Local` leads to, and what happens when that is nothing.
     fn local_only(&self, affinity_seconds: Option<u32>) -> Route {
         // Reject tells clients that there is no service; here there is one, on other nodes.
-        let no_endpoints = if self.cluster.is_empty() { NoEndpoints::Reject } else { NoEndpoints::Drop };
+        let no_endpoints = if self.any { NoEndpoints::Drop } else { NoEndpoints::Reject };
         Route { affinity_seconds, no_endpoints, ..Route::to(self.local.clone()) }
     }
 
@@ -132,17 +183,30 @@ impl Endpoints {
     }
 }
 
+/// An endpoint of a slice, as far as it concerns a port.
+struct Candidate<'a> {
+    endpoint: Endpoint,
+    local: bool,
+    usability: Usability,
+    slice: &'a SliceEndpoint,
+}
+
 /// The usable endpoints of a service's port: the ready ones, or as long as there are none, those that still serve while
 /// they terminate; on all nodes and on this node each for itself.
 fn endpoints<'a>(
     slices: impl Iterator<Item = &'a EndpointSlice>,
     port: &ServicePort,
     protocol: Protocol,
-    node: &str,
+    family: Family,
+    (node, zone): (&str, Option<&str>),
 ) -> Endpoints {
-    let mut ready: BTreeSet<(Endpoint, bool)> = BTreeSet::new();
-    let mut terminating = ready.clone();
-    for slice in slices.filter(|slice| slice.address_type == "IPv4") {
+    let address_type = match family {
+        Family::V4 => "IPv4",
+        Family::V6 => "IPv6",
+    };
+    // The same endpoint may be in two slices while the controller moves it.
+    let mut candidates: BTreeMap<Endpoint, Candidate<'_>> = BTreeMap::new();
+    for slice in slices.filter(|slice| slice.address_type == address_type) {
         let ports = slice.ports.iter().flatten();
         let mut same = ports.filter(|p| {
             p.name.as_deref().unwrap_or_default() == port.name.as_deref().unwrap_or_default()
@@ -151,26 +215,80 @@ fn endpoints<'a>(
         let Some(number) = same.find_map(|p| p.port.and_then(port_number)) else { continue };
         for endpoint in slice.endpoints.iter().flatten() {
             // All addresses of an endpoint are the same pod; consumers use the first.
-            let Some(address) = endpoint.addresses.first().and_then(|address| address.parse().ok()) else { continue };
+            let address = endpoint.addresses.first().and_then(|address| address.parse().ok());
+            let Some(address) = address.filter(|address| Family::of(*address) == family) else { continue };
             let local = endpoint.node_name.as_deref() == Some(node);
-            let found = (Endpoint { address, port: number }, local);
-            match usability(endpoint) {
-                Usability::Ready => ready.insert(found),
-                Usability::ServingWhileTerminating => terminating.insert(found),
-                Usability::No => false,
-            };
+            let key = Endpoint { address, port: number };
+            let new = Candidate { endpoint: key, local, usability: usability(endpoint), slice: endpoint };
+            if candidates.get(&key).is_none_or(|known| new.usability < known.usability) {
+                candidates.insert(key, new);
+            }
         }
     }
-    let choose = |wanted: fn(&(Endpoint, bool)) -> bool| -> Vec<Endpoint> {
-        let of = |all: &BTreeSet<(Endpoint, bool)>| -> BTreeSet<Endpoint> {
-            all.iter().filter(|found| wanted(found)).map(|(endpoint, _)| *endpoint).collect()
-        };
-        let chosen = of(&ready);
-        if chosen.is_empty() { of(&terminating) } else { chosen }.into_iter().collect()
+    let all: Vec<Candidate<'_>> = candidates.into_values().collect();
+    let near = nearness(&all, node, zone);
+    let with = |usability: Usability, wanted: &dyn Fn(&Candidate<'_>) -> bool| -> Vec<Endpoint> {
+        let same = all.iter().filter(|candidate| candidate.usability == usability && wanted(candidate));
+        same.map(|candidate| candidate.endpoint).collect()
     };
-    Endpoints { cluster: choose(|_| true), local: choose(|(_, local)| *local) }
+    let or_terminating = |ready: Vec<Endpoint>, wanted: &dyn Fn(&Candidate<'_>) -> bool| {
+        if ready.is_empty() { with(Usability::ServingWhileTerminating, wanted) } else { ready }
+    };
+    let is_local = |candidate: &Candidate<'_>| candidate.local;
+    let ready_here = with(Usability::Ready, &is_local);
+    let cluster = or_terminating(with(Usability::Ready, &|c| near.includes(c.slice, node, zone)), &|_| true);
+    Endpoints {
+        any: !cluster.is_empty(),
+        cluster,
+        ready_here: ready_here.iter().copied().collect(),
+        local: or_terminating(ready_here, &is_local),
+    }
 }
 
+/// How near an endpoint must be by the hints in the slices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Nearness {
+    Anywhere,
+    SameZone,
+    SameNode,
+}
+
+fn for_node(endpoint: &SliceEndpoint) -> impl Iterator<Item = &str> {
+    let nodes = endpoint.hints.as_ref().and_then(|hints| hints.for_nodes.as_ref());
+    nodes.into_iter().flatten().map(|node| node.name.as_str())
+}
+
+fn for_zone(endpoint: &SliceEndpoint) -> impl Iterator<Item = &str> {
+    let zones = endpoint.hints.as_ref().and_then(|hints| hints.for_zones.as_ref());
+    zones.into_iter().flatten().map(|zone| zone.name.as_str())
+}
+
+impl Nearness {
+    fn includes(self, endpoint: &SliceEndpoint, node: &str, zone: Option<&str>) -> bool {
+        match self {
+            Self::Anywhere => true,
+            Self::SameNode => for_node(endpoint).any(|name| name == node),
+            Self::SameZone => for_zone(endpoint).any(|name| Some(name) == zone),
+        }
+    }
+}
+
+/// The hints count only when every ready endpoint has them and one is for this node or zone; else they are out of date or
+/// traffic would have nowhere to go.
+fn nearness(all: &[Candidate<'_>], node: &str, zone: Option<&str>) -> Nearness {
+    let ready = || all.iter().filter(|candidate| candidate.usability == Usability::Ready).map(|c| c.slice);
+    let usable = |nearness: Nearness| ready().any(|endpoint| nearness.includes(endpoint, node, zone));
+    if ready().all(|endpoint| for_node(endpoint).next().is_some()) && usable(Nearness::SameNode) {
+        Nearness::SameNode
+    } else if ready().all(|endpoint| for_zone(endpoint).next().is_some()) && usable(Nearness::SameZone) {
+        Nearness::SameZone
+    } else {
+        Nearness::Anywhere
+    }
+}
+
+/// The better one is the lesser one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Usability {
     Ready,
     ServingWhileTerminating,
@@ -197,7 +315,7 @@ mod tests {
     use serde_json::{Value, json};
 
     fn node() -> Node {
-        Node { name: "here".into(), dns_address: Some("10.43.0.10".parse().unwrap()) }
+        Node { name: "here".into(), dns_addresses: vec!["10.43.0.10".parse().unwrap()] }
     }
 
     fn service(spec: Value) -> Service {
@@ -218,17 +336,21 @@ mod tests {
         .unwrap()
     }
 
-    fn routes(spec: Value, slices: &[EndpointSlice]) -> std::collections::BTreeMap<String, Route> {
-        let all = compile(&service(spec), slices.iter(), &node());
+    fn routes(spec: Value, slices: &[EndpointSlice]) -> BTreeMap<String, Route> {
+        let all = compile(&service(spec), slices.iter(), &node(), None).routes;
         let name = |f: Frontend| {
-            let address = f.address.map_or("node".to_owned(), |address| address.to_string());
+            let address = match (f.is_node(), f.family()) {
+                (true, Family::V4) => "node".to_owned(),
+                (true, Family::V6) => "node6".to_owned(),
+                _ => f.address.to_string(),
+            };
             format!("{address}:{}/{}", f.port, f.protocol)
         };
         all.into_iter().map(|(frontend, route)| (name(frontend), route)).collect()
     }
 
     fn to(all: &[u8]) -> Vec<Endpoint> {
-        all.iter().map(|last| Endpoint { address: Ipv4Addr::new(10, 42, 0, *last), port: 8080 }).collect()
+        all.iter().map(|last| Endpoint { address: IpAddr::from([10, 42, 0, *last]), port: 8080 }).collect()
     }
 
     const HTTP: fn() -> Value = || json!([{"name": "http", "port": 80, "nodePort": 30080, "protocol": "TCP"}]);
@@ -245,7 +367,7 @@ mod tests {
         with_status.status = serde_json::from_value(json!({"loadBalancer": {"ingress": [
             {"ip": "203.0.113.1"}, {"ip": "203.0.113.2", "ipMode": "Proxy"}, {"hostname": "x"}]}}))
         .unwrap();
-        let all = compile(&with_status, slices.iter(), &node());
+        let all = compile(&with_status, slices.iter(), &node(), None).routes;
         let count = |protocol, port| {
             let same = all.iter().filter(|(f, _)| (f.protocol, f.port) == (protocol, port));
             same.filter(|(_, route)| route.endpoints.len() == 2).count()
@@ -254,10 +376,10 @@ mod tests {
         assert_eq!(count(Protocol::Tcp, 30080), 1);
         assert_eq!(count(Protocol::Udp, 53), 3);
         let nobody: Vec<_> = all.iter().filter(|(frontend, _)| frontend.port == 99).collect();
-        assert_eq!(nobody.len(), 3);
+        assert_eq!(nobody.len(), 4);
         assert!(nobody.iter().all(|(_, r)| r.endpoints.is_empty() && r.no_endpoints == NoEndpoints::Reject));
         for (frontend, route) in &all {
-            let cluster_ip = frontend.address == Some(Ipv4Addr::new(10, 43, 0, 5));
+            let cluster_ip = ["10.43.0.5", "fd00::5"].contains(&frontend.address.to_string().as_str());
             assert_eq!(route.masquerade, !cluster_ip, "{frontend:?}");
         }
     }
@@ -275,7 +397,7 @@ mod tests {
         }
         let mut other = service(json!({"clusterIP": "10.43.0.5", "ports": HTTP()}));
         other.metadata.labels = Some([(SERVICE_PROXY_NAME.to_owned(), "x".to_owned())].into());
-        assert!(compile(&other, slices.iter(), &node()).is_empty());
+        assert_eq!(compile(&other, slices.iter(), &node(), None), Compiled::default());
     }
 
     #[test]
@@ -339,23 +461,128 @@ mod tests {
         let mut model = crate::Model::new(node());
         let spec = json!({"clusterIP": "10.43.0.5", "ports": HTTP()});
         model.service_changed(&Change::Applied { old: None, new: Arc::new(service(spec)) });
-        assert!(model.refresh());
-        let frontend = Frontend { address: Some(Ipv4Addr::new(10, 43, 0, 5)), protocol: Protocol::Tcp, port: 80 };
+        assert_eq!(model.refresh().len(), 2, "cluster IP and node port");
+        let frontend = Frontend { address: [10, 43, 0, 5].into(), protocol: Protocol::Tcp, port: 80 };
         assert!(model.table()[&frontend].endpoints.is_empty());
         let before = Arc::new(slice(json!([endpoint(2, "here", json!({}))])));
         model.slice_changed(&Change::Applied { old: None, new: before.clone() });
-        assert!(model.refresh());
-        assert!(!model.refresh(), "nothing new");
+        assert_eq!(model.refresh().len(), 2, "cluster IP and node port");
+        assert!(model.refresh().is_empty(), "nothing new");
         assert_eq!(model.table()[&frontend].endpoints, to(&[2]));
         let mut moved = before.as_ref().clone();
         moved.metadata.labels = Some([("kubernetes.io/service-name".to_owned(), "other".to_owned())].into());
         model.slice_changed(&Change::Applied { old: Some(before.clone()), new: Arc::new(moved.clone()) });
-        assert!(model.refresh());
+        assert_eq!(model.refresh().len(), 2, "cluster IP and node port");
         assert!(model.table()[&frontend].endpoints.is_empty());
         model.slice_changed(&Change::Deleted(Arc::new(moved)));
-        assert!(!model.refresh(), "a slice of no known service changes nothing");
+        assert!(model.refresh().is_empty(), "a slice of no known service changes nothing");
         model.service_changed(&Change::Deleted(Arc::new(service(json!({})))));
-        assert!(model.refresh());
+        assert_eq!(model.refresh().len(), 2, "cluster IP and node port");
         assert!(model.table().is_empty());
+    }
+
+    #[test]
+    fn both_families_each_with_its_own_endpoints() {
+        let mut v6 = slice(json!([{"addresses": ["fd42::2"], "nodeName": "here"}]));
+        v6.address_type = "IPv6".into();
+        let slices = [slice(json!([endpoint(2, "here", json!({})), {"addresses": ["fd42::9"]}])), v6];
+        let spec = json!({"type": "NodePort", "clusterIP": "10.43.0.5", "clusterIPs": ["10.43.0.5", "fd43::5"], "ports": HTTP()});
+        let all = routes(spec, &slices);
+        assert_eq!(all.len(), 4);
+        let six = vec![Endpoint { address: "fd42::2".parse().unwrap(), port: 8080 }];
+        assert_eq!((&all["10.43.0.5:80/TCP"].endpoints, &all["node:30080/TCP"].endpoints), (&to(&[2]), &to(&[2])));
+        assert_eq!((&all["fd43::5:80/TCP"].endpoints, &all["node6:30080/TCP"].endpoints), (&six, &six));
+    }
+
+    #[test]
+    fn source_ranges_are_for_load_balancers_only() {
+        let balanced = |ranges: Value| {
+            let mut service = service(json!({"type": "LoadBalancer", "clusterIP": "10.43.0.5", "ports": HTTP(),
+                "loadBalancerSourceRanges": ranges}));
+            service.status =
+                serde_json::from_value(json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]}})).unwrap();
+            let routes = compile(&service, [].iter(), &node(), None).routes;
+            assert_eq!(routes.len(), 3);
+            for (frontend, route) in &routes {
+                assert!(frontend.address == IpAddr::from([203, 0, 113, 1]) || route.source_ranges.is_none());
+            }
+            routes[&Frontend { address: [203, 0, 113, 1].into(), protocol: Protocol::Tcp, port: 80 }]
+                .source_ranges
+                .clone()
+        };
+        assert_eq!(balanced(json!([])), None);
+        assert_eq!(balanced(json!([" 192.0.2.0/24 "])), Some(vec!["192.0.2.0/24".parse().unwrap()]));
+        assert_eq!(balanced(json!(["bad"])), Some(Vec::new()), "nobody rather than everybody");
+        assert_eq!(balanced(json!(["0.0.0.0/0", "::/0"])), None);
+    }
+
+    #[test]
+    fn health_checks_count_ready_pods_of_this_node() {
+        let terminating = json!({"ready": false, "serving": true, "terminating": true});
+        let slices = [slice(json!([
+            endpoint(2, "here", json!({})),
+            endpoint(3, "here", terminating),
+            endpoint(4, "there", json!({})),
+        ]))];
+        let health = |kind: &str, policy: &str| {
+            let spec = json!({"type": kind, "clusterIP": "10.43.0.5", "externalTrafficPolicy": policy,
+                "healthCheckNodePort": 31000, "ports": HTTP()});
+            compile(&service(spec), slices.iter(), &node(), None).health
+        };
+        assert_eq!(health("LoadBalancer", "Local"), Some(HealthCheck { port: 31000, local_endpoints: 1 }));
+        assert_eq!(health("LoadBalancer", "Cluster"), None);
+        assert_eq!(health("NodePort", "Local"), None);
+    }
+
+    #[test]
+    fn hints_keep_traffic_near_when_all_endpoints_have_them() {
+        let hinted = |last: u8, zone: &str, node: &str| {
+            let mut hints = json!({"forZones": [{"name": zone}]});
+            if !node.is_empty() {
+                hints["forNodes"] = json!([{"name": node}]);
+            }
+            json!({"addresses": [format!("10.42.0.{last}")], "nodeName": node, "hints": hints})
+        };
+        let chosen = |zone: Option<&str>, endpoints: Value| {
+            let service = service(json!({"clusterIP": "10.43.0.5", "ports": HTTP()}));
+            let routes = compile(&service, [slice(endpoints)].iter(), &node(), zone).routes;
+            routes.into_values().next().unwrap().endpoints
+        };
+        let zones = || json!([hinted(2, "east", ""), hinted(3, "west", "")]);
+        assert_eq!(chosen(Some("west"), zones()), to(&[3]));
+        assert_eq!(chosen(None, zones()), to(&[2, 3]), "a node without a zone");
+        assert_eq!(chosen(Some("north"), zones()), to(&[2, 3]), "no endpoint for the zone");
+        let partly = json!([hinted(2, "east", ""), hinted(3, "west", ""), endpoint(4, "x", json!({}))]);
+        assert_eq!(chosen(Some("west"), partly), to(&[2, 3, 4]), "the hints are being changed");
+        let nodes = json!([hinted(2, "east", "here"), hinted(3, "west", "there")]);
+        assert_eq!(chosen(Some("west"), nodes), to(&[2]), "the node comes before the zone");
+    }
+
+    #[test]
+    fn two_services_with_one_address() {
+        use edge_client::Change;
+        use std::sync::Arc;
+        let mut model = crate::Model::new(node());
+        let named = |name: &str, cluster_ip: &str| {
+            let mut service = service(json!({"clusterIP": cluster_ip, "externalIPs": ["192.0.2.7"], "ports": HTTP()}));
+            service.metadata.name = Some(name.into());
+            Arc::new(service)
+        };
+        let mut with = slice(json!([endpoint(2, "here", json!({}))]));
+        with.metadata.labels = Some([("kubernetes.io/service-name".to_owned(), "b".to_owned())].into());
+        model.slice_changed(&Change::Applied { old: None, new: Arc::new(with) });
+        let shared = Frontend { address: [192, 0, 2, 7].into(), protocol: Protocol::Tcp, port: 80 };
+        let node_port = Frontend::node(Family::V4, Protocol::Tcp, 30080);
+        model.service_changed(&Change::Applied { old: None, new: named("b", "10.43.0.5") });
+        model.refresh();
+        assert_eq!(model.table()[&shared].endpoints, to(&[2]));
+        model.service_changed(&Change::Applied { old: None, new: named("a", "10.43.0.6") });
+        let changes = model.refresh();
+        assert!(changes[&shared].as_ref().unwrap().endpoints.is_empty(), "the first one by name has it");
+        assert!(changes.contains_key(&node_port));
+        model.service_changed(&Change::Deleted(named("a", "10.43.0.6")));
+        let changes = model.refresh();
+        assert_eq!(changes[&shared].as_ref().unwrap().endpoints, to(&[2]), "and gives it back");
+        assert_eq!(changes.values().filter(|route| route.is_none()).count(), 1);
     }
 }

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use edge_client::{Change, Key, ResourceExt};
-use edge_network::{Frontend, Route, ServiceTable};
+use edge_network::{Frontend, Route, ServiceChanges, ServiceTable};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
+use crate::compile::{Compiled, HealthCheck};
 use crate::{Node, compile};
 
 /// Label of an EndpointSlice with the name of its service.
@@ -17,11 +18,14 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 #[derive(Debug)]
 pub struct Model {
     node: Node,
+    zone: Option<String>,
     services: HashMap<Key, Arc<Service>>,
     /// Slices by service and by their own name.
     slices: HashMap<Key, BTreeMap<String, Arc<EndpointSlice>>>,
     changed: BTreeSet<Key>,
-    compiled: BTreeMap<Key, Vec<(Frontend, Route)>>,
+    compiled: HashMap<Key, Compiled>,
+    /// The services that want a frontend, in order of their names: the first one has it.
+    claims: HashMap<Frontend, Vec<Key>>,
 }
 
 /// The service a slice belongs to; `None` for a slice of nobody.
@@ -35,10 +39,20 @@ impl Model {
     pub fn new(node: Node) -> Self {
         Self {
             node,
+            zone: None,
             services: HashMap::new(),
             slices: HashMap::new(),
             changed: BTreeSet::new(),
-            compiled: BTreeMap::new(),
+            compiled: HashMap::new(),
+            claims: HashMap::new(),
+        }
+    }
+
+    /// Notes the zone the node is in.
+    pub fn set_zone(&mut self, zone: Option<String>) {
+        if self.zone != zone {
+            self.zone = zone;
+            self.changed.extend(self.services.keys().cloned());
         }
     }
 
@@ -80,31 +94,54 @@ impl Model {
         self.changed.insert(service);
     }
 
-    /// Compiles the services that have changed; tells whether the table is another one now.
-    pub fn refresh(&mut self) -> bool {
-        let mut differs = false;
+    /// Compiles the services that have changed; gives the frontends whose route may be another one now.
+    pub fn refresh(&mut self) -> ServiceChanges {
+        let mut touched = BTreeSet::new();
         for key in std::mem::take(&mut self.changed) {
             let slices = self.slices.get(&key).into_iter().flat_map(BTreeMap::values).map(AsRef::as_ref);
-            let routes = match self.services.get(&key) {
-                Some(service) => compile(service, slices, &self.node),
-                None => Vec::new(),
+            let now = match self.services.get(&key) {
+                Some(service) => compile(service, slices, &self.node, self.zone.as_deref()),
+                None => Compiled::default(),
             };
-            let before = if routes.is_empty() {
-                self.compiled.remove(&key).unwrap_or_default()
-            } else {
-                self.compiled.insert(key, routes.clone()).unwrap_or_default()
-            };
-            differs |= before != routes;
+            let before = self.compiled.remove(&key).unwrap_or_default();
+            for frontend in before.routes.keys().chain(now.routes.keys()) {
+                if before.routes.get(frontend) != now.routes.get(frontend) {
+                    touched.insert(*frontend);
+                    self.claim(frontend, &key, now.routes.contains_key(frontend));
+                }
+            }
+            if now != Compiled::default() {
+                self.compiled.insert(key, now);
+            }
         }
-        differs
+        touched.into_iter().map(|frontend| (frontend, self.route(&frontend))).collect()
     }
 
-    /// The table of all services. Of two services that claim the same frontend, the first one by name has it.
-    pub fn table(&self) -> ServiceTable {
-        let mut table = ServiceTable::new();
-        for (frontend, route) in self.compiled.values().flatten() {
-            table.entry(*frontend).or_insert_with(|| route.clone());
+    /// Of two services that claim the same frontend, the first one by name has it.
+    fn route(&self, frontend: &Frontend) -> Option<Route> {
+        let owner = self.claims.get(frontend)?.first()?;
+        self.compiled.get(owner)?.routes.get(frontend).cloned()
+    }
+
+    fn claim(&mut self, frontend: &Frontend, key: &Key, wanted: bool) {
+        let keys = self.claims.entry(*frontend).or_default();
+        match (keys.binary_search(key), wanted) {
+            (Err(place), true) => keys.insert(place, key.clone()),
+            (Ok(place), false) => drop(keys.remove(place)),
+            _ => {}
         }
-        table
+        if keys.is_empty() {
+            self.claims.remove(frontend);
+        }
+    }
+
+    /// The table of all services.
+    pub fn table(&self) -> ServiceTable {
+        self.claims.keys().filter_map(|frontend| Some((*frontend, self.route(frontend)?))).collect()
+    }
+
+    /// The health checks that the node answers, with their services.
+    pub fn health_checks(&self) -> Vec<(Key, HealthCheck)> {
+        self.compiled.iter().filter_map(|(key, compiled)| Some((key.clone(), compiled.health?))).collect()
     }
 }

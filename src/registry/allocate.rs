@@ -21,12 +21,19 @@ const SERVICES: &str = "services/specs";
 const STATIC_LEAST: u128 = 16;
 const STATIC_MOST: u128 = 256;
 
+/// A network that services have their addresses in.
+#[derive(Debug)]
+struct Network {
+    first: u128,
+    size: u128,
+    is_ipv4: bool,
+}
+
 /// What services take.
 #[derive(Debug)]
 pub(crate) struct Allocator {
-    network: u128,
-    size: u128,
-    is_ipv4: bool,
+    /// One of a family, the primary one first; never empty.
+    networks: Vec<Network>,
     node_ports: RangeInclusive<u16>,
     random: RandomState,
     taken: Mutex<Taken>,
@@ -84,9 +91,14 @@ fn release<K: std::hash::Hash + Eq>(map: &mut HashMap<K, u32>, key: K) {
     }
 }
 
-impl Allocator {
-    pub(crate) fn new(network: IpAddr, prefix_len: u8, node_ports: RangeInclusive<u16>) -> Self {
-        let (bits, is_ipv4) = match network {
+/// Name of a family in the API.
+fn family_name(is_ipv4: bool) -> &'static str {
+    if is_ipv4 { "IPv4" } else { "IPv6" }
+}
+
+impl Network {
+    fn new(address: IpAddr, prefix_len: u8) -> Self {
+        let (bits, is_ipv4) = match address {
             IpAddr::V4(a) => (u128::from(u32::from(a)), true),
             IpAddr::V6(a) => (u128::from(a), false),
         };
@@ -94,18 +106,11 @@ impl Allocator {
         // more than 2^20 addresses are of no use to anybody
         let host_bits = width.saturating_sub(u32::from(prefix_len)).min(20);
         let size = 1u128 << host_bits;
-        Self {
-            network: bits & !(size - 1),
-            size,
-            is_ipv4,
-            node_ports,
-            random: RandomState::new(),
-            taken: Mutex::default(),
-        }
+        Self { first: bits & !(size - 1), size, is_ipv4 }
     }
 
     fn address(&self, offset: u128) -> IpAddr {
-        let bits = self.network + offset;
+        let bits = self.first + offset;
         if self.is_ipv4 {
             IpAddr::V4(Ipv4Addr::from(u32::try_from(bits).unwrap_or_default()))
         } else {
@@ -120,8 +125,30 @@ impl Allocator {
             (IpAddr::V6(a), false) => u128::from(a),
             _ => return false,
         };
-        let last = self.network + self.size - 1;
-        bits > self.network && (bits < last || !self.is_ipv4 && bits == last)
+        let last = self.first + self.size - 1;
+        bits > self.first && (bits < last || !self.is_ipv4 && bits == last)
+    }
+
+    fn free_address(&self, taken: &Taken, number: u64) -> Option<IpAddr> {
+        let reserved = (self.size / 16).clamp(STATIC_LEAST, STATIC_MOST).min(self.size / 2);
+        let dynamic = self.size.saturating_sub(reserved).max(1);
+        let start = u128::from(number) % dynamic;
+        // first above the part for certain addresses, then in it
+        let upper = (0..dynamic).map(|i| reserved + (start + i) % dynamic);
+        let mut offsets = upper.chain(1..reserved);
+        offsets.find_map(|o| Some(self.address(o)).filter(|a| self.contains(*a) && !taken.addresses.contains_key(a)))
+    }
+}
+
+impl Allocator {
+    /// `networks` holds the first address and the length of the prefix of each, one of a family, the primary one first.
+    pub(crate) fn new(networks: &[(IpAddr, u8)], node_ports: RangeInclusive<u16>) -> Self {
+        Self {
+            networks: networks.iter().map(|(address, prefix_len)| Network::new(*address, *prefix_len)).collect(),
+            node_ports,
+            random: RandomState::new(),
+            taken: Mutex::default(),
+        }
     }
 
     /// Takes a visible change of a service in.
@@ -151,71 +178,142 @@ impl Allocator {
         let mut errors = ErrorList::new();
         let (own_addresses, own_ports) = live.map(of_service).unwrap_or_default();
         let mut taken = self.taken.lock();
-        if service.str_at("/spec/type") != "ExternalName" {
-            self.allocate_address(&mut taken, &mut claim, service, &own_addresses, &mut errors);
+        if service.str_at("/spec/type") != "ExternalName"
+            && let Some(families) = self.families(service, &mut errors)
+        {
+            self.allocate_addresses(&mut taken, &mut claim, service, &families, (&own_addresses, &mut errors));
         }
         self.allocate_ports(&mut taken, &mut claim, service, &own_ports, &mut errors);
         drop(taken);
         if errors.is_empty() { Ok(claim) } else { Err(errors) }
     }
 
-    fn allocate_address(
+    /// The families of a service (whether each is IPv4), which are completed along with its policy; `None` for errors.
+    fn families(&self, service: &mut Object, errors: &mut ErrorList) -> Option<Vec<bool>> {
+        let path = Path::new("spec");
+        let texts = |field: &str| -> Vec<String> {
+            let list = service.pointer(&format!("/spec/{field}")).and_then(Value::as_array);
+            list.into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect()
+        };
+        let (named, addresses) = (texts("ipFamilies"), texts("clusterIPs"));
+        let headless = service.str_at("/spec/clusterIP") == "None";
+        let selects = service.pointer("/spec/selector").and_then(Value::as_object).is_some_and(|s| !s.is_empty());
+        // Endpoints that somebody else makes may be of any family, whatever the cluster has.
+        let anything = headless && !selects;
+        let policy = match service.str_at("/spec/ipFamilyPolicy") {
+            "" if anything || named.len() == 2 || addresses.len() == 2 => "RequireDualStack",
+            "" => "SingleStack",
+            given => given,
+        }
+        .to_owned();
+        let before = errors.0.len();
+        let mut families: Vec<bool> = named.iter().map(|name| name == "IPv4").collect();
+        for (i, text) in addresses.iter().enumerate() {
+            let Ok(address) = text.parse::<IpAddr>() else { continue };
+            match families.get(i) {
+                None => families.push(address.is_ipv4()),
+                Some(is_ipv4) if *is_ipv4 == address.is_ipv4() => {}
+                Some(is_ipv4) => {
+                    let why = format!("expected an {} value as indicated by `ipFamilies[{i}]`", family_name(*is_ipv4));
+                    errors.invalid(&path.child("clusterIPs").index(i), &text.as_str().into(), &why);
+                }
+            }
+        }
+        if policy == "SingleStack" && (families.len() > 1 || addresses.len() > 1) {
+            let why =
+                "must be RequireDualStack or PreferDualStack when multiple `clusterIPs` or `ipFamilies` are specified";
+            errors.invalid(&path.child("ipFamilyPolicy"), &policy.as_str().into(), why);
+        }
+        let available = |is_ipv4: bool| self.networks.iter().any(|network| network.is_ipv4 == is_ipv4);
+        if !anything {
+            for (i, is_ipv4) in families.iter().enumerate().filter(|(_, is_ipv4)| !available(**is_ipv4)) {
+                let why = "not configured on this cluster";
+                errors.invalid(&path.child("ipFamilies").index(i), &family_name(*is_ipv4).into(), why);
+            }
+            if policy == "RequireDualStack" && self.networks.len() < 2 {
+                let why = "this cluster is not configured for dual-stack services";
+                errors.invalid(&path.child("ipFamilyPolicy"), &policy.as_str().into(), why);
+            }
+        }
+        if errors.0.len() > before {
+            return None;
+        }
+        let primary = self.networks.first().is_none_or(|network| network.is_ipv4);
+        if families.is_empty() {
+            families.push(primary);
+        }
+        if policy != "SingleStack" && families.len() == 1 && (anything || available(!families[0])) {
+            families.push(!families[0]);
+        }
+        let spec = service.section_mut("spec");
+        spec.insert("ipFamilyPolicy".into(), policy.into());
+        let names: Vec<&str> = families.iter().map(|is_ipv4| family_name(*is_ipv4)).collect();
+        spec.insert("ipFamilies".into(), json!(names));
+        Some(families)
+    }
+
+    fn allocate_addresses(
         &self,
         taken: &mut Taken,
         claim: &mut Claim<'_>,
         service: &mut Object,
-        own: &[IpAddr],
-        errors: &mut ErrorList,
+        families: &[bool],
+        (own, errors): (&[IpAddr], &mut ErrorList),
     ) {
+        if service.str_at("/spec/clusterIP") == "None" {
+            service.section_mut("spec").insert("clusterIPs".into(), json!(["None"]));
+            return;
+        }
         let path = Path::new("spec").child("clusterIPs");
-        let asked = service.str_at("/spec/clusterIP").to_owned();
-        let family = if self.is_ipv4 { "IPv4" } else { "IPv6" };
-        let address = match asked.as_str() {
-            "None" => None,
-            "" => match self.free_address(taken) {
-                Some(address) => Some(address),
-                None => {
-                    let detail = "failed to allocate a serviceIP: range is full";
-                    errors.push(edge_api::field::ErrorKind::Invalid, &path, detail);
-                    return;
+        let list = service.pointer("/spec/clusterIPs").and_then(Value::as_array);
+        let mut asked: Vec<String> = list.into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect();
+        let first = service.str_at("/spec/clusterIP").to_owned();
+        match asked.first_mut() {
+            Some(listed) if !first.is_empty() => *listed = first,
+            None if !first.is_empty() => asked.push(first),
+            _ => {}
+        }
+        let mut addresses = Vec::new();
+        for (i, is_ipv4) in families.iter().enumerate() {
+            let Some(network) = self.networks.iter().find(|network| network.is_ipv4 == *is_ipv4) else { continue };
+            let address = match asked.get(i).map_or("", String::as_str) {
+                "" => {
+                    let number = self.number(taken);
+                    let Some(address) = network.free_address(taken, number) else {
+                        let detail = "failed to allocate a serviceIP: range is full";
+                        errors.push(edge_api::field::ErrorKind::Invalid, &path, detail);
+                        return;
+                    };
+                    address
                 }
-            },
-            text => {
-                let wrong = |errors: &mut ErrorList, why: &str| {
-                    errors.invalid(&path, &json!([text]), &format!("failed to allocate IP {text}: {why}"));
-                };
-                let Ok(address) = text.parse() else { return };
-                if !own.contains(&address) {
-                    if !self.contains(address) {
-                        return wrong(errors, "the provided IP is not in the valid range of the service network");
+                text => {
+                    // What is no address was complained about before.
+                    let Ok(address) = text.parse() else { return };
+                    let why = if own.contains(&address) {
+                        None
+                    } else if !network.contains(address) {
+                        Some("the provided IP is not in the valid range of the service network")
+                    } else if taken.addresses.contains_key(&address) {
+                        Some("provided IP is already allocated")
+                    } else {
+                        None
+                    };
+                    if let Some(why) = why {
+                        errors.invalid(&path, &json!([text]), &format!("failed to allocate IP {text}: {why}"));
+                        return;
                     }
-                    if taken.addresses.contains_key(&address) {
-                        return wrong(errors, "provided IP is already allocated");
-                    }
+                    address
                 }
-                Some(address)
-            }
-        };
-        let text = address.map_or_else(|| "None".to_owned(), |a| a.to_string());
-        if let Some(address) = address {
+            };
             *taken.addresses.entry(address).or_default() += 1;
             claim.addresses.push(address);
+            addresses.push(address.to_string());
         }
         let spec = service.section_mut("spec");
-        spec.insert("clusterIP".into(), text.as_str().into());
-        spec.insert("clusterIPs".into(), json!([text]));
-        spec.entry("ipFamilies").or_insert_with(|| json!([family]));
-        spec.entry("ipFamilyPolicy").or_insert_with(|| "SingleStack".into());
-    }
-
-    fn free_address(&self, taken: &mut Taken) -> Option<IpAddr> {
-        let reserved = (self.size / 16).clamp(STATIC_LEAST, STATIC_MOST).min(self.size / 2);
-        let dynamic = self.size.saturating_sub(reserved).max(1);
-        let start = u128::from(self.number(taken)) % dynamic;
-        // first above the part for certain addresses, then in it
-        let upper = (0..dynamic).map(|i| reserved + (start + i) % dynamic);
-        let mut offsets = upper.chain(1..reserved);
-        offsets.find_map(|o| Some(self.address(o)).filter(|a| self.contains(*a) && !taken.addresses.contains_key(a)))
+        if let Some(first) = addresses.first() {
+            spec.insert("clusterIP".into(), first.as_str().into());
+        }
+        spec.insert("clusterIPs".into(), json!(addresses));
     }
 
     fn number(&self, taken: &mut Taken) -> u64 {
@@ -267,15 +365,23 @@ impl Allocator {
             claim.ports.push((protocol, number));
             port["nodePort"] = number.into();
         }
-        let has_health = spec.get("healthCheckNodePort").and_then(Value::as_u64).unwrap_or(0) != 0;
-        if health
-            && !has_health
-            && let Some(number) = self.free_port(taken, Protocol::Tcp, start, &shared)
-        {
-            *taken.ports.entry((Protocol::Tcp, number)).or_default() += 1;
-            claim.ports.push((Protocol::Tcp, number));
-            spec.insert("healthCheckNodePort".into(), number.into());
-        }
+        let path = Path::new("spec").child("healthCheckNodePort");
+        let asked = spec.get("healthCheckNodePort").and_then(Value::as_u64).and_then(|n| u16::try_from(n).ok());
+        let number = match asked.filter(|number| *number != 0) {
+            _ if !health => return,
+            Some(number) => self.asked_port(taken, (Protocol::Tcp, number), own, &path, errors),
+            None => self.free_port(taken, Protocol::Tcp, start, &shared),
+        };
+        let Some(number) = number else {
+            if asked.is_none_or(|number| number == 0) {
+                let detail = "failed to allocate a nodePort: range is full";
+                errors.push(edge_api::field::ErrorKind::Invalid, &path, detail);
+            }
+            return;
+        };
+        *taken.ports.entry((Protocol::Tcp, number)).or_default() += 1;
+        claim.ports.push((Protocol::Tcp, number));
+        spec.insert("healthCheckNodePort".into(), number.into());
     }
 
     fn asked_port(
@@ -353,7 +459,7 @@ mod tests {
     }
 
     fn small() -> Allocator {
-        Allocator::new("10.43.0.0".parse().unwrap(), 29, 30000..=30002)
+        Allocator::new(&[("10.43.0.0".parse().unwrap(), 29)], 30000..=30002)
     }
 
     #[test]
@@ -406,5 +512,100 @@ mod tests {
         let many = json!([{"port": 1}, {"port": 2}, {"port": 3}, {"port": 4}]);
         let mut s = service(json!({"type": "NodePort", "clusterIP": "None", "ports": many}));
         assert!(a.allocate(&mut s, None).is_err());
+    }
+
+    fn two() -> Allocator {
+        let networks = [("10.43.0.0".parse().unwrap(), 24), ("fd43::".parse().unwrap(), 112)];
+        Allocator::new(&networks, 30000..=30002)
+    }
+
+    /// Families, policy and number of addresses; or what is wrong.
+    fn outcome(allocator: &Allocator, spec: Value) -> String {
+        let mut s = service(spec);
+        match allocator.allocate(&mut s, None) {
+            Err(errors) => errors.to_string(),
+            Ok(_) => {
+                let list = |field: &str| s.pointer(field).and_then(Value::as_array).cloned().unwrap_or_default();
+                let families: Vec<String> =
+                    list("/spec/ipFamilies").iter().map(|v| v.as_str().unwrap().to_owned()).collect();
+                let ips = list("/spec/clusterIPs");
+                assert_eq!(ips.first(), s.pointer("/spec/clusterIP"));
+                for (ip, family) in ips.iter().zip(&families).filter(|(ip, _)| *ip != "None") {
+                    assert_eq!(ip.as_str().unwrap().contains(':'), family == "IPv6");
+                }
+                format!("{} {} {}", families.join(","), s.str_at("/spec/ipFamilyPolicy"), ips.len())
+            }
+        }
+    }
+
+    #[test]
+    fn families_and_policies() {
+        let (one, two) = (small(), two());
+        let of = |families: Value, policy: &str| {
+            let mut spec = json!({"type": "ClusterIP", "selector": {"a": "b"}, "ipFamilies": families});
+            if !policy.is_empty() {
+                spec["ipFamilyPolicy"] = policy.into();
+            }
+            spec
+        };
+        for (spec, in_one, in_two) in [
+            (of(json!([]), ""), "IPv4 SingleStack 1", "IPv4 SingleStack 1"),
+            (of(json!([]), "PreferDualStack"), "IPv4 PreferDualStack 1", "IPv4,IPv6 PreferDualStack 2"),
+            (of(json!(["IPv6"]), "PreferDualStack"), "ipFamilies[0]: Invalid", "IPv6,IPv4 PreferDualStack 2"),
+            (of(json!([]), "RequireDualStack"), "not configured for dual-stack", "IPv4,IPv6 RequireDualStack 2"),
+            (of(json!(["IPv6"]), ""), "not configured on this cluster", "IPv6 SingleStack 1"),
+            (of(json!(["IPv6", "IPv4"]), ""), "not configured", "IPv6,IPv4 RequireDualStack 2"),
+            (of(json!(["IPv4", "IPv6"]), "SingleStack"), "must be RequireDualStack", "must be RequireDualStack"),
+            (json!({"clusterIP": "None"}), "IPv4,IPv6 RequireDualStack 1", "IPv4,IPv6 RequireDualStack 1"),
+            (json!({"clusterIP": "None", "selector": {"a": "b"}}), "IPv4 SingleStack 1", "IPv4 SingleStack 1"),
+            (
+                json!({"clusterIP": "fd43::7", "clusterIPs": ["fd43::7"]}),
+                "not configured on this cluster",
+                "IPv6 SingleStack 1",
+            ),
+            (
+                json!({"clusterIP": "10.43.0.3", "clusterIPs": ["10.43.0.3", "fd43::8"]}),
+                "not configured",
+                "IPv4,IPv6 RequireDualStack 2",
+            ),
+            (
+                json!({"clusterIP": "10.43.0.3", "clusterIPs": ["10.43.0.3"], "ipFamilies": ["IPv6"]}),
+                "expected an IPv6 value as indicated by `ipFamilies[0]`",
+                "expected an IPv6 value as indicated by `ipFamilies[0]`",
+            ),
+        ] {
+            for (allocator, expected) in [(&one, in_one), (&two, in_two)] {
+                let found = outcome(allocator, spec.clone());
+                assert!(found.contains(expected), "{spec}: {found}, expected {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_second_family_comes_and_goes() {
+        let a = two();
+        let mut single = service(json!({"type": "ClusterIP", "selector": {"a": "b"}}));
+        let _claim = a.allocate(&mut single, None).unwrap();
+        let mut double = single.clone();
+        double.section_mut("spec").insert("ipFamilyPolicy".into(), "PreferDualStack".into());
+        let _second = a.allocate(&mut double, Some(&single)).unwrap();
+        assert_eq!(double.pointer("/spec/clusterIPs/0"), single.pointer("/spec/clusterIP"));
+        assert!(double.pointer("/spec/clusterIPs/1").unwrap().as_str().unwrap().starts_with("fd43::"));
+    }
+
+    #[test]
+    fn health_check_ports_are_allocated_for_whom_they_are() {
+        let a = small();
+        let local = |number: u64| {
+            service(json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "clusterIP": "None",
+                "allocateLoadBalancerNodePorts": false, "healthCheckNodePort": number}))
+        };
+        let mut s = local(0);
+        let _claim = a.allocate(&mut s, None).unwrap();
+        let number = s.pointer("/spec/healthCheckNodePort").unwrap().as_u64().unwrap();
+        assert!((30000..=30002).contains(&number));
+        let _again = a.allocate(&mut s.clone(), Some(&s)).unwrap();
+        assert!(a.allocate(&mut local(number), None).unwrap_err().to_string().contains("already allocated"));
+        assert!(a.allocate(&mut local(80), None).unwrap_err().to_string().contains("The range of valid ports"));
     }
 }

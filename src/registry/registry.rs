@@ -23,10 +23,8 @@ use tokio::task::JoinHandle;
 /// What the registry must know of the cluster.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// First address of the service network.
-    pub service_network: IpAddr,
-    /// Length of its prefix in bits.
-    pub service_prefix_len: u8,
+    /// The networks of services: first address and length of the prefix in bits, one of a family, the primary one first.
+    pub service_networks: Vec<(IpAddr, u8)>,
     /// Ports that services may take on every node.
     pub node_ports: RangeInclusive<u16>,
 }
@@ -84,8 +82,7 @@ impl Registry {
     /// When the store cannot be read.
     pub async fn open(storage: Arc<dyn Storage>, options: Options) -> Result<Arc<Self>, edge_storage::Error> {
         let catalog = Catalog::builtin();
-        let allocator =
-            Arc::new(Allocator::new(options.service_network, options.service_prefix_len, options.node_ports));
+        let allocator = Arc::new(Allocator::new(&options.service_networks, options.node_ports));
         let rows = catalog.rows();
         let (hub, watcher) = Hub::fill(storage.as_ref(), rows.iter().map(AsRef::as_ref), allocator.clone()).await?;
         let follower = tokio::spawn(hub.clone().follow(storage.clone(), watcher));

@@ -70,7 +70,9 @@ pub(super) fn kubernetes_endpoint_slice(o: &Options) -> Value {
 
 /// The cluster's DNS: no selector, since every node answers for itself at this address.
 pub(super) fn dns_service(o: &Options) -> Value {
-    let ip = o.dns_ip.to_string();
+    let ips: Vec<String> = o.dns_ips.iter().map(ToString::to_string).collect();
+    let families: Vec<&str> = o.dns_ips.iter().map(|ip| family(*ip)).collect();
+    let policy = if ips.len() > 1 { "RequireDualStack" } else { "SingleStack" };
     json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": {
@@ -80,8 +82,8 @@ pub(super) fn dns_service(o: &Options) -> Value {
             },
         },
         "spec": {
-            "type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip],
-            "ipFamilies": [family(o.dns_ip)], "ipFamilyPolicy": "SingleStack", "sessionAffinity": "None",
+            "type": "ClusterIP", "clusterIP": ips.first(), "clusterIPs": ips,
+            "ipFamilies": families, "ipFamilyPolicy": policy, "sessionAffinity": "None",
             "ports": [
                 {"name": "dns", "protocol": "UDP", "port": 53, "targetPort": 53},
                 {"name": "dns-tcp", "protocol": "TCP", "port": 53, "targetPort": 53},

@@ -2,24 +2,28 @@
 
 use crate::pods;
 use k8s_openapi::api::core::v1::{
-    EndpointAddress, EndpointPort as ClassicPort, EndpointSubset, Endpoints, ObjectReference, Pod, Service, ServicePort,
+    EndpointAddress, EndpointPort as ClassicPort, EndpointSubset, Endpoints, Node, ObjectReference, Pod, Service,
+    ServicePort,
 };
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use k8s_openapi::api::discovery::v1::{
+    Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-pub(super) const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+pub(crate) const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 pub(super) const MANAGER: &str = "endpointslice-controller.k8s.io";
+const ZONE: &str = "topology.kubernetes.io/zone";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 /// No slice has more endpoints.
 const MAX_ENDPOINTS: usize = 100;
 
 /// What has to be done to one slice.
 #[derive(Debug)]
-pub(super) enum Step {
+pub(crate) enum Step {
     Create(EndpointSlice),
     Update(EndpointSlice),
     Delete(Arc<EndpointSlice>),
@@ -58,21 +62,34 @@ fn families(service: &Service) -> Vec<&'static str> {
     let listed = service.spec.as_ref().and_then(|s| s.ip_families.clone()).unwrap_or_default();
     let mut out: Vec<&'static str> = listed.iter().map(|f| if f == "IPv6" { "IPv6" } else { "IPv4" }).collect();
     if out.is_empty() {
-        out.push("IPv4");
+        let address = service.spec.as_ref().and_then(|s| s.cluster_ip.as_deref()).unwrap_or_default();
+        out.push(if address.contains(':') { "IPv6" } else { "IPv4" });
     }
     out
 }
 
-/// The slices that a service should have, without metadata.
-pub(super) fn slices(service: &Service, pods: &[Arc<Pod>]) -> Vec<EndpointSlice> {
+/// The zone that a node is in.
+pub(super) fn zone(node: &Node) -> Option<&str> {
+    node.labels().get(ZONE).map(String::as_str).filter(|zone| !zone.is_empty())
+}
+
+/// The ports of a slice: name, protocol, number, application protocol.
+type Ports = Vec<(String, String, i32, Option<String>)>;
+
+/// The slices that a service should have, without metadata. `zone` gives the zone of a node.
+pub(super) fn slices(
+    service: &Service,
+    pods: &[Arc<Pod>],
+    zone: impl Fn(&str) -> Option<String>,
+) -> Vec<EndpointSlice> {
     let mut out = Vec::new();
     for family in families(service) {
         // pods may give a named port different numbers, and then they need slices of their own
-        let mut groups: BTreeMap<Vec<(String, String, i32)>, Vec<Endpoint>> = BTreeMap::new();
+        let mut groups: BTreeMap<Ports, Vec<Endpoint>> = BTreeMap::new();
         for pod in pods {
             let Some(address) = address(pod, family) else { continue };
             let ports = ports(service, pod);
-            groups.entry(ports).or_default().push(endpoint(service, pod, address));
+            groups.entry(ports).or_default().push(endpoint(service, pod, address, &zone));
         }
         if groups.is_empty() {
             out.push(slice(family, &[], Vec::new()));
@@ -84,14 +101,14 @@ pub(super) fn slices(service: &Service, pods: &[Arc<Pod>]) -> Vec<EndpointSlice>
     out
 }
 
-fn slice(family: &str, ports: &[(String, String, i32)], endpoints: Vec<Endpoint>) -> EndpointSlice {
+fn slice(family: &str, ports: &[(String, String, i32, Option<String>)], endpoints: Vec<Endpoint>) -> EndpointSlice {
     let ports = ports
         .iter()
-        .map(|(name, protocol, port)| EndpointPort {
+        .map(|(name, protocol, port, app_protocol)| EndpointPort {
             name: Some(name.clone()),
             protocol: Some(protocol.clone()),
             port: Some(*port),
-            app_protocol: None,
+            app_protocol: app_protocol.clone(),
         })
         .collect();
     EndpointSlice {
@@ -110,12 +127,15 @@ fn address(pod: &Pod, family: &str) -> Option<String> {
     ips.iter().map(|i| i.ip.clone()).find(|ip| ip.contains(':') == (family == "IPv6"))
 }
 
-fn ports(service: &Service, pod: &Pod) -> Vec<(String, String, i32)> {
+fn ports(service: &Service, pod: &Pod) -> Ports {
     let listed = service.spec.as_ref().and_then(|s| s.ports.as_ref());
     let mut out: Vec<_> = listed
         .into_iter()
         .flatten()
-        .filter_map(|p| Some((p.name.clone().unwrap_or_default(), protocol(p).to_owned(), target(p, pod)?)))
+        .filter_map(|p| {
+            let name = p.name.clone().unwrap_or_default();
+            Some((name, protocol(p).to_owned(), target(p, pod)?, p.app_protocol.clone()))
+        })
         .collect();
     out.sort();
     out
@@ -145,7 +165,25 @@ fn target(port: &ServicePort, pod: &Pod) -> Option<i32> {
     }
 }
 
-fn endpoint(service: &Service, pod: &Pod, address: String) -> Endpoint {
+/// Whom an endpoint is for, when its service wants traffic to stay near.
+fn hints(service: &Service, zone: Option<&String>, node: Option<&String>) -> Option<EndpointHints> {
+    let distribution = service.spec.as_ref().and_then(|s| s.traffic_distribution.as_deref())?;
+    if !["PreferClose", "PreferSameZone", "PreferSameNode"].contains(&distribution) {
+        return None;
+    }
+    let node = node.filter(|_| distribution == "PreferSameNode");
+    if zone.is_none() && node.is_none() {
+        return None;
+    }
+    Some(EndpointHints {
+        for_zones: zone.map(|name| vec![ForZone { name: name.clone() }]),
+        for_nodes: node.map(|name| vec![ForNode { name: name.clone() }]),
+    })
+}
+
+fn endpoint(service: &Service, pod: &Pod, address: String, zone: impl Fn(&str) -> Option<String>) -> Endpoint {
+    let node_name = pod.spec.as_ref().and_then(|s| s.node_name.clone());
+    let zone = node_name.as_deref().and_then(zone);
     let terminating = pod.metadata.deletion_timestamp.is_some();
     let serving = pods::is_ready(pod);
     let publish = service.spec.as_ref().and_then(|s| s.publish_not_ready_addresses).unwrap_or(false);
@@ -157,7 +195,9 @@ fn endpoint(service: &Service, pod: &Pod, address: String) -> Endpoint {
             terminating: Some(terminating),
         }),
         hostname: hostname(service, pod),
-        node_name: pod.spec.as_ref().and_then(|s| s.node_name.clone()),
+        hints: hints(service, zone.as_ref(), node_name.as_ref()),
+        node_name,
+        zone,
         target_ref: Some(reference(pod)),
         ..Endpoint::default()
     }
@@ -181,7 +221,7 @@ fn reference(pod: &Pod) -> ObjectReference {
 }
 
 /// How to get from the slices that are to those that should be, with as few writes as possible.
-pub(super) fn diff(known: Vec<Arc<EndpointSlice>>, wanted: Vec<EndpointSlice>) -> Vec<Step> {
+pub(crate) fn diff(known: Vec<Arc<EndpointSlice>>, wanted: Vec<EndpointSlice>) -> Vec<Step> {
     let mut known: Vec<Arc<EndpointSlice>> =
         known.into_iter().filter(|s| s.metadata.deletion_timestamp.is_none()).collect();
     let mut steps = Vec::new();
@@ -212,7 +252,7 @@ pub(super) fn diff(known: Vec<Arc<EndpointSlice>>, wanted: Vec<EndpointSlice>) -
 
 /// The classic Endpoints of a service.
 pub(super) fn endpoints(service: &Service, pods: &[Arc<Pod>]) -> Endpoints {
-    let mut subsets: BTreeMap<Vec<(String, String, i32)>, EndpointSubset> = BTreeMap::new();
+    let mut subsets: BTreeMap<Ports, EndpointSubset> = BTreeMap::new();
     let family = families(service).first().copied().unwrap_or("IPv4");
     let publish = service.spec.as_ref().and_then(|s| s.publish_not_ready_addresses).unwrap_or(false);
     for pod in pods {
@@ -236,11 +276,11 @@ pub(super) fn endpoints(service: &Service, pods: &[Arc<Pod>]) -> Endpoints {
             ports: (!ports.is_empty()).then(|| {
                 ports
                     .into_iter()
-                    .map(|(name, protocol, port)| ClassicPort {
+                    .map(|(name, protocol, port, app_protocol)| ClassicPort {
                         name: Some(name).filter(|n| !n.is_empty()),
                         port,
                         protocol: Some(protocol),
-                        app_protocol: None,
+                        app_protocol,
                     })
                     .collect()
             }),
@@ -292,6 +332,7 @@ mod tests {
                 pod("b", "10.0.0.2", true, true, 8080),
                 pod("c", "10.0.0.3", false, false, 8080),
             ],
+            |_| None,
         );
         assert_eq!(out.len(), 1);
         let of = |i: usize| out[0].endpoints.as_ref().unwrap()[i].conditions.clone().unwrap();
@@ -309,7 +350,8 @@ mod tests {
 
     #[test]
     fn named_ports_with_different_numbers_need_their_own_slices() {
-        let out = slices(&service(), &[pod("a", "10.0.0.1", true, false, 1), pod("b", "10.0.0.2", true, false, 2)]);
+        let out =
+            slices(&service(), &[pod("a", "10.0.0.1", true, false, 1), pod("b", "10.0.0.2", true, false, 2)], |_| None);
         assert_eq!(out.len(), 2);
     }
 
@@ -317,23 +359,61 @@ mod tests {
     fn large_services_are_cut() {
         let pods: Vec<_> =
             (0..250).map(|i| pod(&format!("p{i}"), &format!("10.0.{}.{}", i / 250, i % 250), true, false, 1)).collect();
-        let out = slices(&service(), &pods);
+        let out = slices(&service(), &pods, |_| None);
         assert_eq!(out.iter().map(|s| s.endpoints.as_ref().unwrap().len()).collect::<Vec<_>>(), [100, 100, 50]);
     }
 
     #[test]
     fn the_least_is_written() {
-        let one = slices(&service(), &[pod("a", "10.0.0.1", true, false, 1)]);
+        let one = slices(&service(), &[pod("a", "10.0.0.1", true, false, 1)], |_| None);
         let known = Arc::new(EndpointSlice {
             metadata: ObjectMeta { name: Some("web-x".into()), ..ObjectMeta::default() },
             ..one[0].clone()
         });
         assert!(diff(vec![known.clone()], one.clone()).is_empty());
-        let two = slices(&service(), &[pod("a", "10.0.0.1", false, false, 1)]);
+        let two = slices(&service(), &[pod("a", "10.0.0.1", false, false, 1)], |_| None);
         assert!(
             matches!(&diff(vec![known.clone()], two)[..], [Step::Update(s)] if s.metadata.name.as_deref() == Some("web-x"))
         );
         assert!(matches!(diff(vec![], one)[..], [Step::Create(_)]));
         assert!(matches!(diff(vec![known], vec![])[..], [Step::Delete(_)]));
+    }
+
+    #[test]
+    fn both_families_each_in_slices_of_its_own() {
+        let mut both = service();
+        let spec = both.spec.as_mut().unwrap();
+        spec.ip_families = Some(vec!["IPv6".into(), "IPv4".into()]);
+        let mut pod = pod("a", "10.0.0.1", true, false, 1);
+        let ips = serde_json::from_value(json!([{"ip": "10.0.0.1"}, {"ip": "fd42::1"}])).unwrap();
+        Arc::make_mut(&mut pod).status.as_mut().unwrap().pod_ips = ips;
+        let found: Vec<(String, Vec<String>)> = slices(&both, &[pod], |_| None)
+            .into_iter()
+            .map(|s| (s.address_type, s.endpoints.unwrap()[0].addresses.clone()))
+            .collect();
+        let expected = [("IPv6", "fd42::1"), ("IPv4", "10.0.0.1")];
+        assert_eq!(found, expected.map(|(kind, ip)| (kind.to_owned(), vec![ip.to_owned()])));
+    }
+
+    #[test]
+    fn hints_follow_the_wish_of_the_service() {
+        let hinted = |distribution: Option<&str>, zone: Option<&str>| {
+            let mut service = service();
+            let spec = service.spec.as_mut().unwrap();
+            spec.traffic_distribution = distribution.map(str::to_owned);
+            let out = slices(&service, &[pod("a", "10.0.0.1", true, false, 1)], |_| zone.map(str::to_owned));
+            let endpoint = out[0].endpoints.as_ref().unwrap()[0].clone();
+            assert_eq!(endpoint.zone.as_deref(), zone);
+            let hints = endpoint.hints?;
+            let zones = hints.for_zones.into_iter().flatten().map(|z| z.name);
+            Some(zones.chain(hints.for_nodes.into_iter().flatten().map(|n| n.name)).collect::<Vec<_>>().join(","))
+        };
+        assert_eq!(hinted(None, Some("east")), None);
+        for near in ["PreferClose", "PreferSameZone"] {
+            assert_eq!(hinted(Some(near), Some("east")).as_deref(), Some("east"));
+            assert_eq!(hinted(Some(near), None), None);
+        }
+        assert_eq!(hinted(Some("PreferSameNode"), Some("east")).as_deref(), Some("east,n"));
+        assert_eq!(hinted(Some("PreferSameNode"), None).as_deref(), Some("n"));
     }
 }

@@ -1,5 +1,6 @@
 //! The nftables expressions this room uses and their encoding for the kernel.
 
+use crate::Family;
 use crate::netlink::Message;
 
 /// Attribute that holds one member of a list.
@@ -14,7 +15,9 @@ const NFT_REG_VERDICT: u32 = 0;
 const NFT_REG32_00: u32 = 8;
 const NFT_JUMP: i32 = -3;
 const NFT_GOTO: i32 = -4;
+const NFT_RETURN: i32 = -5;
 const NF_DROP: i32 = 0;
+const NF_ACCEPT: i32 = 1;
 const PAYLOAD_NETWORK: u32 = 1;
 const PAYLOAD_TRANSPORT: u32 = 2;
 const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
@@ -34,6 +37,10 @@ impl Register {
 pub(crate) enum Verdict {
     /// It is thrown away.
     Drop,
+    /// It passes this hook.
+    Accept,
+    /// It continues where the chain was jumped to from.
+    Return,
     /// It continues in another chain and does not return.
     Goto(String),
     /// It continues in another chain and returns at its end.
@@ -46,6 +53,8 @@ impl Verdict {
             data.nested(NFTA_DATA_VERDICT, |verdict| {
                 let (code, chain) = match self {
                     Self::Drop => (NF_DROP, None),
+                    Self::Accept => (NF_ACCEPT, None),
+                    Self::Return => (NFT_RETURN, None),
                     Self::Goto(chain) => (NFT_GOTO, Some(chain)),
                     Self::Jump(chain) => (NFT_JUMP, Some(chain)),
                 };
@@ -64,6 +73,8 @@ impl Verdict {
         let chain = || attribute_at(verdict, &[NFTA_VERDICT_CHAIN]).and_then(text).map(str::to_owned);
         match attribute(verdict, NFTA_VERDICT_CODE).and_then(be_u32)? as i32 {
             NF_DROP => Some(Self::Drop),
+            NF_ACCEPT => Some(Self::Accept),
+            NFT_RETURN => Some(Self::Return),
             NFT_GOTO => Some(Self::Goto(chain()?)),
             NFT_JUMP => Some(Self::Jump(chain()?)),
             _ => None,
@@ -98,6 +109,7 @@ pub(super) enum Ct {
     Status = 2,
     OriginalPort = 12,
     OriginalAddress = 20,
+    OriginalAddress6 = 22,
 }
 
 /// An expression: a step of a rule. A rule ends at the first step that does not match.
@@ -113,6 +125,8 @@ pub(super) enum Expr {
     Ct(Ct, Register),
     /// Loads the routing type of the destination address (host byte order).
     DestinationType(Register),
+    /// Loads the routing type of the source address (host byte order).
+    SourceType(Register),
     /// Loads bytes.
     Immediate(Register, Vec<u8>),
     /// Loads a random number of `offset..offset + modulus` (host byte order).
@@ -123,8 +137,12 @@ pub(super) enum Expr {
     Equal(Register, Vec<u8>),
     /// Continues when the register does not hold these bytes.
     NotEqual(Register, Vec<u8>),
+    /// Continues when the register is at least this, in network byte order.
+    AtLeast(Register, Vec<u8>),
+    /// Continues when the register is at most this, in network byte order.
+    AtMost(Register, Vec<u8>),
     /// Continues when the set holds the key.
-    InSet(&'static str, Register),
+    InSet(String, Register),
     /// Loads what the map has for a key; does not continue when it has none.
     Map(&'static str, Register, Register),
     /// Does what the verdict map has for a key; continues when it has none.
@@ -132,13 +150,13 @@ pub(super) enum Expr {
     /// Puts key and data into a map, or makes the element young again when it is there already.
     Update { set: &'static str, key: Register, data: Register, seconds: u32 },
     /// Changes the destination to the address and port in two registers.
-    DestinationNat { address: Register, port: Register },
+    DestinationNat { family: Family, address: Register, port: Register },
     /// Changes the source to the address of the outgoing interface.
     Masquerade,
     /// Answers with a TCP reset.
     RejectTcpReset,
     /// Answers with ICMP "port unreachable".
-    RejectPortUnreachable,
+    RejectPortUnreachable(Family),
     /// Ends the rule.
     Verdict(Verdict),
 }
@@ -149,16 +167,16 @@ impl Expr {
             Self::NetworkHeader { .. } | Self::TransportHeader { .. } => "payload",
             Self::Meta(..) => "meta",
             Self::Ct(..) => "ct",
-            Self::DestinationType(_) => "fib",
+            Self::DestinationType(_) | Self::SourceType(_) => "fib",
             Self::Immediate(..) | Self::Verdict(_) => "immediate",
             Self::Random { .. } => "numgen",
             Self::And(..) => "bitwise",
-            Self::Equal(..) | Self::NotEqual(..) => "cmp",
+            Self::Equal(..) | Self::NotEqual(..) | Self::AtLeast(..) | Self::AtMost(..) => "cmp",
             Self::InSet(..) | Self::Map(..) | Self::VerdictMap(..) => "lookup",
             Self::Update { .. } => "dynset",
             Self::DestinationNat { .. } => "nat",
             Self::Masquerade => "masq",
-            Self::RejectTcpReset | Self::RejectPortUnreachable => "reject",
+            Self::RejectTcpReset | Self::RejectPortUnreachable(_) => "reject",
         }
     }
 
@@ -178,15 +196,12 @@ impl Expr {
             }
             Self::Ct(key, to) => {
                 m.be32(1, to.number()).be32(2, *key as u32);
-                if matches!(key, Ct::OriginalAddress | Ct::OriginalPort) {
+                if matches!(key, Ct::OriginalAddress | Ct::OriginalAddress6 | Ct::OriginalPort) {
                     m.bytes(3, &[0]);
                 }
             }
-            Self::DestinationType(to) => {
-                const RESULT_ADDRESS_TYPE: u32 = 3;
-                const FLAG_DESTINATION: u32 = 2;
-                m.be32(1, to.number()).be32(2, RESULT_ADDRESS_TYPE).be32(3, FLAG_DESTINATION);
-            }
+            Self::DestinationType(to) => address_type(m, 2, *to),
+            Self::SourceType(to) => address_type(m, 1, *to),
             Self::Immediate(to, bytes) => {
                 m.be32(1, to.number());
                 value(m, 2, bytes);
@@ -206,6 +221,8 @@ impl Expr {
             }
             Self::Equal(register, bytes) => compare(m, 0, *register, bytes),
             Self::NotEqual(register, bytes) => compare(m, 1, *register, bytes),
+            Self::AtMost(register, bytes) => compare(m, 3, *register, bytes),
+            Self::AtLeast(register, bytes) => compare(m, 5, *register, bytes),
             Self::InSet(set, key) => {
                 m.text(1, set).be32(2, key.number());
             }
@@ -221,9 +238,9 @@ impl Expr {
                 m.text(1, set).be32(3, OPERATION_UPDATE).be32(4, key.number()).be32(5, data.number());
                 m.bytes(6, &milliseconds.to_be_bytes());
             }
-            Self::DestinationNat { address, port } => {
+            Self::DestinationNat { family, address, port } => {
                 const TYPE_DNAT: u32 = 1;
-                m.be32(1, TYPE_DNAT).be32(2, libc::NFPROTO_IPV4 as u32);
+                m.be32(1, TYPE_DNAT).be32(2, u32::from(number(*family)));
                 m.be32(3, address.number()).be32(5, port.number());
             }
             Self::Masquerade => {
@@ -232,9 +249,13 @@ impl Expr {
             Self::RejectTcpReset => {
                 m.be32(1, 1);
             }
-            Self::RejectPortUnreachable => {
-                const ICMP_PORT_UNREACHABLE: u8 = 3;
-                m.be32(1, 0).bytes(2, &[ICMP_PORT_UNREACHABLE]);
+            Self::RejectPortUnreachable(family) => {
+                // ICMP and ICMPv6 number it differently.
+                let port_unreachable = match family {
+                    Family::V4 => 3,
+                    Family::V6 => 4,
+                };
+                m.be32(1, 0).bytes(2, &[port_unreachable]);
             }
         }
     }
@@ -242,6 +263,19 @@ impl Expr {
 
 fn payload(m: &mut Message, base: u32, offset: u32, length: u32, to: Register) {
     m.be32(1, to.number()).be32(2, base).be32(3, offset).be32(4, length);
+}
+
+/// nftables' number of a family (`NFPROTO_*`).
+pub(super) fn number(family: Family) -> u8 {
+    match family {
+        Family::V4 => libc::NFPROTO_IPV4 as u8,
+        Family::V6 => libc::NFPROTO_IPV6 as u8,
+    }
+}
+
+fn address_type(m: &mut Message, which: u32, to: Register) {
+    const RESULT_ADDRESS_TYPE: u32 = 3;
+    m.be32(1, to.number()).be32(2, RESULT_ADDRESS_TYPE).be32(3, which);
 }
 
 fn compare(m: &mut Message, operator: u32, register: Register, bytes: &[u8]) {

@@ -1,18 +1,23 @@
-//! The fixed part of the table: base chains and sets, and the chains that balance load. Only set elements and balancing
-//! chains change afterwards ([`super::state`]), so the cost of a packet does not depend on the number of services.
+//! The fixed part of a table: base chains and sets, and the chains that balance load. Only set elements and chains that no
+//! hook calls change afterwards ([`super::state`]), so the cost of a packet depends neither on the number of services nor
+//! on that of policies.
 //!
 //! ```text
 //! prerouting ─┬─ from pods ──▶ internal ─┐            unreachable: input, forward, output (first packet only)
 //!             └─ others ─────▶ external ─┤            masquerade:  postrouting
 //! output ───────────────────▶ internal ──┴─▶ balance-<n> : endpoints[frontend, random slot] ─▶ dnat
+//!
+//! forward (policy): established? accept ─▶ egress[source] ─▶ ingress[destination] ─▶ allow-<digest>: return or drop
+//! input (policy):   the same for what pods ask the cluster's DNS; all else between a pod and its node is free
 //! ```
 
 use std::net::IpAddr;
 
 use super::expr::{Ct, Expr, Meta, Register, Verdict};
 use super::state::Balancer;
-use crate::Cidr;
 use crate::node::BRIDGE;
+use crate::policy::{Allow, Group, Peers};
+use crate::{Cidr, Family};
 
 /// Names of the sets and maps; [`SETS`] describes them.
 pub(super) const SERVICES: &str = "services";
@@ -20,8 +25,13 @@ pub(super) const INTERNAL: &str = "services-internal";
 pub(super) const ENDPOINTS: &str = "endpoints";
 pub(super) const UNREACHABLE: &str = "unreachable";
 pub(super) const MASQUERADE: &str = "masquerade";
+pub(super) const SOURCES: &str = "source-ranges";
 pub(super) const HAIRPIN: &str = "hairpin";
 pub(super) const AFFINITY: &str = "affinity";
+pub(super) const INGRESS: &str = "policy-ingress";
+pub(super) const EGRESS: &str = "policy-egress";
+/// What the names of all groups' sets begin with.
+pub(super) const GROUP: &str = "group-";
 
 /// What the elements of a set carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,46 +42,99 @@ pub(super) enum SetData {
     Endpoint,
 }
 
+/// The fields of a set's keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Field {
+    Address,
+    Protocol,
+    Port,
+    Slot,
+}
+
 /// A set or map of the table.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct SetLayout {
     pub(super) name: &'static str,
-    /// Length of a key in bytes: fields are padded to four.
-    pub(super) key_length: u32,
-    /// nftables' number for the key's type: six bits for each field; the kernel stores it for `nft list`.
-    pub(super) key_type: u32,
+    pub(super) key: &'static [Field],
     pub(super) data: SetData,
     /// Whether rules add elements, which time out.
     pub(super) dynamic: bool,
 }
 
-const TYPE_ADDRESS: u32 = 7;
-const TYPE_PROTOCOL: u32 = 12;
-const TYPE_PORT: u32 = 13;
-const TYPE_MARK: u32 = 19;
-const TYPE_FRONTEND: u32 = (TYPE_ADDRESS << 12) | (TYPE_PROTOCOL << 6) | TYPE_PORT;
-/// nftables' number for the data type of an endpoint.
-pub(super) const TYPE_ENDPOINT: u32 = (TYPE_ADDRESS << 6) | TYPE_PORT;
+const FRONTEND: &[Field] = &[Field::Address, Field::Protocol, Field::Port];
 
-const fn set(name: &'static str, key_length: u32, key_type: u32, data: SetData) -> SetLayout {
-    SetLayout { name, key_length, key_type, data, dynamic: false }
+const fn set(name: &'static str, key: &'static [Field], data: SetData) -> SetLayout {
+    SetLayout { name, key, data, dynamic: false }
 }
 
-/// All sets.
-pub(super) const SETS: [SetLayout; 7] = [
-    set(SERVICES, 12, TYPE_FRONTEND, SetData::Verdict),
-    set(INTERNAL, 12, TYPE_FRONTEND, SetData::Verdict),
-    set(ENDPOINTS, 16, (TYPE_FRONTEND << 6) | TYPE_MARK, SetData::Endpoint),
-    set(UNREACHABLE, 12, TYPE_FRONTEND, SetData::Verdict),
-    set(MASQUERADE, 12, TYPE_FRONTEND, SetData::Nothing),
-    set(HAIRPIN, 8, (TYPE_ADDRESS << 6) | TYPE_ADDRESS, SetData::Nothing),
-    SetLayout {
-        name: AFFINITY,
-        key_length: 16,
-        key_type: (TYPE_ADDRESS << 18) | TYPE_FRONTEND,
-        data: SetData::Endpoint,
-        dynamic: true,
-    },
+/// All fixed sets.
+pub(super) const SETS: [SetLayout; 10] = [
+    set(SERVICES, FRONTEND, SetData::Verdict),
+    set(INTERNAL, FRONTEND, SetData::Verdict),
+    set(ENDPOINTS, &[Field::Address, Field::Protocol, Field::Port, Field::Slot], SetData::Endpoint),
+    set(UNREACHABLE, FRONTEND, SetData::Verdict),
+    set(MASQUERADE, FRONTEND, SetData::Nothing),
+    set(SOURCES, FRONTEND, SetData::Verdict),
+    set(HAIRPIN, &[Field::Address, Field::Address], SetData::Nothing),
+    set(INGRESS, &[Field::Address], SetData::Verdict),
+    set(EGRESS, &[Field::Address], SetData::Verdict),
+    AFFINITIES,
 ];
+
+/// The set that rules write themselves.
+pub(super) const AFFINITIES: SetLayout = SetLayout {
+    name: AFFINITY,
+    key: &[Field::Address, Field::Address, Field::Protocol, Field::Port],
+    data: SetData::Endpoint,
+    dynamic: true,
+};
+
+/// The layout of groups of addresses and of ports, and what their names begin with.
+pub(super) const ADDRESS_GROUPS: SetLayout = set("group-addresses-", &[Field::Address], SetData::Nothing);
+pub(super) const PORT_GROUPS: SetLayout = set("group-ports-", FRONTEND, SetData::Nothing);
+
+impl Field {
+    /// Length in bytes, padded to four as nftables does it.
+    pub(super) fn length(self, family: Family) -> u32 {
+        match self {
+            Self::Address => 4 * words(family),
+            Self::Protocol | Self::Port | Self::Slot => 4,
+        }
+    }
+
+    /// nftables' number for the type, which the kernel stores for `nft list`.
+    fn kind(self, family: Family) -> u32 {
+        match (self, family) {
+            (Self::Address, Family::V4) => 7,
+            (Self::Address, Family::V6) => 8,
+            (Self::Protocol, _) => 12,
+            (Self::Port, _) => 13,
+            (Self::Slot, _) => 19,
+        }
+    }
+}
+
+impl SetLayout {
+    /// The layout of the set `name`; `None` for one that is not ours.
+    pub(super) fn of(name: &str) -> Option<Self> {
+        let groups = [ADDRESS_GROUPS, PORT_GROUPS].into_iter().find(|group| name.starts_with(group.name));
+        SETS.into_iter().find(|set| set.name == name).or(groups)
+    }
+
+    pub(super) fn key_length(&self, family: Family) -> u32 {
+        self.key.iter().map(|field| field.length(family)).sum()
+    }
+
+    /// The types of the key's fields, six bits for each.
+    pub(super) fn key_type(&self, family: Family) -> u32 {
+        self.key.iter().fold(0, |all, field| (all << 6) | field.kind(family))
+    }
+}
+
+/// nftables' number for the data type of an endpoint.
+pub(super) fn endpoint_type(family: Family) -> u32 {
+    (Field::Address.kind(family) << 6) | Field::Port.kind(family)
+}
 
 /// Where the kernel calls a chain.
 #[derive(Clone, Copy, Debug)]
@@ -81,11 +144,15 @@ pub(super) struct Hook {
     pub(super) priority: i32,
 }
 
+/// The rules of a chain.
+pub(super) type Rules = Vec<Vec<Expr>>;
+
 /// A chain and its rules.
+#[derive(Clone, Debug)]
 pub(super) struct Chain {
     pub(super) name: String,
     pub(super) hook: Option<Hook>,
-    pub(super) rules: Vec<Vec<Expr>>,
+    pub(super) rules: Rules,
 }
 
 /// The chain that answers "nobody there".
@@ -102,21 +169,40 @@ const PRIORITY_FILTER: i32 = 0;
 const PRIORITY_SNAT: i32 = 100;
 
 const R: Register = Register(0);
-/// Register of the n-th field of a key.
-const fn field(n: u32) -> Register {
-    Register(n)
-}
 
+const STATE_ESTABLISHED_OR_RELATED: u32 = 2 | 4;
 const STATE_NEW: u32 = 8;
 const STATUS_DST_NAT: u32 = 1 << 5;
 const ROUTE_TYPE_LOCAL: u32 = 2;
 
-fn source_address(to: Register) -> Expr {
-    Expr::NetworkHeader { offset: 12, length: 4, to }
+/// Registers that an address takes.
+fn words(family: Family) -> u32 {
+    match family {
+        Family::V4 => 1,
+        Family::V6 => 4,
+    }
 }
 
-fn destination_address(to: Register) -> Expr {
-    Expr::NetworkHeader { offset: 16, length: 4, to }
+/// The bytes of an address.
+pub(super) fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+fn source_address(family: Family, to: Register) -> Expr {
+    let offset = if family == Family::V4 { 12 } else { 8 };
+    Expr::NetworkHeader { offset, length: 4 * words(family), to }
+}
+
+fn destination_address(family: Family, to: Register) -> Expr {
+    let offset = if family == Family::V4 { 16 } else { 24 };
+    Expr::NetworkHeader { offset, length: 4 * words(family), to }
+}
+
+fn original_address(family: Family, to: Register) -> Expr {
+    Expr::Ct(if family == Family::V4 { Ct::OriginalAddress } else { Ct::OriginalAddress6 }, to)
 }
 
 fn destination_port(to: Register) -> Expr {
@@ -124,19 +210,27 @@ fn destination_port(to: Register) -> Expr {
 }
 
 /// Loads the frontend a packet is for: with its destination address, or (node ports) with none.
-fn frontend(any_address: bool, first: u32) -> Vec<Expr> {
-    let address =
-        if any_address { Expr::Immediate(field(first), vec![0; 4]) } else { destination_address(field(first)) };
-    vec![address, Expr::Meta(Meta::Protocol, field(first + 1)), destination_port(field(first + 2))]
+fn frontend(family: Family, any_address: bool, first: u32) -> Vec<Expr> {
+    let address = if any_address {
+        Expr::Immediate(Register(first), octets(family.unspecified()))
+    } else {
+        destination_address(family, Register(first))
+    };
+    let after = first + words(family);
+    vec![address, Expr::Meta(Meta::Protocol, Register(after)), destination_port(Register(after + 1))]
 }
 
 /// Matches an address loaded by `load` against a network.
-fn in_network(load: fn(Register) -> Expr, network: Cidr, inside: bool) -> Vec<Expr> {
-    let IpAddr::V4(base) = network.base() else { return Vec::new() };
-    let mask = u32::MAX.checked_shl(32 - u32::from(network.prefix())).unwrap_or(0);
-    let base = base.octets().to_vec();
+fn in_network(load: fn(Family, Register) -> Expr, network: Cidr, inside: bool) -> Vec<Expr> {
+    let base = octets(network.base());
+    let bits = usize::from(network.prefix());
+    let mask = (0..base.len()).map(|byte| match bits.saturating_sub(byte * 8).min(8) {
+        0 => 0,
+        ones => u8::MAX << (8 - ones),
+    });
+    let mask: Vec<u8> = mask.collect();
     let compare = if inside { Expr::Equal(R, base) } else { Expr::NotEqual(R, base) };
-    vec![load(R), Expr::And(R, mask.to_be_bytes().to_vec()), compare]
+    vec![load(Family::of(network.base()), R), Expr::And(R, mask), compare]
 }
 
 fn interface(key: Meta, name: &str, equal: bool) -> Vec<Expr> {
@@ -151,176 +245,342 @@ fn flags(key: Ct, bits: u32, set: bool) -> Vec<Expr> {
     vec![Expr::Ct(key, R), Expr::And(R, bits.to_ne_bytes().to_vec()), compare]
 }
 
-fn to_this_node() -> Vec<Expr> {
-    vec![Expr::DestinationType(R), Expr::Equal(R, ROUTE_TYPE_LOCAL.to_ne_bytes().to_vec())]
+fn protocol(number: i32) -> Vec<Expr> {
+    vec![Expr::Meta(Meta::Protocol, R), Expr::Equal(R, vec![number as u8])]
 }
 
-fn go(chain: &str) -> Expr {
-    Expr::Verdict(Verdict::Goto(chain.to_owned()))
+fn local(load: Expr) -> Vec<Expr> {
+    vec![load, Expr::Equal(R, ROUTE_TYPE_LOCAL.to_ne_bytes().to_vec())]
+}
+
+fn to_this_node() -> Vec<Expr> {
+    local(Expr::DestinationType(R))
+}
+
+fn verdict(verdict: Verdict) -> Vec<Expr> {
+    vec![Expr::Verdict(verdict)]
+}
+
+fn go(chain: &str) -> Vec<Expr> {
+    verdict(Verdict::Goto(chain.to_owned()))
 }
 
 fn rule(parts: impl IntoIterator<Item = Vec<Expr>>) -> Vec<Expr> {
     parts.into_iter().flatten().collect()
 }
 
-fn loopback() -> Cidr {
-    Cidr::new(IpAddr::from([127, 0, 0, 0]), 8).expect("invariant: a valid network")
+/// Networks that are the same everywhere.
+fn network(first: [u8; 4], first6: u16, bits: (u8, u8), family: Family) -> Cidr {
+    let (address, prefix): (IpAddr, u8) = match family {
+        Family::V4 => (first.into(), bits.0),
+        Family::V6 => ([first6, 0, 0, 0, 0, 0, 0, u16::from(first6 == 0)].into(), bits.1),
+    };
+    Cidr::new(address, prefix).expect("invariant: a valid network")
 }
 
-fn multicast() -> Cidr {
-    Cidr::new(IpAddr::from([224, 0, 0, 0]), 4).expect("invariant: a valid network")
+fn loopback(family: Family) -> Cidr {
+    network([127, 0, 0, 0], 0, (8, 128), family)
 }
 
-fn base(name: &str, hook: Hook, rules: Vec<Vec<Expr>>) -> Chain {
+fn multicast(family: Family) -> Cidr {
+    network([224, 0, 0, 0], 0xff00, (4, 8), family)
+}
+
+fn base(name: &str, hook: Hook, rules: Rules) -> Chain {
     Chain { name: name.to_owned(), hook: Some(hook), rules }
 }
 
-fn regular(name: &str, rules: Vec<Vec<Expr>>) -> Chain {
+fn regular(name: &str, rules: Rules) -> Chain {
     Chain { name: name.to_owned(), hook: None, rules }
 }
 
-/// The fixed chains, each after those it leads to. `cluster` holds all pods' addresses, `services` all cluster IPs.
-pub(super) fn chains(cluster: Cidr, services: Cidr) -> Vec<Chain> {
-    let nat = |number, priority| Hook { kind: "nat", number, priority };
-    let filter = |number, priority| Hook { kind: "filter", number, priority };
-    let mut chains = vec![reject(), dispatch("external", &[SERVICES]), dispatch("internal", &[INTERNAL, SERVICES])];
-    chains.push(service_source(services));
-    chains.push(base(
-        "raw",
-        filter(PREROUTING, PRIORITY_RAW),
-        // Node ports on 127.0.0.1 need `route_localnet` on the bridge; pods must not reach the node's loopback by it.
-        vec![rule([
-            interface(Meta::InterfaceIn, BRIDGE, true),
-            in_network(destination_address, loopback(), true),
-            vec![Expr::Verdict(Verdict::Drop)],
-        ])],
-    ));
-    chains.push(base(
-        "prerouting",
-        nat(PREROUTING, PRIORITY_DNAT),
-        vec![rule([in_network(source_address, cluster, true), vec![go("internal")]]), vec![go("external")]],
-    ));
-    chains.push(base("output-nat", nat(OUTPUT, PRIORITY_DNAT), vec![vec![go("internal")]]));
-    chains.push(base("postrouting", nat(POSTROUTING, PRIORITY_SNAT), postrouting(cluster)));
-    chains.extend(filters(services, filter));
-    chains
+/// The networks of a cluster that have addresses of one family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Networks {
+    /// All pods' addresses.
+    pub(crate) cluster: Cidr,
+    /// All cluster IPs.
+    pub(crate) services: Cidr,
+    /// The address of the cluster's DNS, which this node answers.
+    pub(crate) dns: Option<IpAddr>,
+    /// The node's addresses that serve node ports; every one when empty.
+    pub(crate) node_ports: Vec<Cidr>,
 }
 
-/// First packets of connections to a frontend without endpoints, and whatever else goes to an unknown cluster IP.
-fn filters(services: Cidr, hook: impl Fn(u32, i32) -> Hook) -> [Chain; 3] {
-    let unreachable = |to_node: bool, check: bool| {
-        rule([
-            flags(Ct::State, STATE_NEW, true),
-            flags(Ct::Status, STATUS_DST_NAT, false),
-            if check { to_this_node() } else { Vec::new() },
-            frontend(to_node, 0),
-            vec![Expr::VerdictMap(UNREACHABLE, R)],
-        ])
-    };
-    let unknown_cluster_ip = || {
-        rule([
+impl Networks {
+    pub(crate) fn family(&self) -> Family {
+        Family::of(self.cluster.base())
+    }
+
+    /// The fixed chains, each after those it leads to.
+    pub(super) fn chains(&self) -> Vec<Chain> {
+        let nat = |number, priority| Hook { kind: "nat", number, priority };
+        let filter = |number, priority| Hook { kind: "filter", number, priority };
+        let family = self.family();
+        let mut chains = vec![
+            reject(family),
+            self.dispatch("external", &[SERVICES]),
+            self.dispatch("internal", &[INTERNAL, SERVICES]),
+            self.service_source(),
+        ];
+        if family == Family::V4 {
+            // Node ports on 127.0.0.1 need `route_localnet` on the bridge; pods must not reach the node's loopback by it.
+            let from_pod_to_loopback = rule([
+                interface(Meta::InterfaceIn, BRIDGE, true),
+                in_network(destination_address, loopback(family), true),
+                verdict(Verdict::Drop),
+            ]);
+            chains.push(base("raw", filter(PREROUTING, PRIORITY_RAW), vec![from_pod_to_loopback]));
+        }
+        chains.push(base(
+            "prerouting",
+            nat(PREROUTING, PRIORITY_DNAT),
+            vec![rule([in_network(source_address, self.cluster, true), go("internal")]), go("external")],
+        ));
+        chains.push(base("output-nat", nat(OUTPUT, PRIORITY_DNAT), vec![go("internal")]));
+        chains.push(base("postrouting", nat(POSTROUTING, PRIORITY_SNAT), self.postrouting()));
+        chains.extend(self.filters(filter));
+        chains.extend(self.policies(filter));
+        chains
+    }
+
+    /// First packets of connections to a frontend without endpoints, and whatever else goes to an unknown cluster IP.
+    fn filters(&self, hook: impl Fn(u32, i32) -> Hook) -> [Chain; 3] {
+        let family = self.family();
+        let unreachable = |to_node: bool, check: bool| {
+            rule([
+                flags(Ct::State, STATE_NEW, true),
+                flags(Ct::Status, STATUS_DST_NAT, false),
+                if check { to_this_node() } else { Vec::new() },
+                frontend(family, to_node, 0),
+                vec![Expr::VerdictMap(UNREACHABLE, R)],
+            ])
+        };
+        let unknown_cluster_ip = || {
+            rule([
+                interface(Meta::InterfaceOut, BRIDGE, true),
+                in_network(destination_address, self.services, true),
+                go(REJECT),
+            ])
+        };
+        // Packets from pod to pod come in and leave by the bridge. A pod that believed a redirect would answer its
+        // neighbour directly, past the address translation of this node.
+        let (icmp, redirect) = match family {
+            Family::V4 => (libc::IPPROTO_ICMP, 5),
+            Family::V6 => (libc::IPPROTO_ICMPV6, 137),
+        };
+        let redirects = rule([
             interface(Meta::InterfaceOut, BRIDGE, true),
-            in_network(destination_address, services, true),
-            vec![go(REJECT)],
-        ])
-    };
-    // Packets from pod to pod come in and leave by the bridge. A pod that believed a redirect would answer its neighbour
-    // directly, past the address translation of this node.
-    let redirects = rule([
-        interface(Meta::InterfaceOut, BRIDGE, true),
-        vec![Expr::Meta(Meta::Protocol, R), Expr::Equal(R, vec![libc::IPPROTO_ICMP as u8])],
-        vec![Expr::TransportHeader { offset: 0, length: 1, to: R }, Expr::Equal(R, vec![5])],
-        vec![Expr::Verdict(Verdict::Drop)],
-    ]);
-    [
-        base("input", hook(INPUT, PRIORITY_FILTER), vec![unreachable(false, false), unreachable(true, false)]),
-        base("forward", hook(FORWARD, PRIORITY_FILTER), vec![unreachable(false, false), unknown_cluster_ip()]),
-        base(
-            "output",
-            hook(OUTPUT, PRIORITY_FILTER),
-            vec![redirects, unreachable(false, false), unreachable(true, true), unknown_cluster_ip()],
-        ),
-    ]
+            protocol(icmp),
+            vec![Expr::TransportHeader { offset: 0, length: 1, to: R }, Expr::Equal(R, vec![redirect])],
+            verdict(Verdict::Drop),
+        ]);
+        [
+            base("input", hook(INPUT, PRIORITY_FILTER), vec![unreachable(false, false), unreachable(true, false)]),
+            base("forward", hook(FORWARD, PRIORITY_FILTER), vec![unreachable(false, false), unknown_cluster_ip()]),
+            base(
+                "output",
+                hook(OUTPUT, PRIORITY_FILTER),
+                vec![redirects, unreachable(false, false), unreachable(true, true), unknown_cluster_ip()],
+            ),
+        ]
+    }
+
+    /// What isolated pods may exchange. Nothing here looks at traffic between a pod and its own node, which is always
+    /// allowed, except for what the node answers in the place of a pod: the cluster's DNS.
+    fn policies(&self, hook: impl Fn(u32, i32) -> Hook) -> Vec<Chain> {
+        let family = self.family();
+        let known = || rule([flags(Ct::State, STATE_ESTABLISHED_OR_RELATED, true), verdict(Verdict::Accept)]);
+        let itself = rule([
+            vec![source_address(family, R), destination_address(family, Register(words(family)))],
+            vec![Expr::InSet(HAIRPIN.into(), R)],
+            verdict(Verdict::Accept),
+        ]);
+        let egress = || vec![source_address(family, R), Expr::VerdictMap(EGRESS, R)];
+        let ingress = vec![destination_address(family, R), Expr::VerdictMap(INGRESS, R)];
+        let mut chains =
+            vec![base("policy-forward", hook(FORWARD, PRIORITY_FILTER), vec![known(), itself, egress(), ingress])];
+        if let Some(dns) = self.dns.and_then(|dns| Cidr::new(dns, (words(family) * 32) as u8).ok()) {
+            let to_dns = rule([in_network(destination_address, dns, true), egress()]);
+            chains.push(base("policy-input", hook(INPUT, PRIORITY_FILTER), vec![known(), to_dns]));
+        }
+        chains
+    }
+
+    /// Leads to the balancing chain of the frontend in the first of `maps` that has it.
+    fn dispatch(&self, name: &str, maps: &[&'static str]) -> Chain {
+        let family = self.family();
+        let mut rules = vec![rule([frontend(family, false, 0), vec![Expr::VerdictMap(SOURCES, R)]])];
+        rules.extend(maps.iter().map(|map| rule([frontend(family, false, 0), vec![Expr::VerdictMap(map, R)]])));
+        // The node's own networks, or one condition that is always true.
+        let mut conditions: Vec<Vec<Expr>> =
+            self.node_ports.iter().map(|network| in_network(destination_address, *network, true)).collect();
+        if conditions.is_empty() {
+            conditions.push(Vec::new());
+        }
+        for condition in conditions {
+            rules.extend(maps.iter().map(|map| {
+                let lookup = vec![Expr::VerdictMap(map, R)];
+                rule([condition.clone(), to_this_node(), frontend(family, true, 0), lookup])
+            }));
+        }
+        regular(name, rules)
+    }
+
+    /// Which connections to services get this node as their source, so that the answers come back through it.
+    fn service_source(&self) -> Chain {
+        let family = self.family();
+        let after = words(family);
+        let original = |any_address: bool| {
+            let address = match any_address {
+                true => Expr::Immediate(R, octets(family.unspecified())),
+                false => original_address(family, R),
+            };
+            let port = Expr::Ct(Ct::OriginalPort, Register(after + 1));
+            vec![address, Expr::Meta(Meta::Protocol, Register(after)), port]
+        };
+        let masquerade = || vec![Expr::Masquerade];
+        let hairpin = vec![
+            source_address(family, R),
+            destination_address(family, Register(after)),
+            Expr::InSet(HAIRPIN.into(), R),
+        ];
+        let in_masquerade = || vec![Expr::InSet(MASQUERADE.into(), R)];
+        let of_cluster_ip = |inside| in_network(original_address, self.services, inside);
+        regular(
+            SERVICE_SOURCE,
+            vec![
+                rule([in_network(source_address, loopback(family), true), masquerade()]),
+                rule([hairpin, masquerade()]),
+                rule([original(false), in_masquerade(), masquerade()]),
+                // A node port's number may be a port of some cluster IP too, which is another frontend.
+                rule([of_cluster_ip(false), original(true), in_masquerade(), masquerade()]),
+                // Whoever is neither a pod nor on this node reached a cluster IP by a route to this node.
+                rule([of_cluster_ip(true), in_network(source_address, self.cluster, false), masquerade()]),
+                // This node's own connections to endpoints elsewhere.
+                rule([local(Expr::SourceType(R)), interface(Meta::InterfaceOut, "lo", false), masquerade()]),
+            ],
+        )
+    }
+
+    fn postrouting(&self) -> Rules {
+        let family = self.family();
+        let to_service =
+            rule([flags(Ct::Status, STATUS_DST_NAT, true), verdict(Verdict::Jump(SERVICE_SOURCE.to_owned()))]);
+        let pod_to_world = rule([
+            in_network(source_address, self.cluster, true),
+            in_network(destination_address, self.cluster, false),
+            in_network(destination_address, multicast(family), false),
+            interface(Meta::InterfaceOut, BRIDGE, false),
+            interface(Meta::InterfaceOut, "lo", false),
+            vec![Expr::Masquerade],
+        ]);
+        vec![to_service, pod_to_world]
+    }
 }
 
-fn reject() -> Chain {
-    let tcp = vec![Expr::Meta(Meta::Protocol, R), Expr::Equal(R, vec![libc::IPPROTO_TCP as u8]), Expr::RejectTcpReset];
-    regular(REJECT, vec![tcp, vec![Expr::RejectPortUnreachable]])
-}
-
-/// Leads to the balancing chain of the frontend in the first of `maps` that has it.
-fn dispatch(name: &str, maps: &[&'static str]) -> Chain {
-    let specific = maps.iter().map(|map| rule([frontend(false, 0), vec![Expr::VerdictMap(map, R)]]));
-    let node_ports = maps.iter().map(|map| rule([to_this_node(), frontend(true, 0), vec![Expr::VerdictMap(map, R)]]));
-    regular(name, specific.chain(node_ports).collect())
+fn reject(family: Family) -> Chain {
+    let tcp = rule([protocol(libc::IPPROTO_TCP), vec![Expr::RejectTcpReset]]);
+    regular(REJECT, vec![tcp, vec![Expr::RejectPortUnreachable(family)]])
 }
 
 const SERVICE_SOURCE: &str = "service-source";
 
-/// Which connections to services get this node as their source, so that the answers come back through it.
-fn service_source(services: Cidr) -> Chain {
-    let original = |any_address: bool| {
-        let address = if any_address { Expr::Immediate(R, vec![0; 4]) } else { Expr::Ct(Ct::OriginalAddress, R) };
-        vec![address, Expr::Meta(Meta::Protocol, field(1)), Expr::Ct(Ct::OriginalPort, field(2))]
-    };
-    let masquerade = || vec![Expr::Masquerade];
-    let hairpin = vec![source_address(field(0)), destination_address(field(1)), Expr::InSet(HAIRPIN, R)];
-    let in_masquerade = || vec![Expr::InSet(MASQUERADE, R)];
-    regular(
-        SERVICE_SOURCE,
-        vec![
-            rule([in_network(source_address, loopback(), true), masquerade()]),
-            rule([hairpin, masquerade()]),
-            rule([original(false), in_masquerade(), masquerade()]),
-            // A node port's number may be a port of some cluster IP too, which is another frontend.
-            rule([
-                in_network(|to| Expr::Ct(Ct::OriginalAddress, to), services, false),
-                original(true),
-                in_masquerade(),
-                masquerade(),
-            ]),
-        ],
-    )
-}
-
-fn postrouting(cluster: Cidr) -> Vec<Vec<Expr>> {
-    let to_service =
-        rule([flags(Ct::Status, STATUS_DST_NAT, true), vec![Expr::Verdict(Verdict::Jump(SERVICE_SOURCE.to_owned()))]]);
-    let pod_to_world = rule([
-        in_network(source_address, cluster, true),
-        in_network(destination_address, cluster, false),
-        in_network(destination_address, multicast(), false),
-        interface(Meta::InterfaceOut, BRIDGE, false),
-        interface(Meta::InterfaceOut, "lo", false),
-        vec![Expr::Masquerade],
-    ]);
-    vec![to_service, pod_to_world]
-}
-
-/// The chain that sends a connection to one of `balancer.count` endpoints of the frontend the packet is for.
-pub(super) fn balance(balancer: &Balancer) -> Chain {
-    // Registers: 0 client address, 1-3 frontend, 4 slot, 5-6 endpoint. The affinity's key is 0-3, the endpoints' 1-4.
-    let (client, first, slot, address, port) = (field(0), field(1), field(4), field(5), field(6));
-    let to_endpoint = || vec![Expr::DestinationNat { address, port }];
+/// The rules that send a connection to one of `balancer.count` endpoints of the frontend the packet is for.
+pub(super) fn balance(family: Family, balancer: &Balancer) -> Rules {
+    // Registers: client address, frontend, slot, endpoint. The affinity's key is the first two, the endpoints' the second
+    // and third.
+    let address_words = words(family);
+    let client = Register(0);
+    let first = address_words;
+    let slot = Register(first + address_words + 2);
+    let address = Register(slot.0 + 1);
+    let port = Register(address.0 + address_words);
+    let to_endpoint = || vec![Expr::DestinationNat { family, address, port }];
     let choose = || {
         let offset = balancer.first_slot();
+        let random = Expr::Random { modulus: balancer.count, offset, to: slot };
         rule([
-            frontend(balancer.any_address, 1),
-            vec![Expr::Random { modulus: balancer.count, offset, to: slot }, Expr::Map(ENDPOINTS, first, address)],
+            frontend(family, balancer.any_address, first),
+            vec![random, Expr::Map(ENDPOINTS, Register(first), address)],
         ])
     };
     let mut rules = Vec::new();
     if let Some(seconds) = balancer.affinity_seconds {
         let remember = || vec![Expr::Update { set: AFFINITY, key: client, data: address, seconds }];
         let known = rule([
-            vec![source_address(client)],
-            frontend(balancer.any_address, 1),
+            vec![source_address(family, client)],
+            frontend(family, balancer.any_address, first),
             vec![Expr::Map(AFFINITY, client, address)],
         ]);
         rules.push(rule([known, remember(), to_endpoint()]));
-        rules.push(rule([vec![source_address(client)], choose(), remember(), to_endpoint()]));
+        rules.push(rule([vec![source_address(family, client)], choose(), remember(), to_endpoint()]));
     }
     // With affinity only reached when its map is full.
     rules.push(rule([choose(), to_endpoint()]));
-    regular(&balancer.chain(), rules)
+    rules
+}
+
+/// The rules that let only clients of some networks on.
+pub(super) fn allow_sources(family: Family, ranges: &[Cidr]) -> Rules {
+    let of_family = ranges.iter().filter(|range| Family::of(range.base()) == family);
+    let allowed = of_family.map(|range| rule([in_network(source_address, *range, true), verdict(Verdict::Return)]));
+    allowed.chain([verdict(Verdict::Drop)]).collect()
+}
+
+/// The direction of traffic as an isolated pod sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Direction {
+    Ingress,
+    Egress,
+}
+
+/// The rules that let on what is allowed.
+pub(super) fn allow<'a>(family: Family, direction: Direction, all: impl IntoIterator<Item = &'a Allow>) -> Rules {
+    let peer = match direction {
+        Direction::Ingress => source_address,
+        Direction::Egress => destination_address,
+    };
+    let mut rules = Rules::new();
+    for allow in all {
+        let peers = match &allow.peers {
+            Peers::Any => Vec::new(),
+            Peers::Group(group) => {
+                let mut key = match group {
+                    Group::Addresses(_) => vec![peer(family, R)],
+                    Group::Ports(_) => frontend(family, false, 0),
+                };
+                key.push(Expr::InSet(group_set(group), R));
+                key
+            }
+            Peers::Block(network, _) if Family::of(network.base()) != family => continue,
+            Peers::Block(network, except) => {
+                let same = except.iter().filter(|other| Family::of(other.base()) == family);
+                let outside = same.map(|other| in_network(peer, *other, false));
+                rule([in_network(peer, *network, true)].into_iter().chain(outside))
+            }
+        };
+        match &allow.ports {
+            None => rules.push(rule([peers, verdict(Verdict::Return)])),
+            Some(ports) => rules.extend(ports.iter().map(|ports| {
+                let range = ports.range.map(|(first, last)| {
+                    let mut range = vec![destination_port(R), Expr::AtLeast(R, first.to_be_bytes().to_vec())];
+                    range.push(Expr::AtMost(R, last.to_be_bytes().to_vec()));
+                    range
+                });
+                let protocol = protocol(i32::from(ports.protocol.number()));
+                rule([peers.clone(), protocol, range.unwrap_or_default(), verdict(Verdict::Return)])
+            })),
+        }
+    }
+    rules.push(verdict(Verdict::Drop));
+    rules
+}
+
+/// Name of the set of a group.
+pub(super) fn group_set(group: &Group) -> String {
+    match group {
+        Group::Addresses(name) => format!("{}{name}", ADDRESS_GROUPS.name),
+        Group::Ports(name) => format!("{}{name}", PORT_GROUPS.name),
+    }
 }

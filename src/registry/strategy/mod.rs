@@ -5,6 +5,7 @@
 
 pub(crate) mod config;
 pub(crate) mod namespace;
+mod network;
 pub(crate) mod pod;
 pub(crate) mod service;
 pub(crate) mod template;
@@ -119,6 +120,8 @@ pub(crate) fn of(group: &str, plural: &str) -> &'static Strategy {
         ("batch", "jobs") => &workload::JOB,
         ("batch", "cronjobs") => &workload::CRON_JOB,
         ("" | "events.k8s.io", "events") => &EVENT,
+        ("networking.k8s.io", "networkpolicies") => &network::NETWORK_POLICY,
+        ("discovery.k8s.io", "endpointslices") => &network::ENDPOINT_SLICE,
         ("coordination.k8s.io", _) => &LEASE,
         ("rbac.authorization.k8s.io", _) => &RBAC,
         ("discovery.k8s.io" | "networking.k8s.io" | "policy" | "autoscaling" | "admissionregistration.k8s.io", _) => {

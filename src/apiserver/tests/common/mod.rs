@@ -124,8 +124,7 @@ impl Cluster {
     pub(crate) async fn start_in(dir: tempfile::TempDir) -> Self {
         let storage = edge_storage::Lmdb::open(&dir.path().join("db")).unwrap();
         let options = edge_registry::Options {
-            service_network: "10.43.0.0".parse().unwrap(),
-            service_prefix_len: 16,
+            service_networks: vec![("10.43.0.0".parse().unwrap(), 16)],
             node_ports: 30000..=32767,
         };
         let registry = edge_registry::Registry::open(Arc::new(storage), options).await.unwrap();
@@ -147,7 +146,7 @@ impl Cluster {
                 advertise_address: "192.0.2.1".parse().unwrap(),
                 advertise_port: 6443,
                 service_ip: "10.43.0.1".parse().unwrap(),
-                dns_ip: "10.43.0.10".parse().unwrap(),
+                dns_ips: vec!["10.43.0.10".parse().unwrap()],
                 cluster_ca_pem: Bytes::from_static(b"-----BEGIN CERTIFICATE-----\n"),
                 max_connections: 64,
                 max_read_only_in_flight: 400,
