@@ -2,7 +2,7 @@
 //!
 //! `scripts/bench` runs this with the release binary, as root. Nothing is asserted: figures depend on the machine.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot run should say where and stop")]
-#![expect(dead_code, reason = "the tests' harness has more than is needed here")]
+#![expect(dead_code, unused_imports, reason = "the tests' harness has more than is needed here")]
 
 #[path = "../tests/e2e/harness/mod.rs"]
 mod harness;

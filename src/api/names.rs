@@ -131,6 +131,35 @@ pub fn config_map_key(s: &str) -> Result<(), String> {
     }
 }
 
+/// Labels below Kubernetes' own domains that kubelets give themselves.
+const NODES_OWN_LABELS: [&str; 12] = [
+    "kubernetes.io/hostname",
+    "kubernetes.io/arch",
+    "kubernetes.io/os",
+    "topology.kubernetes.io/zone",
+    "topology.kubernetes.io/region",
+    "failure-domain.beta.kubernetes.io/zone",
+    "failure-domain.beta.kubernetes.io/region",
+    "node.kubernetes.io/instance-type",
+    "node.kubernetes.io/windows-build",
+    "beta.kubernetes.io/instance-type",
+    "beta.kubernetes.io/os",
+    "beta.kubernetes.io/arch",
+];
+
+/// Whether a node may give itself a label: not those by which others tell trusted nodes from the rest (`NodeRestriction`).
+pub fn is_node_own_label(key: &str) -> bool {
+    let domain = key.split_once('/').map_or("", |(d, _)| d);
+    let below = |parent: &str| domain.strip_suffix(parent).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    if below("node-restriction.kubernetes.io") {
+        return false;
+    }
+    if !below("kubernetes.io") && !below("k8s.io") {
+        return true;
+    }
+    NODES_OWN_LABELS.contains(&key) || below("kubelet.kubernetes.io") || below("node.kubernetes.io")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,9 +1,10 @@
 //! Who makes a request and whether he may: the auth room, asked in the terms of requests.
 
+use crate::agents::JOIN_PATH;
 use crate::chain::Origin;
 use crate::request_info::RequestInfo;
 use edge_api::{GroupResource, Status, UserInfo};
-use edge_auth::{Attributes, Authenticator, Decision, Lookup, PolicyRule, Rbac, forbidden_message};
+use edge_auth::{Attributes, Authenticator, Decision, Lookup, NodeAuthorizer, PolicyRule, Rbac, forbidden_message};
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use serde::Deserialize;
@@ -18,6 +19,7 @@ const PUBLIC_PATHS: [&str; 4] = ["/healthz", "/livez", "/readyz", "/cacerts"];
 pub(crate) struct Access {
     pub(crate) authenticator: Arc<Authenticator>,
     pub(crate) rbac: Rbac,
+    pub(crate) nodes: NodeAuthorizer,
 }
 
 /// A question about what somebody may do.
@@ -30,6 +32,8 @@ pub(crate) enum Ask<'a> {
         subresource: &'a str,
         namespace: &'a str,
         name: &'a str,
+        /// The node that a list or watch is limited to; may be empty.
+        node: &'a str,
     },
     Path {
         verb: &'a str,
@@ -47,6 +51,7 @@ impl<'a> Ask<'a> {
                 subresource: &info.subresource,
                 namespace: &info.namespace,
                 name: &info.name,
+                node: &info.selected_node,
             }
         } else {
             Self::Path { verb: &info.verb, path: &info.path }
@@ -64,11 +69,12 @@ impl<'a> Ask<'a> {
             namespace: "",
             name: "",
             path: "",
+            node: "",
         };
         match self {
             Self::Path { verb, path } => Attributes { verb, path, ..nothing },
-            Self::Resource { verb, group, resource, subresource, namespace, name } => {
-                Attributes { verb, is_resource: true, group, resource, subresource, namespace, name, ..nothing }
+            Self::Resource { verb, group, resource, subresource, namespace, name, node } => {
+                Attributes { verb, is_resource: true, group, resource, subresource, namespace, name, node, ..nothing }
             }
         }
     }
@@ -118,7 +124,19 @@ impl Access {
         if !info.is_resource && info.verb == "get" && PUBLIC_PATHS.iter().any(is_public) {
             return Ok(());
         }
+        // who joins is known to nobody yet; the handler sees to it
+        if !info.is_resource && info.verb == "post" && info.path == JOIN_PATH {
+            return Ok(());
+        }
         self.require(user, Ask::of(info))
+    }
+
+    /// Asks those who decide, in turn.
+    fn decision(&self, attributes: &Attributes<'_>) -> Decision {
+        match self.nodes.authorize(attributes) {
+            Decision::NoOpinion => self.rbac.authorize(attributes),
+            allowed => allowed,
+        }
     }
 
     /// Whether a user may do something that is only part of a request (impersonate, bind, ...).
@@ -127,7 +145,7 @@ impl Access {
     /// 403 in Kubernetes' words.
     pub(crate) fn require(&self, user: &UserInfo, ask: Ask<'_>) -> Result<(), Status> {
         let attributes = ask.attributes(user);
-        if self.rbac.authorize(&attributes) != Decision::NoOpinion {
+        if self.decision(&attributes) != Decision::NoOpinion {
             return Ok(());
         }
         let message = forbidden_message(&attributes);
@@ -142,7 +160,7 @@ impl Access {
 
     /// Decides, with the reason, for the reviews.
     pub(crate) fn decide(&self, user: &UserInfo, ask: Ask<'_>) -> (bool, String) {
-        match self.rbac.authorize(&ask.attributes(user)) {
+        match self.decision(&ask.attributes(user)) {
             Decision::Allow(reason) => (true, reason),
             Decision::NoOpinion => (false, String::new()),
         }

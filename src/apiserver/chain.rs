@@ -5,8 +5,9 @@ use crate::in_flight::Slot;
 use crate::negotiate::{self, Accepted, Scope, Shape};
 use crate::query::Query;
 use crate::request_info::RequestInfo;
-use crate::{Peer, Server, discovery, encode, handler, impersonation};
+use crate::{Peer, Server, agents, discovery, encode, handler, impersonation};
 use edge_api::{Reason, Status, UserInfo};
+use edge_auth::node_of;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
@@ -78,13 +79,27 @@ async fn pass(
     let user = impersonation::apply(&server.access, user, request.headers_mut())?;
     tracing::trace!(user = user.username, "authenticated");
     let slot = Slot::take(&server.metrics, server.limits(), info, &user)?;
-    server.access.authorize(&user, info)?;
-    let response = if info.is_resource {
+    authorize(server, &user, info).await?;
+    let response = if agents::serves(info) {
+        agents::serve(server, &user, info, request).await?
+    } else if info.is_resource {
         handler::handle(server, &user, info, query, request).await?
     } else {
         discovery::serve(server, info, query, request).await?
     };
     Ok(response.map(|body| slot.hold(body)))
+}
+
+/// Whether the request may go on. What a node may reach follows its pods, and a pod may have been bound a moment ago: a
+/// node is refused only after all that happened before has been taken in.
+async fn authorize(server: &Server, user: &UserInfo, info: &RequestInfo) -> Result<(), Status> {
+    match server.access.authorize(user, info) {
+        Err(_) if node_of(user).is_some() => {
+            server.settle_rights().await;
+            server.access.authorize(user, info)
+        }
+        other => other,
+    }
 }
 
 /// The client's name for the request, or a new one.

@@ -50,7 +50,10 @@ fn authorize(
     extra: &BTreeMap<String, Vec<String>>,
 ) -> Result<(), Status> {
     let may = |group: &str, resource: &str, subresource: &str, namespace: &str, name: &str| {
-        access.require(user, Ask::Resource { verb: "impersonate", group, resource, subresource, namespace, name })
+        access.require(
+            user,
+            Ask::Resource { verb: "impersonate", group, resource, subresource, namespace, name, node: "" },
+        )
     };
     match account(name) {
         Some((namespace, name)) => may("", "serviceaccounts", "", namespace, name)?,

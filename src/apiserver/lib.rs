@@ -4,12 +4,13 @@
 //! ([`ApiServer::call`]). Out: answers as Kubernetes 1.36 gives them. A request passes each part once:
 //!
 //! `listener` (socket, TLS, HTTP) → `chain` (who, may he, how many) → `handler` (generic verbs over the resource table),
-//! `reviews`, `discovery`, or `proxy` (the kubelets) → `encode` (the answer's encoding and shape).
+//! `reviews`, `discovery`, `agents` (joining, tunnels), or `proxy` (the kubelets) → `encode` (the answer's encoding and shape).
 //!
 //! No handler knows a resource: what differs between resources is in the registry's rows and in `admission`.
 
 mod access;
 mod admission;
+mod agents;
 mod body;
 mod bootstrap;
 mod chain;

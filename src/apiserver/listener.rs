@@ -32,8 +32,10 @@ const MAX_STREAMS: u32 = 1000;
 const GOODBYE: Duration = Duration::from_millis(500);
 /// How long requests may take to finish once the server stops; watches end at once.
 const DRAIN: Duration = Duration::from_secs(5);
-/// After how long of silence the kernel asks whether the peer is still there.
-const KEEPALIVE_IDLE_SECONDS: u32 = 60;
+/// After so many seconds of silence the kernel asks whether the peer is still there, then this often, so many times.
+const KEEPALIVE: (u32, u32, u32) = (30, 10, 3);
+/// A peer that does not acknowledge what was sent for so long is gone, in milliseconds.
+const UNACKNOWLEDGED: u32 = 30_000;
 
 /// Serves one listening socket until the server's shutdown token is cancelled, then lets open requests finish.
 ///
@@ -140,5 +142,9 @@ async fn connection(
 fn keep_alive(socket: &TcpStream) -> nix::Result<()> {
     use nix::sys::socket::{setsockopt, sockopt};
     setsockopt(socket, sockopt::KeepAlive, &true)?;
-    setsockopt(socket, sockopt::TcpKeepIdle, &KEEPALIVE_IDLE_SECONDS)
+    let (idle, interval, count) = KEEPALIVE;
+    setsockopt(socket, sockopt::TcpKeepIdle, &idle)?;
+    setsockopt(socket, sockopt::TcpKeepInterval, &interval)?;
+    setsockopt(socket, sockopt::TcpKeepCount, &count)?;
+    setsockopt(socket, sockopt::TcpUserTimeout, &UNACKNOWLEDGED)
 }

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// The facts and limits of one server. All of them are settled before it starts.
 #[derive(Clone, Debug)]
@@ -24,6 +25,8 @@ pub struct Options {
     pub cluster_ca_pem: Bytes,
     /// Most connections open at once; beyond, the one that has been idle for longest is closed.
     pub max_connections: usize,
+    /// What a node that joins is told about the cluster, JSON; the server itself does not look at it.
+    pub cluster_facts: Arc<serde_json::Value>,
     /// Most requests answered at once that change nothing; more get a 429. Kubernetes' default is 400.
     pub max_read_only_in_flight: usize,
     /// Most requests answered at once that change something; more get a 429. Kubernetes' default is 200.

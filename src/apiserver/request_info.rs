@@ -29,6 +29,8 @@ pub(crate) struct RequestInfo {
     pub(crate) namespace: String,
     /// Name of the object; empty for collections.
     pub(crate) name: String,
+    /// The node whose pods a list or watch is limited to by its field selector (`spec.nodeName`); may be empty.
+    pub(crate) selected_node: String,
     /// What follows the subresource (the path handed on by `proxy`), without its leading slash, still encoded.
     pub(crate) rest: String,
     /// Whether the verb stands in the path (`/api/v1/watch/...`, deprecated but served).
@@ -104,9 +106,9 @@ impl RequestInfo {
             "get" => {
                 let watch = query.flag("watch");
                 self.verb = if watch { "watch" } else { "list" }.into();
-                if let Some(name) = query.get("fieldSelector").and_then(exact_name) {
-                    self.name = name;
-                }
+                let selector = query.get("fieldSelector").unwrap_or_default();
+                self.name = exact(selector, "metadata.name").unwrap_or_default();
+                self.selected_node = exact(selector, "spec.nodeName").unwrap_or_default();
             }
             "delete" => self.verb = "deletecollection".into(),
             _ => {}
@@ -159,10 +161,11 @@ fn rest_after(raw_path: &str, subresource: &str, all: &[&str], parts: &[&str]) -
     rest.strip_prefix('/').unwrap_or(rest).to_owned()
 }
 
-/// The name that a field selector asks for, if it asks for exactly one: a role limited to one name may list that one.
-fn exact_name(selector: &str) -> Option<String> {
+/// The name in a field that a field selector asks for, if it asks for exactly one: a role limited to one name may list
+/// that one.
+fn exact(selector: &str, field: &str) -> Option<String> {
     let selector = edge_api::selector::FieldSelector::parse(selector).ok()?;
-    let name = &selector.0.iter().find(|r| r.field == "metadata.name" && r.equal)?.value;
+    let name = &selector.0.iter().find(|r| r.field == field && r.equal)?.value;
     edge_api::names::path_segment(name).ok()?;
     (!name.is_empty()).then(|| name.clone())
 }

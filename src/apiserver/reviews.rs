@@ -138,6 +138,7 @@ fn decide(context: &Context<'_>, object: &Object, user: &UserInfo, gvk: &GroupVe
                 subresource: text("subresource"),
                 namespace: text("namespace"),
                 name: text("name"),
+                node: "",
             }
         }
         (false, true) => Ask::Path {

@@ -1,11 +1,11 @@
-//! Keeps the RBAC index in step with the stored roles and bindings.
+//! Keeps the authorizers' indexes in step with what is stored: roles and bindings, and what nodes' rights follow from.
 //!
-//! One task follows the four resources. Whoever has just written one of them can wait until the index shows it
+//! One task follows all these resources. Whoever has just written one of them can wait until the index shows it
 //! ([`Rights::settle`]): a binding that was created holds for the next request.
 
 use crate::Server;
 use edge_api::Status;
-use edge_auth::Rbac;
+use edge_auth::NodeAuthorizer;
 use edge_registry::{EventKind, ListOptions, Registry, ResourceInfo, Stored, Target, WatchEvent, WatchOptions};
 use futures::stream::{self, BoxStream, SelectAll, StreamExt};
 use std::collections::HashSet;
@@ -13,8 +13,17 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
-const GROUP: &str = "rbac.authorization.k8s.io";
-const RESOURCES: [&str; 4] = ["roles", "clusterroles", "rolebindings", "clusterrolebindings"];
+const RBAC: &str = "rbac.authorization.k8s.io";
+/// Group and plural.
+const RESOURCES: [(&str, &str); 7] = [
+    (RBAC, "roles"),
+    (RBAC, "clusterroles"),
+    (RBAC, "rolebindings"),
+    (RBAC, "clusterrolebindings"),
+    NodeAuthorizer::FOLLOWS[0],
+    NodeAuthorizer::FOLLOWS[1],
+    NodeAuthorizer::FOLLOWS[2],
+];
 /// Before a resource that cannot be read is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -80,7 +89,7 @@ impl Follower {
 
     async fn read_again(&mut self, kind: usize) {
         while let Err(error) = self.read(kind).await {
-            tracing::error!(%error, resource = RESOURCES[kind], "cannot follow RBAC objects");
+            tracing::error!(%error, resource = RESOURCES[kind].1, "cannot follow what rights depend on");
             tokio::select! {
                 () = self.server.shutdown.cancelled() => return,
                 () = tokio::time::sleep(RETRY) => {}
@@ -91,17 +100,17 @@ impl Follower {
     /// Takes in all objects of a resource, forgets those that are gone, and follows it from there.
     async fn read(&mut self, kind: usize) -> Result<(), Status> {
         let registry: &Registry = &self.server.registry;
-        let Some(row) = registry.catalog().preferred(GROUP, RESOURCES[kind]) else { return Ok(()) };
+        let Some(row) = registry.catalog().preferred(RESOURCES[kind].0, RESOURCES[kind].1) else { return Ok(()) };
         let target = Target { info: &row, namespace: "", name: "", subresource: "" };
         let list = registry.list(&target, &ListOptions::default()).await?;
         let mut gone = std::mem::take(&mut self.known[kind]);
         for stored in &list.items {
             gone.remove(&id(stored));
             self.known[kind].insert(id(stored));
-            upsert(&self.server.access.rbac, stored);
+            upsert(&self.server, stored);
         }
         for (namespace, name) in gone {
-            self.server.access.rbac.remove(&row.kind, &namespace, &name);
+            remove(&self.server, &row, &namespace, &name);
         }
         let options = WatchOptions { resource_version: list.resource_version.to_string(), ..WatchOptions::default() };
         let watch = registry.watch(&target, &options).await?;
@@ -111,17 +120,16 @@ impl Follower {
     }
 
     fn take(&mut self, kind: usize, event: &WatchEvent) {
-        let rbac = &self.server.access.rbac;
         match event.kind {
             EventKind::Added | EventKind::Modified => {
                 self.known[kind].insert(id(&event.object));
-                upsert(rbac, &event.object);
+                upsert(&self.server, &event.object);
             }
             EventKind::Deleted => {
                 let id = id(&event.object);
-                let row: Option<Arc<ResourceInfo>> = self.server.registry.catalog().preferred(GROUP, RESOURCES[kind]);
-                if let Some(row) = row {
-                    rbac.remove(&row.kind, &id.0, &id.1);
+                let (group, resource) = RESOURCES[kind];
+                if let Some(row) = self.server.registry.catalog().preferred(group, resource) {
+                    remove(&self.server, &row, &id.0, &id.1);
                 }
                 self.known[kind].remove(&id);
             }
@@ -134,9 +142,22 @@ fn id(stored: &Stored) -> (String, String) {
     (stored.namespace().to_owned(), stored.name().to_owned())
 }
 
-fn upsert(rbac: &Rbac, stored: &Stored) {
-    match serde_json::from_slice(stored.bytes()) {
-        Ok(value) => rbac.upsert(&value),
-        Err(error) => tracing::error!(%error, name = stored.name(), "stored RBAC object cannot be read"),
+fn upsert(server: &Server, stored: &Stored) {
+    match serde_json::from_slice::<serde_json::Value>(stored.bytes()) {
+        Ok(value) if value["apiVersion"].as_str().is_some_and(|v| v.starts_with(RBAC)) => {
+            server.access.rbac.upsert(&value);
+        }
+        Ok(value) => server.access.nodes.upsert(&value),
+        Err(error) => {
+            tracing::error!(%error, name = stored.name(), "stored object that rights depend on cannot be read")
+        }
+    }
+}
+
+fn remove(server: &Server, row: &ResourceInfo, namespace: &str, name: &str) {
+    if row.group == RBAC {
+        server.access.rbac.remove(&row.kind, namespace, name);
+    } else {
+        server.access.nodes.remove(&row.kind, namespace, name);
     }
 }

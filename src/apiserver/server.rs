@@ -2,6 +2,7 @@
 
 use crate::access::Access;
 use crate::admission::AdmissionControl;
+use crate::agents::{self, Routes, Tunnels};
 use crate::body::Body;
 use crate::chain::{self, Origin};
 use crate::discovery::{Row, Rows};
@@ -12,12 +13,13 @@ use crate::request_info::RequestInfo;
 use crate::rights::Rights;
 use crate::{Options, bootstrap, listener};
 use edge_api::{Object, Status, UserInfo};
-use edge_auth::{Authenticator, Lookup, Rbac};
+use edge_auth::{Authenticator, Lookup, NodeAuthorizer, Rbac};
 use edge_registry::{EventKind, ListOptions, Registry, ResourceInfo, Target, WatchOptions};
 use futures::StreamExt;
 use http::{Request, Response};
+use parking_lot::RwLock;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use tokio_util::sync::CancellationToken;
@@ -28,7 +30,7 @@ pub struct Parts {
     pub registry: Arc<Registry>,
     /// Tells whose bearer tokens are, and mints those of service accounts.
     pub authenticator: Arc<Authenticator>,
-    /// The way to the kubelets.
+    /// The way to the kubelets of this process; those of other machines open a tunnel to the server.
     pub dialer: Arc<dyn NodeDialer>,
     /// Ends listeners, watches and proxied connections when it is cancelled.
     pub shutdown: CancellationToken,
@@ -45,9 +47,12 @@ pub(crate) struct Server {
     pub(crate) registry: Arc<Registry>,
     pub(crate) access: Access,
     pub(crate) dialer: Arc<dyn NodeDialer>,
+    pub(crate) tunnels: Arc<Tunnels>,
     pub(crate) shutdown: CancellationToken,
     pub(crate) options: Options,
     pub(crate) metrics: Arc<Metrics>,
+    /// Where the server is reached at this moment.
+    pub(crate) advertised: RwLock<IpAddr>,
     rows: Rows,
     rights: OnceLock<Rights>,
     ready: AtomicBool,
@@ -66,11 +71,15 @@ impl ApiServer {
     /// [`ApiServer::bootstrap`] has run.
     pub fn new(parts: Parts) -> Self {
         let rows = parts.registry.catalog().rows().iter().map(|info| Row::from(info.as_ref())).collect();
+        let tunnels = Arc::new(Tunnels::default());
+        let access = Access { authenticator: parts.authenticator, rbac: Rbac::new(), nodes: NodeAuthorizer::default() };
         let server = Arc::new(Server {
-            access: Access { authenticator: parts.authenticator, rbac: Rbac::new() },
+            access,
             registry: parts.registry,
-            dialer: parts.dialer,
+            dialer: Arc::new(Routes { local: parts.dialer, tunnels: tunnels.clone() }),
+            tunnels,
             shutdown: parts.shutdown,
+            advertised: RwLock::new(parts.options.advertise_address),
             options: parts.options,
             metrics: Arc::new(Metrics::new()),
             rows,
@@ -94,6 +103,26 @@ impl ApiServer {
         let _ = self.0.rights.set(rights);
         self.0.ready.store(true, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Tells the cluster that the server is reached at another address than before: the endpoints of the Service
+    /// `kubernetes` follow.
+    ///
+    /// # Errors
+    /// When the endpoints could not be written.
+    pub async fn advertise(&self, address: IpAddr) -> Result<(), Status> {
+        if std::mem::replace(&mut *self.0.advertised.write(), address) == address {
+            return Ok(());
+        }
+        bootstrap::endpoints(&self.0).await
+    }
+
+    /// Binds the name of this machine's node to its password, so that no other machine can join under that name.
+    ///
+    /// # Errors
+    /// 403 when the name is bound to another password already.
+    pub async fn claim_node(&self, node: &str, password: &str) -> Result<(), Status> {
+        agents::claim(&self.0, node, password, true).await
     }
 
     /// Answers a request of a component of this process, acting as `user` (`None`: whom the request's own credentials
@@ -135,7 +164,7 @@ impl Server {
 
     /// Where clients reach the server, `host:port`.
     pub(crate) fn address(&self) -> String {
-        SocketAddr::new(self.options.advertise_address, self.options.advertise_port).to_string()
+        SocketAddr::new(*self.advertised.read(), self.options.advertise_port).to_string()
     }
 
     /// Whether the bootstrap is done.
@@ -205,5 +234,9 @@ impl Server {
 impl Lookup for Server {
     fn uid(&self, resource: &str, namespace: &str, name: &str) -> Option<String> {
         self.stored_object("", resource, namespace, name).map(|o| o.uid().to_owned())
+    }
+
+    fn secret(&self, namespace: &str, name: &str) -> Option<serde_json::Value> {
+        self.stored_object("", "secrets", namespace, name).map(Object::into_value)
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 /// Names and rules are those of Kubernetes 1.36's bootstrap policy, with what edge's controllers do differently (they
-/// patch where Kubernetes' own update) and a binding of `system:node` to `system:nodes`.
+/// patch where Kubernetes' own update), and what edge's nodes do besides the kubelet's work (`edge:` roles).
 ///
 /// A line that begins with `role` or `clusterrole` opens a role; `aggregate-to X` labels it to become part of X,
 /// `aggregates X` makes it out of all that are labelled so. `controller NAME` opens the role `system:controller:NAME`, bound to
@@ -135,7 +135,9 @@ mod tests {
                 let role = json!({"kind": v["roleRef"]["kind"], "metadata": {"name": v["roleRef"]["name"],
                     "namespace": if v["roleRef"]["kind"] == "Role" { v["metadata"]["namespace"].clone() } else { Value::Null }}});
                 assert!(ids.contains(&id(&role)), "{v}");
-                assert!(!v["subjects"].as_array().unwrap().is_empty(), "{v}");
+                // nodes have their rights from the node authorizer
+                let bound = !v["subjects"].as_array().unwrap().is_empty();
+                assert!(bound || v["metadata"]["name"] == "system:node", "{v}");
             } else {
                 for r in v["rules"].as_array().unwrap() {
                     assert!(!r["verbs"].as_array().unwrap().is_empty(), "{v}");
@@ -161,6 +163,7 @@ mod tests {
                 namespace: "x",
                 name: "y",
                 path: "",
+                node: "",
             };
             rbac.authorize(&a) != Decision::NoOpinion
         };
@@ -190,8 +193,14 @@ mod tests {
             assert!(allowed(&controller(name), verb, group, resource, subresource), "{name}: {verb} {resource}");
             assert!(!allowed(&controller(name), "create", RBAC, "clusterrolebindings", ""), "{name}");
         }
-        let node = UserInfo::new("system:node:a", ["system:nodes"]);
-        assert!(allowed(&node, "patch", "", "pods", "status") && !allowed(&node, "create", "apps", "deployments", ""));
+        // what nodes may do is decided by the node authorizer; as roles they have only what concerns no pod
+        let node = UserInfo::new("system:node:a", [crate::node::NODES]);
+        assert!(!allowed(&node, "patch", "", "pods", "status") && !allowed(&node, "get", "", "secrets", ""));
+        let certificates = "certificates.k8s.io";
+        assert!(allowed(&node, "create", certificates, "certificatesigningrequests", "selfnodeclient"));
+        let network = UserInfo::new("edge:network", [""; 0]);
+        assert!(allowed(&network, "watch", "discovery.k8s.io", "endpointslices", ""));
+        assert!(!allowed(&network, "get", "", "secrets", "") && !allowed(&network, "patch", "", "nodes", ""));
         let nobody = UserInfo::anonymous();
         assert!(!allowed(&nobody, "get", "", "pods", ""));
         let path = |user: &UserInfo, path| {
@@ -205,6 +214,7 @@ mod tests {
                 namespace: "",
                 name: "",
                 path,
+                node: "",
             };
             rbac.authorize(&a) != Decision::NoOpinion
         };

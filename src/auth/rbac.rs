@@ -30,6 +30,9 @@ pub struct Attributes<'a> {
     pub name: &'a str,
     /// The path, when it is about no resource.
     pub path: &'a str,
+    /// The node whose pods are asked for, when a list or watch is limited to those (`spec.nodeName` in its field
+    /// selector); may be empty.
+    pub node: &'a str,
 }
 
 /// The answer.
@@ -254,6 +257,7 @@ mod tests {
             namespace,
             name: "",
             path: "",
+            node: "",
         }
     }
 

@@ -1,5 +1,7 @@
-//! Service-account tokens: minting them (TokenRequest) and telling who presents one.
+//! Service-account tokens: minting them (TokenRequest) and telling who presents one; tokens of other kinds are told apart
+//! here too.
 
+use crate::join::{self, JoinSecrets};
 use crate::jwt::{self, TokenError};
 use crate::{service_account_groups, service_account_user};
 use edge_api::UserInfo;
@@ -18,6 +20,9 @@ const LIFETIME: std::ops::RangeInclusive<u64> = 600..=365 * 24 * 60 * 60;
 pub trait Lookup {
     /// The UID of an object (`serviceaccounts`, `pods`, `secrets` or `nodes`); `None` when there is none of that name.
     fn uid(&self, resource: &str, namespace: &str, name: &str) -> Option<String>;
+
+    /// A Secret, as the whole object; `None` when there is none of that name.
+    fn secret(&self, namespace: &str, name: &str) -> Option<Value>;
 }
 
 /// What the tokens of a cluster have in common.
@@ -94,12 +99,19 @@ pub struct Minted {
 pub struct Authenticator {
     key: Arc<ServiceAccountKey>,
     options: AuthenticatorOptions,
+    join: Arc<JoinSecrets>,
 }
 
 impl Authenticator {
     /// Makes one that signs and verifies with `key`.
     pub fn new(key: Arc<ServiceAccountKey>, options: AuthenticatorOptions) -> Self {
-        Self { key, options }
+        Self { key, options, join: Arc::default() }
+    }
+
+    /// Lets those in who present one of `secrets`.
+    #[must_use]
+    pub fn with_join_secrets(self, secrets: Arc<JoinSecrets>) -> Self {
+        Self { join: secrets, ..self }
     }
 
     /// The issuer of tokens, for `/.well-known/openid-configuration`.
@@ -148,6 +160,10 @@ impl Authenticator {
         audiences: &[String],
         lookup: &dyn Lookup,
     ) -> Result<Authenticated, TokenFailure> {
+        if let Some(user) = self.joining(token, lookup)? {
+            let wanted = if audiences.is_empty() { &self.options.audiences } else { audiences };
+            return Ok(Authenticated { user, audiences: wanted.to_vec() });
+        }
         let claims = jwt::verify(&self.key, token)?;
         let text = |pointer: &str| claims.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
         let number = |field: &str| claims.get(field).and_then(Value::as_u64).unwrap_or(0);
@@ -177,6 +193,17 @@ impl Authenticator {
         user.uid = uid.to_owned();
         user.extra = self.bound(&claims, namespace, lookup)?;
         Ok(Authenticated { user, audiences: common })
+    }
+
+    /// Who presents a token that is made for joining; `None` when it is of another kind.
+    fn joining(&self, token: &str, lookup: &dyn Lookup) -> Result<Option<UserInfo>, TokenFailure> {
+        if let Some(user) = self.join.user(token) {
+            return Ok(Some(user));
+        }
+        let Some((id, secret)) = join::split_bootstrap_token(token) else { return Ok(None) };
+        let (namespace, name) = join::bootstrap_secret(id);
+        let object = lookup.secret(namespace, &name).ok_or(TokenFailure::Claim("no such bootstrap token"))?;
+        join::bootstrap_user(id, secret, &object, now()).map(Some).map_err(TokenFailure::Claim)
     }
 
     /// Checks what the token is bound to; gives the facts that go into the user's `extra`.
@@ -239,6 +266,9 @@ mod tests {
     impl Lookup for Known {
         fn uid(&self, resource: &str, _: &str, name: &str) -> Option<String> {
             self.0.get(&(resource.to_owned(), name.to_owned())).cloned()
+        }
+        fn secret(&self, _: &str, _: &str) -> Option<Value> {
+            None
         }
     }
 

@@ -177,7 +177,7 @@ impl<K: InformerKind> Informer<K> {
     }
 
     async fn run(self: Arc<Self>, api: Api<K>, config: watcher::Config) {
-        let mut stream = std::pin::pin!(watcher(api, config).default_backoff());
+        let mut stream = std::pin::pin!(watcher(api, config).backoff(crate::WatchBackoff::default()));
         let mut listed = Vec::new();
         while let Some(event) = stream.next().await {
             match event {

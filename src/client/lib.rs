@@ -1,14 +1,19 @@
 //! The only door to the cluster for controllers, scheduler, proxy, DNS and the node agent.
 //!
 //! [`Client`] and [`Api`] are those of the `kube` crate; this room adds the transport that calls the API server of the
-//! same process ([`local`]), one shared cache per resource ([`Informers`]), work queues and an event recorder.
+//! same process ([`local`]), the one to servers on other machines ([`Uplink`]) with the tunnel back, one shared cache per resource ([`Informers`]), work queues and an event recorder.
 
+mod backoff;
 mod informer;
 mod local;
 pub mod placement;
 mod recorder;
+mod remote;
+mod servers;
+mod tunnel;
 mod workqueue;
 
+pub use backoff::WatchBackoff;
 pub use informer::{Change, Informer, InformerKind, Informers, Key};
 pub use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams,
@@ -18,7 +23,13 @@ pub use kube::core::Status;
 pub use kube::{Client, Error, Resource, ResourceExt};
 pub use local::{LocalRequest, LocalResponse, local};
 pub use recorder::{EventRecorder, EventType, object_reference};
+pub use remote::Uplink;
+pub use servers::{Connection, Protocol, Server, ServerUrlError, Servers, Unreachable};
+pub use tunnel::{TUNNEL_PATH, TUNNEL_PROTOCOL, TunnelStream, keep_tunnel};
 pub use workqueue::{Outcome, WorkQueue, run_workers};
+
+/// Any error, as transports have them.
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Whether an error is the API's 404.
 pub fn is_not_found(error: &Error) -> bool {

@@ -1,18 +1,20 @@
 //! The node agent of this machine: network, images, runtime, kubelet, services and DNS.
 
+use super::facts::ClusterFacts;
 use super::server::{Failure, doing};
-use crate::config::ServerConfig;
+use crate::config::NodeConfig as NodeSettings;
 use edge_apiserver::{NodeDialer, Stream};
 use edge_client::{Client, Informers};
 use edge_image::{ImageStore, ImageStoreConfig, Limits, Platform, Registries};
 use edge_kubelet::{Dependencies, Kubelet, KubeletConfig, Server};
-use edge_network::{NodeConfig, NodeNetwork};
+use edge_network::{Cidr, NodeConfig, NodeNetwork};
 use edge_runtime::{Runtime, RuntimeConfig, Zygote};
 use k8s_openapi::api::core::v1::Taint;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// In-process connections to the kubelet hold so many bytes in flight.
@@ -32,6 +34,12 @@ impl LocalDialer {
     pub(crate) fn new(node: &str) -> Arc<Self> {
         Arc::new(Self { node: node.to_owned(), server: OnceLock::new() })
     }
+
+    /// Leads to this kubelet from now on.
+    pub(crate) fn set(&self, server: Server) {
+        // set once
+        let _ = self.server.set(server);
+    }
 }
 
 #[async_trait::async_trait]
@@ -47,51 +55,72 @@ impl NodeDialer for LocalDialer {
     }
 }
 
+/// A fact about the cluster cannot be read: its server is newer than this node, say.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is not understood; is the server newer than this node?")]
+struct UnknownFact(String);
+
 /// Sets the node's network up.
-pub(crate) fn network(config: &ServerConfig, addresses: &[IpAddr]) -> Result<Arc<NodeNetwork>, Failure> {
+pub(crate) fn network(
+    data_dir: &Path,
+    facts: &ClusterFacts,
+    addresses: &[IpAddr],
+) -> Result<Arc<NodeNetwork>, Failure> {
+    let what = "setting the node's network up";
+    let unknown = |text: &str| doing(what)(UnknownFact(text.to_owned()));
+    let cidrs = |texts: &[String]| {
+        texts.iter().map(|t| t.parse::<Cidr>().map_err(|_| unknown(t))).collect::<Result<Vec<_>, _>>()
+    };
     let network = NodeNetwork::set_up(NodeConfig {
-        run_dir: config.data_dir.join("run/network"),
-        cluster_cidrs: config.cluster_cidrs.clone(),
-        service_cidrs: config.service_cidrs.clone(),
-        dns_addresses: config.cluster_dns.clone(),
+        run_dir: data_dir.join("run/network"),
+        cluster_cidrs: cidrs(&facts.cluster_cidrs)?,
+        service_cidrs: cidrs(&facts.service_cidrs)?,
+        dns_addresses: facts.cluster_dns.clone(),
         node_addresses: addresses.to_vec(),
-        wireguard_key: config.data_dir.join("agent/wireguard.key"),
-        backend: config.backend,
+        wireguard_key: data_dir.join("agent/wireguard.key"),
+        backend: facts.network.parse().map_err(|()| unknown(&facts.network))?,
     });
-    network.map(Arc::new).map_err(doing("setting the node's network up"))
+    network.map(Arc::new).map_err(doing(what))
+}
+
+/// What a node is made of.
+pub(crate) struct NodeParts<'a> {
+    pub(crate) data_dir: &'a Path,
+    pub(crate) node: &'a NodeSettings,
+    pub(crate) facts: &'a ClusterFacts,
+    pub(crate) addresses: watch::Receiver<Vec<IpAddr>>,
+    pub(crate) network: Arc<NodeNetwork>,
+    pub(crate) zygote: Zygote,
+    /// The API, as the node.
+    pub(crate) client: Client,
+    /// The API, as the network part of the node: services, endpoints, nodes.
+    pub(crate) informers: Informers,
 }
 
 /// Starts the agent's parts; the long-running ones go into `tasks`.
-pub(crate) async fn start(
-    config: &ServerConfig,
-    addresses: &[IpAddr],
-    zygote: Zygote,
-    network: Arc<NodeNetwork>,
-    (client, informers): (Client, Informers),
-    dialer: &LocalDialer,
-    tasks: &mut JoinSet<()>,
-) -> Result<Kubelet, Failure> {
-    let agent_dir = config.data_dir.join("agent");
-    let images = images(config, &agent_dir).await?;
+pub(crate) async fn start(parts: NodeParts<'_>, tasks: &mut JoinSet<()>) -> Result<Kubelet, Failure> {
+    let NodeParts { data_dir, node, facts, addresses, network, zygote, client, informers } = parts;
+    let agent_dir = data_dir.join("agent");
+    let images = images(&node.registries, &agent_dir).await?;
     let runtime = Runtime::open(
         zygote,
         RuntimeConfig {
-            directory: config.data_dir.join("run/pods"),
-            cgroup_root: config.cgroup_root.to_string_lossy().into_owned(),
+            directory: data_dir.join("run/pods"),
+            cgroup_root: node.cgroup_root.to_string_lossy().into_owned(),
         },
     )
     .map_err(doing("opening the container runtime"))?;
-    let node = edge_proxy::Node { name: config.node_name.clone(), dns_addresses: config.cluster_dns.clone() };
+    let proxy = edge_proxy::Node { name: node.name.clone(), dns_addresses: facts.cluster_dns.clone() };
     let policies = edge_proxy::policy::Enforcement::start(network.clone());
-    tasks.spawn(policies.run(informers.clone(), node.clone()));
-    tasks.spawn(edge_proxy::run(informers.clone(), network.clone(), node));
-    tasks.spawn(edge_proxy::peers::run(informers.clone(), client.clone(), network.clone(), config.node_name.clone()));
+    tasks.spawn(policies.run(informers.clone(), proxy.clone()));
+    tasks.spawn(edge_proxy::run(informers.clone(), network.clone(), proxy));
+    tasks.spawn(edge_proxy::peers::run(informers.clone(), client.clone(), network.clone(), node.name.clone()));
     let dns = edge_dns::run(
         informers.clone(),
         edge_dns::DnsConfig {
-            listen: config.cluster_dns.iter().map(|address| SocketAddr::new(*address, 53)).collect(),
-            domain: config.cluster_domain.clone(),
-            resolv_conf: config.resolv_conf.clone(),
+            listen: facts.cluster_dns.iter().map(|address| SocketAddr::new(*address, 53)).collect(),
+            domain: facts.cluster_domain.clone(),
+            resolv_conf: node.resolv_conf.clone(),
             metrics: Arc::default(),
         },
     );
@@ -101,16 +130,13 @@ pub(crate) async fn start(
         }
     });
     let with = Dependencies { client, informers, runtime: Arc::new(runtime), images, network };
-    let kubelet = Kubelet::start(kubelet_config(config, addresses, agent_dir), with)
+    Kubelet::start(kubelet_config(node, facts, addresses, agent_dir), with)
         .await
-        .map_err(doing("starting the node agent"))?;
-    // set once, here
-    let _ = dialer.server.set(kubelet.server());
-    Ok(kubelet)
+        .map_err(doing("starting the node agent"))
 }
 
-async fn images(config: &ServerConfig, agent_dir: &std::path::Path) -> Result<Arc<ImageStore>, Failure> {
-    let (content_dir, registries) = (agent_dir.join("content"), config.registries.clone());
+async fn images(registries: &Path, agent_dir: &Path) -> Result<Arc<ImageStore>, Failure> {
+    let (content_dir, registries) = (agent_dir.join("content"), registries.to_owned());
     let open = move || {
         let registries = Registries::load(&registries)?;
         ImageStore::open(ImageStoreConfig {
@@ -127,18 +153,23 @@ async fn images(config: &ServerConfig, agent_dir: &std::path::Path) -> Result<Ar
         .map_err(doing("opening the image store"))
 }
 
-fn kubelet_config(config: &ServerConfig, addresses: &[IpAddr], agent_dir: PathBuf) -> KubeletConfig {
-    let default_logs = config.pod_logs_dir == std::path::Path::new("/var/log/pods");
+fn kubelet_config(
+    node: &NodeSettings,
+    facts: &ClusterFacts,
+    addresses: watch::Receiver<Vec<IpAddr>>,
+    agent_dir: PathBuf,
+) -> KubeletConfig {
+    let default_logs = node.pod_logs_dir == Path::new("/var/log/pods");
     KubeletConfig {
-        node_name: config.node_name.clone(),
+        node_name: node.name.clone(),
         edge_version: env!("CARGO_PKG_VERSION").into(),
         agent_dir,
-        pod_logs_dir: config.pod_logs_dir.clone(),
+        pod_logs_dir: node.pod_logs_dir.clone(),
         container_logs_dir: default_logs.then(|| "/var/log/containers".into()),
-        node_ips: addresses.to_vec(),
-        node_labels: config.node_labels.clone(),
-        node_taints: config
-            .node_taints
+        node_ips: addresses,
+        node_labels: node.labels.clone(),
+        node_taints: node
+            .taints
             .iter()
             .map(|t| Taint {
                 key: t.key.clone(),
@@ -147,10 +178,9 @@ fn kubelet_config(config: &ServerConfig, addresses: &[IpAddr], agent_dir: PathBu
                 time_added: None,
             })
             .collect(),
-        control_plane: true,
-        cluster_dns: config.cluster_dns.clone(),
-        cluster_domain: config.cluster_domain.clone(),
-        resolv_conf: config.resolv_conf.clone(),
+        cluster_dns: facts.cluster_dns.clone(),
+        cluster_domain: facts.cluster_domain.clone(),
+        resolv_conf: node.resolv_conf.clone(),
         kubelet_port: KUBELET_PORT,
         max_pods: MAX_PODS,
     }

@@ -1,12 +1,21 @@
 //! The composition root: the only room that knows all others. Wiring, no logic.
 
 mod agent;
+mod agent_command;
+mod facts;
 mod identities;
+mod join;
+mod join_tokens;
 mod logging;
+mod net_events;
 mod notify;
+mod own_certificates;
 mod server;
+mod signer;
+mod token_command;
+mod wall_clock;
 
-use crate::config::{ServerArgs, with_files};
+use crate::config::{AgentArgs, ServerArgs, with_files};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::error::Error;
 use std::process::ExitCode;
@@ -33,6 +42,14 @@ enum Commands {
     /// environment, which wins over the file. SIGTERM ends the server and leaves the containers running.
     #[command(args_override_self = true)]
     Server(Box<ServerArgs>),
+    /// Run a node of a cluster whose server is another machine
+    ///
+    /// The machine dials out to the server and needs no open port. Every flag can also be a key in the configuration file.
+    /// SIGTERM ends the agent and leaves the containers running.
+    #[command(args_override_self = true)]
+    Agent(Box<AgentArgs>),
+    /// Manage the tokens with which machines join
+    Token(token_command::TokenArgs),
 }
 
 /// Runs the command that the arguments name.
@@ -61,6 +78,14 @@ pub(crate) fn main() -> ExitCode {
                 Err(error) => fail(USAGE, &error),
             }
         }
+        Commands::Agent(args) => {
+            let debug = args.debug;
+            match args.check(|name| std::env::var(name).ok()) {
+                Ok(config) => agent_command::main(config, debug),
+                Err(error) => fail(USAGE, &error),
+            }
+        }
+        Commands::Token(args) => token_command::main(args),
     }
 }
 

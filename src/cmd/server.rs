@@ -1,22 +1,31 @@
 //! `edge server`: control plane and node agent in one process.
 
-use super::agent::{self, LocalDialer};
+use super::agent::{self, LocalDialer, NodeParts};
+use super::facts::ClusterFacts;
 use super::identities::{client, user};
+use super::join;
+use super::join_tokens::JoinTokens;
+use super::net_events::watch_network;
+use super::own_certificates::OwnCertificates;
+use super::signer::Signer;
 use super::{GIT_VERSION, fail, logging, notify::notify};
 use crate::config::ServerConfig;
 use edge_apiserver::{ApiServer, Parts};
 use edge_auth::{Authenticator, AuthenticatorOptions};
 use edge_client::Informers;
 use edge_controllers::{Identities, ManifestsOptions};
-use edge_pki::{ClientName, ClusterPki, ServerNames};
+use edge_pki::ClusterPki;
 use edge_registry::Registry;
 use edge_runtime::Zygote;
 use edge_storage::Lmdb;
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
-use tokio::signal::unix::{SignalKind, signal};
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +34,9 @@ const MAX_READ_ONLY: usize = 400;
 const MAX_MUTATING: usize = 200;
 /// Some 30 kB each; nodes and clients that work need a few each, and are never cut off.
 const MAX_CONNECTIONS: usize = 2048;
+
+/// How long a change of the network may take until all of it is there.
+const SETTLE: Duration = Duration::from_millis(50);
 
 /// Something that had to work at the start did not.
 #[derive(Debug, thiserror::Error)]
@@ -39,10 +51,32 @@ pub(crate) fn doing<E: Into<Box<dyn Error + Send + Sync>>>(what: &'static str) -
     move |source| Failure { what, source: source.into() }
 }
 
-/// Runs until SIGTERM or SIGINT; containers go on.
-pub(crate) fn main(config: ServerConfig, debug: bool) -> ExitCode {
+/// What every long-running command has.
+pub(crate) struct Process {
+    /// Forked before the process had threads; for commands that run pods.
+    pub(crate) zygote: Option<Zygote>,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Process {
+    /// Waits for SIGTERM or SIGINT.
+    pub(crate) async fn ended(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Runs a command that goes on until it is told to end. `pods`: it runs pods.
+pub(crate) fn run_process(
+    pods: bool,
+    debug: bool,
+    command: impl FnOnce(Process) -> Pin<Box<dyn Future<Output = ExitCode>>>,
+) -> ExitCode {
     // monitors are forked from a process without threads, so this comes before everything else
-    let zygote = match config.agent.then(Zygote::start).transpose() {
+    let zygote = match pods.then(Zygote::start).transpose() {
         Ok(zygote) => zygote,
         Err(error) => return fail(1, &Failure { what: "starting the zygote", source: error.into() }),
     };
@@ -51,37 +85,68 @@ pub(crate) fn main(config: ServerConfig, debug: bool) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(1, &Failure { what: "starting the runtime", source: error.into() }),
     };
-    let result = runtime.block_on(Box::pin(run(config, zygote)));
+    let code = runtime.block_on(async {
+        raise_file_limit();
+        let signals = signal(SignalKind::terminate()).and_then(|t| Ok((t, signal(SignalKind::interrupt())?)));
+        match signals {
+            Ok((terminate, interrupt)) => command(Process { zygote, terminate, interrupt }).await,
+            Err(error) => fail(1, &Failure { what: "listening for SIGTERM", source: error.into() }),
+        }
+    });
     // what a blocking thread still does (reading an archive, say) is safe to leave at any point, as in a crash
     runtime.shutdown_background();
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(1, &error),
-    }
+    code
 }
 
-async fn run(config: ServerConfig, zygote: Option<Zygote>) -> Result<(), Failure> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(doing("listening for SIGTERM"))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(doing("listening for SIGINT"))?;
-    raise_file_limit();
+/// Runs until SIGTERM or SIGINT; containers go on.
+pub(crate) fn main(config: ServerConfig, debug: bool) -> ExitCode {
+    run_process(config.agent, debug, |process| {
+        Box::pin(async move {
+            match Box::pin(run(config, process)).await {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(1, &error),
+            }
+        })
+    })
+}
+
+async fn run(config: ServerConfig, mut process: Process) -> Result<(), Failure> {
     let secret = |dir: &str| edge_sys::fsutil::create_dir_all_mode(&config.data_dir.join(dir), 0o700);
     ["server", "agent", "run"].into_iter().try_for_each(secret).map_err(doing("making the data directory"))?;
 
     let shutdown = CancellationToken::new();
     let mut tasks = JoinSet::new();
-    let addresses = node_addresses(&config)?;
-    let address = addresses[0];
-    let network = config.agent.then(|| agent::network(&config, &addresses)).transpose()?;
-    let dialer = LocalDialer::new(&config.node_name);
-    let (api, root_ca, serving) = control_plane(&config, &addresses, dialer.clone(), &shutdown).await?;
-    let informers = Informers::new(client(&api, user("system:kube-controller-manager")));
-    components(&config, &api, &informers, root_ca, &mut tasks);
+    let facts = facts(&config);
+    let name = &config.node.name;
+    // a machine without any network still has the address of the cluster's DNS, which never changes
+    let fallback = config.agent.then(|| config.cluster_dns[0]);
+    let addresses = node_addresses(&config.node.ips, &facts.families(), fallback, watch_network(), &mut tasks)?;
+    let known = addresses.borrow().clone();
+    let network = config.agent.then(|| agent::network(&config.data_dir, &facts, &known)).transpose()?;
+    let dialer = LocalDialer::new(name);
+    let control = control_plane(&config, &facts, addresses.clone(), dialer.clone(), &shutdown, &mut tasks).await?;
+    let api = &control.api;
+    let informers = Informers::new(client(api, user("system:kube-controller-manager")));
+    components(&config, &control, &facts, &informers, &mut tasks);
 
-    let kubelet = match (zygote, network) {
+    let kubelet = match (process.zygote.take(), network) {
         (Some(zygote), Some(network)) => {
-            let node = client(&api, user(&format!("system:node:{}", config.node_name)));
-            let started = agent::start(&config, &addresses, zygote, network, (node, informers), &dialer, &mut tasks);
-            Some(started.await?)
+            let password = join::node_password(&config.data_dir.join("agent/tls"));
+            let password = password.map_err(doing("preparing the node's password"))?;
+            api.claim_node(name, &password).await.map_err(doing("taking the node's name"))?;
+            let parts = NodeParts {
+                data_dir: &config.data_dir,
+                node: &config.node,
+                facts: &facts,
+                addresses: addresses.clone(),
+                network,
+                zygote,
+                client: client(api, user(&format!("system:node:{name}"))),
+                informers,
+            };
+            let kubelet = agent::start(parts, &mut tasks).await?;
+            dialer.set(kubelet.server());
+            Some(kubelet)
         }
         _ => None,
     };
@@ -91,13 +156,13 @@ async fn run(config: ServerConfig, zygote: Option<Zygote>) -> Result<(), Failure
             let _ = kubelet.ready().wait_for(|ready| *ready).await;
         }
         notify("READY=1");
-        tracing::info!(node = config.node_name, %address, kubeconfig = %config.kubeconfig.display(), "edge is ready");
+        let address = addresses.borrow().first().copied();
+        tracing::info!(node = name, ?address, kubeconfig = %config.kubeconfig.display(), "edge is ready");
         std::future::pending::<()>().await;
     };
     tokio::select! {
         () = ready => {}
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        () = process.ended() => {}
     }
     notify("STOPPING=1");
     tracing::info!("stopping; containers go on");
@@ -107,17 +172,37 @@ async fn run(config: ServerConfig, zygote: Option<Zygote>) -> Result<(), Failure
     // those who ask stop before the one who answers
     tasks.shutdown().await;
     shutdown.cancel();
-    serving.await.map_err(doing("ending the API"))
+    control.serving.await.map_err(doing("ending the API"))
 }
 
-/// The API server, listening; gives with it the certificate authority that clients verify it with, and the task that
-/// serves until the shutdown.
+/// What the nodes of the cluster are told.
+fn facts(config: &ServerConfig) -> ClusterFacts {
+    ClusterFacts {
+        cluster_cidrs: config.cluster_cidrs.iter().map(ToString::to_string).collect(),
+        service_cidrs: config.service_cidrs.iter().map(ToString::to_string).collect(),
+        cluster_dns: config.cluster_dns.clone(),
+        cluster_domain: config.cluster_domain.clone(),
+        network: config.backend.to_string(),
+    }
+}
+
+/// The running control plane.
+struct ControlPlane {
+    api: ApiServer,
+    pki: Arc<ClusterPki>,
+    /// Serves until the shutdown.
+    serving: JoinHandle<()>,
+}
+
+/// The API server, listening.
 async fn control_plane(
     config: &ServerConfig,
-    addresses: &[IpAddr],
+    facts: &ClusterFacts,
+    addresses: watch::Receiver<Vec<IpAddr>>,
     dialer: Arc<LocalDialer>,
     shutdown: &CancellationToken,
-) -> Result<(ApiServer, String, JoinHandle<()>), Failure> {
+    tasks: &mut JoinSet<()>,
+) -> Result<ControlPlane, Failure> {
     let server_dir = config.data_dir.join("server");
     let (db, tls) = (server_dir.join("db"), server_dir.join("tls"));
     let storage = tokio::task::spawn_blocking(move || Lmdb::open(&db))
@@ -125,20 +210,9 @@ async fn control_plane(
         .map_err(doing("opening the store"))?
         .map_err(doing("opening the store"))?;
     let listener = TcpListener::bind(SocketAddr::from(config.bind)).map_err(doing("listening for the API"))?;
-    let pki = ClusterPki::load_or_create(&tls).map_err(doing("preparing certificates"))?;
-    let service_ips: Vec<IpAddr> = config.service_cidrs.iter().map(|network| network.nth(1)).collect();
-    let mut names = config.tls_san.clone();
-    names.push(config.node_name.clone());
-    let advertised = config.advertise_address.unwrap_or(addresses[0]);
-    let server_ips = [&service_ips, addresses, &[advertised]].concat();
-    let server_names = ServerNames::new(&config.cluster_domain, &server_ips, &names);
-    let identity = pki.serving(&server_names).map_err(doing("preparing certificates"))?;
-    let tls_config = edge_pki::server_config(&identity, &pki.client_ca).map_err(doing("preparing TLS"))?;
-    let admin = pki.client("admin", &ClientName::admin()).map_err(doing("preparing certificates"))?;
-    let url = format!("https://127.0.0.1:{}", config.bind.1);
-    edge_pki::write_kubeconfig(&config.kubeconfig, config.kubeconfig_mode, &url, &pki.server_ca, &admin)
-        .map_err(doing("writing the kubeconfig"))?;
-    let root_ca = pki.server_ca.pem().to_owned();
+    let pki = Arc::new(ClusterPki::load_or_create(&tls).map_err(doing("preparing certificates"))?);
+    let own = OwnCertificates::open(config, pki.clone(), addresses.clone()).map_err(doing("preparing certificates"))?;
+    let tls_config = edge_pki::shared_server_config(&own.identity(), &pki.client_ca).map_err(doing("preparing TLS"))?;
 
     let options = edge_registry::Options {
         service_networks: config.service_cidrs.iter().map(|network| (network.base(), network.prefix())).collect(),
@@ -146,16 +220,18 @@ async fn control_plane(
     };
     let registry = Registry::open(Arc::new(storage), options).await.map_err(doing("reading the store"))?;
     let issuer = format!("https://kubernetes.default.svc.{}", config.cluster_domain);
+    let tokens = JoinTokens::open(config, pki.server_ca.pem())?;
     let authenticator = Authenticator::new(
-        Arc::new(pki.service_account),
+        pki.service_account.clone(),
         AuthenticatorOptions { audiences: vec![issuer.clone()], issuer },
-    );
+    )
+    .with_join_secrets(tokens.secrets());
     let api = ApiServer::new(Parts {
         registry,
         authenticator: Arc::new(authenticator),
         dialer,
         shutdown: shutdown.clone(),
-        options: api_options(config, advertised, service_ips[0], root_ca.clone()),
+        options: api_options(config, facts, own.advertised(), pki.server_ca.pem().to_owned())?,
     });
     api.bootstrap().await.map_err(doing("preparing the cluster"))?;
     let server = api.clone();
@@ -164,56 +240,101 @@ async fn control_plane(
             tracing::error!(error = super::with_causes(&error), "the API is not served any more");
         }
     });
-    Ok((api, root_ca, serving))
+    tasks.spawn(tokens.follow());
+    tasks.spawn(own.keep(api.clone()));
+    Ok(ControlPlane { api, pki, serving })
 }
 
-fn api_options(config: &ServerConfig, advertised: IpAddr, service_ip: IpAddr, ca: String) -> edge_apiserver::Options {
-    edge_apiserver::Options {
+fn api_options(
+    config: &ServerConfig,
+    facts: &ClusterFacts,
+    advertised: IpAddr,
+    ca: String,
+) -> Result<edge_apiserver::Options, Failure> {
+    let facts = serde_json::to_value(facts).map_err(doing("preparing what nodes are told"))?;
+    Ok(edge_apiserver::Options {
         git_version: GIT_VERSION.into(),
         git_commit: String::new(),
         build_date: String::new(),
         advertise_address: advertised,
         advertise_port: config.bind.1,
-        service_ip,
+        service_ip: config.service_cidrs[0].nth(1),
         dns_ips: config.cluster_dns.clone(),
         cluster_ca_pem: ca.into(),
         max_connections: MAX_CONNECTIONS,
+        cluster_facts: Arc::new(facts),
         max_read_only_in_flight: MAX_READ_ONLY,
         max_mutating_in_flight: MAX_MUTATING,
-    }
+    })
 }
 
 /// Scheduler, controllers and the manifests of the watched directory.
-fn components(config: &ServerConfig, api: &ApiServer, informers: &Informers, root_ca: String, tasks: &mut JoinSet<()>) {
+fn components(
+    config: &ServerConfig,
+    control: &ControlPlane,
+    facts: &ClusterFacts,
+    informers: &Informers,
+    tasks: &mut JoinSet<()>,
+) {
     let identities = Identities::new(informers.clone(), {
-        let api = api.clone();
+        let api = control.api.clone();
         move |name| client(&api, user(name))
     });
     let manifests = ManifestsOptions { directory: config.data_dir.join("server/manifests") };
     tasks.spawn(edge_controllers::run_manifests(identities.context("edge-manifests"), manifests));
-    tasks.spawn(edge_controllers::run(
-        identities,
-        edge_controllers::Options {
-            root_ca,
-            cluster_cidrs: config.cluster_cidrs.iter().map(ToString::to_string).collect(),
-            service_cidrs: config.service_cidrs.iter().map(ToString::to_string).collect(),
-        },
-    ));
-    tasks.spawn(edge_scheduler::run(informers.clone(), client(api, user("system:kube-scheduler"))));
+    let options = edge_controllers::Options {
+        root_ca: control.pki.server_ca.pem().to_owned(),
+        cluster_cidrs: facts.cluster_cidrs.clone(),
+        service_cidrs: facts.service_cidrs.clone(),
+        signer: Arc::new(Signer(control.pki.clone())),
+        server_node: config.agent.then(|| config.node.name.clone()),
+    };
+    tasks.spawn(edge_controllers::run(identities, options));
+    tasks.spawn(edge_scheduler::run(informers.clone(), client(&control.api, user("system:kube-scheduler"))));
 }
 
-/// The node's addresses, at least one: those given, else what the network says, else one that only this node reaches.
-fn node_addresses(config: &ServerConfig) -> Result<Vec<IpAddr>, Failure> {
-    if !config.node_ip.is_empty() {
-        return Ok(config.node_ip.clone());
+/// The node's addresses, at least one, one of a family: those given, else what the network says, which may change, else
+/// `fallback`.
+pub(crate) fn node_addresses(
+    given: &[IpAddr],
+    families: &[bool],
+    fallback: Option<IpAddr>,
+    mut changes: watch::Receiver<u64>,
+    tasks: &mut JoinSet<()>,
+) -> Result<watch::Receiver<Vec<IpAddr>>, Failure> {
+    let families = families.to_vec();
+    let find = move || edge_network::node_addresses(&families);
+    let is_given = !given.is_empty();
+    let mut first = if is_given { given.to_vec() } else { find().map_err(doing("finding the node's address"))? };
+    if first.is_empty() {
+        first.push(fallback.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST)));
     }
-    let families: Vec<bool> = config.cluster_cidrs.iter().map(|network| network.base().is_ipv4()).collect();
-    let mut found = edge_network::node_addresses(&families).map_err(doing("finding the node's address"))?;
-    if found.is_empty() {
-        // a machine without any network still has the address of the cluster's DNS, which never changes
-        found.push(if config.agent { config.cluster_dns[0] } else { IpAddr::V4(std::net::Ipv4Addr::LOCALHOST) });
-    }
-    Ok(found)
+    let (tx, rx) = watch::channel(first);
+    tasks.spawn(async move {
+        while changes.changed().await.is_ok() && !is_given {
+            // routes follow addresses a moment later
+            tokio::time::sleep(SETTLE).await;
+            changes.mark_unchanged();
+            let find = find.clone();
+            match tokio::task::spawn_blocking(find).await {
+                // a machine that is offline for a while keeps the addresses it had
+                Ok(Ok(now)) if !now.is_empty() => {
+                    tx.send_if_modified(|known| {
+                        let changed = *known != now;
+                        if changed {
+                            tracing::info!(addresses = ?now, "this node's addresses changed");
+                            *known = now;
+                        }
+                        changed
+                    });
+                }
+                _ => {}
+            }
+        }
+        // others wait for changes
+        std::future::pending::<()>().await;
+    });
+    Ok(rx)
 }
 
 /// Many watches and pods need many files; what the administrator allows is used.

@@ -4,8 +4,12 @@
 //! Precedence: flag, then environment, then the drop-ins of `config.yaml.d` in order of their names, then
 //! `config.yaml`; `key+:` appends to a list instead of replacing it. Unknown keys are errors.
 
+mod agent;
 mod file;
+mod node;
 mod server;
 
+pub(crate) use agent::{AgentArgs, AgentConfig};
 pub(crate) use file::with_files;
+pub(crate) use node::{NodeConfig, TokenSource};
 pub(crate) use server::{ServerArgs, ServerConfig};

@@ -1,23 +1,11 @@
 //! What `edge server` can be told, and the checked form of it.
 
+use super::node::{ConfigError, NodeArgs, NodeConfig, TokenSource, wrong};
 use clap::Args;
 use edge_network::{Backend, Cidr};
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
-
-/// What is wrong with the configuration.
-#[derive(Debug, thiserror::Error)]
-#[error("--{flag}: {reason}")]
-pub(crate) struct ConfigError {
-    flag: &'static str,
-    reason: String,
-}
-
-fn wrong(flag: &'static str, reason: impl Into<String>) -> ConfigError {
-    ConfigError { flag, reason: reason.into() }
-}
 
 /// The flags of `edge server`.
 #[derive(Args, Clone, Debug)]
@@ -87,36 +75,21 @@ pub(crate) struct ServerArgs {
     /// Serve the control plane only, run no pods here
     #[arg(long, help_heading = "Node")]
     pub(crate) disable_agent: bool,
-    /// Name of this node [default: the host's name]
-    #[arg(long, env = "EDGE_NODE_NAME", value_name = "NAME", help_heading = "Node")]
-    pub(crate) node_name: Option<String>,
-    /// Address of this node, one of a family [default: that of the default route]
-    #[arg(long, short = 'i', value_name = "IP", value_delimiter = ',', help_heading = "Node")]
-    pub(crate) node_ip: Vec<IpAddr>,
-    /// Label for this node when it first registers, KEY=VALUE (can be repeated)
-    #[arg(long, value_name = "LABEL", value_delimiter = ',', help_heading = "Node")]
-    pub(crate) node_label: Vec<String>,
-    /// Taint for this node when it first registers, KEY=VALUE:EFFECT (can be repeated)
-    #[arg(long, value_name = "TAINT", value_delimiter = ',', help_heading = "Node")]
-    pub(crate) node_taint: Vec<String>,
-    /// Registries' mirrors and credentials, in k3s's format
-    #[arg(long, default_value = "/etc/edge/registries.yaml", value_name = "FILE", help_heading = "Node")]
-    pub(crate) private_registry: PathBuf,
-    /// Name servers that pods with dnsPolicy Default use, and that the cluster's DNS forwards to
-    #[arg(
-        long,
-        env = "EDGE_RESOLV_CONF",
-        default_value = "/etc/resolv.conf",
-        value_name = "FILE",
-        help_heading = "Node"
-    )]
-    pub(crate) resolv_conf: PathBuf,
-    /// Where the logs of containers are written
-    #[arg(long, default_value = "/var/log/pods", value_name = "DIR", help_heading = "Node")]
-    pub(crate) pod_logs_dir: PathBuf,
-    /// Control group below which the pods' are made
-    #[arg(long, default_value = "/", value_name = "PATH", help_heading = "Node")]
-    pub(crate) cgroup_root: PathBuf,
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+
+    /// Token with which servers and agents join, in any form [default: made at the first start]
+    #[arg(long, short, env = "EDGE_TOKEN", value_name = "TOKEN", hide_env_values = true, help_heading = "Cluster")]
+    pub(crate) token: Option<String>,
+    /// File that holds the token
+    #[arg(long, env = "EDGE_TOKEN_FILE", value_name = "FILE", help_heading = "Cluster")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Token with which only agents join [default: the secret of the token]
+    #[arg(long, env = "EDGE_AGENT_TOKEN", value_name = "TOKEN", hide_env_values = true, help_heading = "Cluster")]
+    pub(crate) agent_token: Option<String>,
+    /// File that holds the agents' token
+    #[arg(long, env = "EDGE_AGENT_TOKEN_FILE", value_name = "FILE", help_heading = "Cluster")]
+    pub(crate) agent_token_file: Option<PathBuf>,
 }
 
 /// The configuration of `edge server`, checked before anything is opened or bound.
@@ -138,15 +111,10 @@ pub(crate) struct ServerConfig {
     pub(crate) cluster_dns: Vec<IpAddr>,
     pub(crate) cluster_domain: String,
     pub(crate) agent: bool,
-    pub(crate) node_name: String,
-    /// Empty where it is to be found out.
-    pub(crate) node_ip: Vec<IpAddr>,
-    pub(crate) node_labels: BTreeMap<String, String>,
-    pub(crate) node_taints: Vec<Taint>,
-    pub(crate) registries: PathBuf,
-    pub(crate) resolv_conf: PathBuf,
-    pub(crate) pod_logs_dir: PathBuf,
-    pub(crate) cgroup_root: PathBuf,
+    pub(crate) node: NodeConfig,
+    /// As given; read and checked when it is used.
+    pub(crate) token: TokenSource,
+    pub(crate) agent_token: TokenSource,
 }
 
 /// Networks of a flag: one, or one of each family.
@@ -198,14 +166,6 @@ fn cluster_dns(given: &[IpAddr], services: &[Cidr]) -> Result<Vec<IpAddr>, Confi
     Ok(services.iter().map(of).collect())
 }
 
-/// A taint for the node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Taint {
-    pub(crate) key: String,
-    pub(crate) value: String,
-    pub(crate) effect: String,
-}
-
 impl ServerArgs {
     /// Checks everything that can be checked without opening anything.
     ///
@@ -222,12 +182,7 @@ impl ServerArgs {
             wrong("network", format!("{:?} is none of auto, vxlan, host-gw, wireguard, none", self.network))
         })?;
         edge_api::names::dns1123_subdomain(&self.cluster_domain).map_err(|e| wrong("cluster-domain", e))?;
-        let node_name = match self.node_name {
-            Some(name) => name,
-            None => host_name()?,
-        };
-        edge_api::names::dns1123_subdomain(&node_name)
-            .map_err(|e| wrong("node-name", format!("{node_name:?}: {e}")))?;
+        let node = self.node.check()?;
         Ok(ServerConfig {
             data_dir: self.data_dir,
             bind: (self.bind_address, self.https_listen_port),
@@ -242,23 +197,11 @@ impl ServerArgs {
             cluster_dns,
             cluster_domain: self.cluster_domain,
             agent: !self.disable_agent,
-            node_name,
-            node_ip: self.node_ip,
-            node_labels: labels(&self.node_label)?,
-            node_taints: self.node_taint.iter().map(|t| taint(t)).collect::<Result<_, _>>()?,
-            registries: self.private_registry,
-            resolv_conf: self.resolv_conf,
-            pod_logs_dir: self.pod_logs_dir,
-            cgroup_root: self.cgroup_root,
+            node,
+            token: TokenSource { text: self.token, file: self.token_file },
+            agent_token: TokenSource { text: self.agent_token, file: self.agent_token_file },
         })
     }
-}
-
-/// The host's name, as the kubelet takes it: lower case.
-fn host_name() -> Result<String, ConfigError> {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
-        .map_err(|e| wrong("node-name", format!("cannot read the host's name: {e}")))?;
-    Ok(name.trim().to_lowercase())
 }
 
 fn port_range(text: &str) -> Result<RangeInclusive<u16>, ConfigError> {
@@ -266,28 +209,6 @@ fn port_range(text: &str) -> Result<RangeInclusive<u16>, ConfigError> {
         .and_then(|(a, b)| Some(a.trim().parse::<u16>().ok()?..=b.trim().parse::<u16>().ok()?))
         .filter(|r| *r.start() > 0 && !r.is_empty())
         .ok_or_else(|| wrong("service-node-port-range", format!("{text:?} is not a range such as 30000-32767")))
-}
-
-fn labels(list: &[String]) -> Result<BTreeMap<String, String>, ConfigError> {
-    let mut out = BTreeMap::new();
-    for text in list {
-        let (key, value) = text.split_once('=').unwrap_or((text, ""));
-        let valid = edge_api::names::qualified_name(key).and_then(|()| edge_api::names::label_value(value));
-        valid.map_err(|e| wrong("node-label", format!("{text:?}: {e}")))?;
-        out.insert(key.to_owned(), value.to_owned());
-    }
-    Ok(out)
-}
-
-fn taint(text: &str) -> Result<Taint, ConfigError> {
-    let malformed = || wrong("node-taint", format!("{text:?} is not KEY=VALUE:EFFECT"));
-    let (head, effect) = text.rsplit_once(':').ok_or_else(malformed)?;
-    if !["NoSchedule", "PreferNoSchedule", "NoExecute"].contains(&effect) {
-        return Err(wrong("node-taint", format!("{text:?}: the effect is NoSchedule, PreferNoSchedule or NoExecute")));
-    }
-    let (key, value) = head.split_once('=').unwrap_or((head, ""));
-    edge_api::names::qualified_name(key).map_err(|e| wrong("node-taint", format!("{text:?}: {e}")))?;
-    Ok(Taint { key: key.into(), value: value.into(), effect: effect.into() })
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! A controller has three parts: informer changes become keys of a work queue; a key is planned by a pure function over
 //! cached state; one effect function carries the plan out. Nothing is polled and nothing is resynchronized by a timer.
 
+mod certificates;
 mod clusterrole_aggregation;
 mod context;
 mod cronjob;
@@ -16,6 +17,7 @@ mod finalizers;
 mod gc;
 mod history;
 mod job;
+mod joining;
 mod manifests;
 mod namespace;
 mod node_ipam;
@@ -35,11 +37,13 @@ mod status;
 mod taint_eviction;
 mod ttl_after_finished;
 
+pub use certificates::{CertificateFacts, CertificateSigner};
 pub use context::{Context, Identities};
 pub use manifests::{ManifestsOptions, run as run_manifests};
 
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::ReplicationController;
+use std::sync::Arc;
 use tokio::task::JoinSet;
 
 /// What the controllers must be told.
@@ -51,6 +55,10 @@ pub struct Options {
     pub cluster_cidrs: Vec<String>,
     /// The networks of all services in CIDR notation.
     pub service_cidrs: Vec<String>,
+    /// Signs certificates.
+    pub signer: Arc<dyn CertificateSigner>,
+    /// The name of this server's own node, if it is one.
+    pub server_node: Option<String>,
 }
 
 /// Runs all controllers, for ever; dropping the future ends them.
@@ -76,6 +84,12 @@ pub async fn run(identities: Identities, options: Options) {
     tasks.spawn(namespace::run(of("namespace-controller"), namespaces.clone()));
     tasks.spawn(gc::run(of("generic-garbage-collector"), vec![namespaces, quotas.clone()]));
     tasks.spawn(quota::run(of("resourcequota-controller"), quotas));
+    tasks.spawn(certificates::run(of("certificate-controller"), options.signer));
+    tasks.spawn(joining::clean_tokens(of("token-cleaner")));
+    tasks.spawn(joining::free_names(of("token-cleaner")));
+    if let Some(node) = options.server_node {
+        tasks.spawn(joining::label_server(of("node-controller"), node));
+    }
     tasks.spawn(clusterrole_aggregation::run(of("clusterrole-aggregation-controller")));
     tasks.spawn(protection::run_claims(of("pvc-protection-controller")));
     tasks.spawn(protection::run_volumes(of("pv-protection-controller")));

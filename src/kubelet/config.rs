@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::Taint;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use tokio::sync::watch;
 
 /// The version of Kubernetes whose kubelet this one behaves as.
 pub const KUBELET_VERSION: &str = "v1.36.0";
@@ -22,14 +23,12 @@ pub struct KubeletConfig {
     /// Where links to the logs are made under the names log collectors expect, usually `/var/log/containers`;
     /// `None` makes none.
     pub container_logs_dir: Option<PathBuf>,
-    /// Addresses of the node, the main one first; never empty.
-    pub node_ips: Vec<IpAddr>,
+    /// Addresses of the node, the main one first; never empty. They may change while the agent runs.
+    pub node_ips: watch::Receiver<Vec<IpAddr>>,
     /// Labels given to the node when it first registers.
     pub node_labels: BTreeMap<String, String>,
     /// Taints given to the node when it first registers.
     pub node_taints: Vec<Taint>,
-    /// The control plane runs here too: the node gets the role label.
-    pub control_plane: bool,
     /// Addresses of the cluster's DNS; empty when there is none.
     pub cluster_dns: Vec<IpAddr>,
     /// Domain of the cluster, such as `cluster.local`.
@@ -43,6 +42,11 @@ pub struct KubeletConfig {
 }
 
 impl KubeletConfig {
+    /// The node's addresses at this moment.
+    pub(crate) fn ips(&self) -> Vec<IpAddr> {
+        self.node_ips.borrow().clone()
+    }
+
     /// Directory of a pod's state.
     pub(crate) fn pod_dir(&self, uid: &str) -> PathBuf {
         self.agent_dir.join("pods").join(uid)

@@ -27,6 +27,7 @@ const API_PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct Context {
     pub(crate) config: KubeletConfig,
     pub(crate) client: Client,
+    /// Watch as the node: what is bound to it.
     pub(crate) informers: Informers,
     pub(crate) runtime: Arc<dyn PodRuntime>,
     pub(crate) images: Arc<ImageStore>,
@@ -61,6 +62,7 @@ impl Context {
             path: pods,
             source,
         })?;
+        let own = Informers::new(with.client.clone());
         let status = StatusWriter::new(with.client.clone());
         tasks.spawn(status.clone().run());
         Ok(Arc::new(Self {
@@ -71,11 +73,11 @@ impl Context {
             streams: TaskTracker::new(),
             services: with.informers.of::<Service>(),
             started: Instant::now(),
-            node: with.informers.select::<Node>(&format!("metadata.name={}", config.node_name)),
+            node: own.select::<Node>(&format!("metadata.name={}", config.node_name)),
             machine: Machine::read(&config.agent_dir),
             status,
             client: with.client,
-            informers: with.informers,
+            informers: own,
             runtime: with.runtime,
             images: with.images,
             network: with.network,
@@ -99,7 +101,7 @@ impl Context {
     pub(crate) fn facts(&self, pod_ips: &[IpAddr]) -> Facts {
         Facts {
             pod_ips: pod_ips.to_vec(),
-            host_ips: self.config.node_ips.clone(),
+            host_ips: self.config.ips(),
             allocatable: self.machine.capacity(self.config.max_pods),
         }
     }

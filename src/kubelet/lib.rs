@@ -66,7 +66,8 @@ pub enum Error {
 pub struct Dependencies {
     /// The API, as the identity of the node (`system:node:<name>`).
     pub client: Client,
-    /// Informers of the process that watch with an identity which may read pods of this node, services and the node.
+    /// Informers that all parts of the process share; their identity may read services. What is the node's own is
+    /// watched through `client`.
     pub informers: Informers,
     /// Runs sandboxes and containers. [`PodRuntime::adopt`] must not have been called yet.
     pub runtime: Arc<dyn PodRuntime>,
@@ -92,7 +93,7 @@ impl Kubelet {
     /// # Errors
     /// When the state directory is unusable or the runtime cannot say what runs. An unreachable API is not an error.
     pub async fn start(config: KubeletConfig, with: Dependencies) -> Result<Self, Error> {
-        if config.node_ips.is_empty() {
+        if config.node_ips.borrow().is_empty() {
             return Err(Error::Config("the node has no address"));
         }
         let stop = CancellationToken::new();

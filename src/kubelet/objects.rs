@@ -3,7 +3,7 @@
 //! A node may read only what its pods refer to, so there is one watch per object (field selector `metadata.name`), as
 //! with the real kubelet, and not one per namespace: the API's node authorization would refuse the latter.
 
-use edge_client::{Api, Client, Key};
+use edge_client::{Api, Client, Key, WatchBackoff};
 use futures::StreamExt;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
@@ -89,7 +89,7 @@ impl Objects {
 
 async fn follow<K: Watchable>(api: Api<K>, name: String, tx: watch::Sender<Known<K>>) {
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-    let mut stream = std::pin::pin!(watcher(api, config).default_backoff());
+    let mut stream = std::pin::pin!(watcher(api, config).backoff(WatchBackoff::default()));
     let mut listed = None;
     while let Some(event) = stream.next().await {
         match event {

@@ -6,6 +6,7 @@ use crate::identity::{ClientName, Identity};
 use crate::service_account::ServiceAccountKey;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The authorities and the service-account key of a cluster.
 #[derive(Debug)]
@@ -17,7 +18,7 @@ pub struct ClusterPki {
     /// Signs what the API server shows to extension API servers when it passes on who asked.
     pub request_header_ca: Authority,
     /// Signs service-account tokens.
-    pub service_account: ServiceAccountKey,
+    pub service_account: Arc<ServiceAccountKey>,
     dir: PathBuf,
 }
 
@@ -32,7 +33,7 @@ impl ClusterPki {
             server_ca: Authority::load_or_create(dir, "server-ca")?,
             client_ca: Authority::load_or_create(dir, "client-ca")?,
             request_header_ca: Authority::load_or_create(dir, "request-header-ca")?,
-            service_account: ServiceAccountKey::load_or_create(&dir.join("service.key"))?,
+            service_account: Arc::new(ServiceAccountKey::load_or_create(&dir.join("service.key"))?),
             dir: dir.to_owned(),
         })
     }

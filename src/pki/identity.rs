@@ -123,6 +123,43 @@ impl Identity {
         Ok(Self::new(certificate.der().clone(), key))
     }
 
+    /// Reads an identity that was issued elsewhere: a file with a private key and its certificate. `None` when there is
+    /// no such file.
+    ///
+    /// # Errors
+    /// When the file is unreadable or malformed.
+    pub fn load(path: &Path) -> Result<Option<Self>, PkiError> {
+        let Some(content) = files::read(path)? else { return Ok(None) };
+        let key = files::parse_key(path, &content)?;
+        let certificate = files::parse_certificates(path, &content)?.swap_remove(0);
+        if !files::belongs(&key, &certificate) {
+            return Err(PkiError::KeyMismatch { certificate: path.to_owned(), key: path.to_owned() });
+        }
+        Ok(Some(Self::new(certificate, key)))
+    }
+
+    /// An identity out of a private key and its certificate, both PEM.
+    ///
+    /// # Errors
+    /// When either is malformed, or they do not belong together.
+    pub fn from_pem(key: &[u8], certificate: &[u8]) -> Result<Self, PkiError> {
+        let path = Path::new("(client certificate)");
+        let key = files::parse_key(path, key)?;
+        let certificate = files::parse_certificates(path, certificate)?.swap_remove(0);
+        if !files::belongs(&key, &certificate) {
+            return Err(PkiError::KeyMismatch { certificate: path.to_owned(), key: path.to_owned() });
+        }
+        Ok(Self::new(certificate, key))
+    }
+
+    /// When the certificate ends.
+    pub fn not_after(&self) -> SystemTime {
+        let end = x509_parser::parse_x509_certificate(&self.certificate)
+            .ok()
+            .and_then(|(_, c)| u64::try_from(c.validity().not_after.timestamp()).ok());
+        UNIX_EPOCH + std::time::Duration::from_secs(end.unwrap_or(0))
+    }
+
     /// The certificate.
     pub fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
@@ -177,12 +214,12 @@ fn is_current(certificate: &[u8], purpose: &Purpose<'_>, now: SystemTime) -> boo
     }
 }
 
-fn ip(bytes: &[u8]) -> Option<IpAddr> {
+pub(crate) fn ip(bytes: &[u8]) -> Option<IpAddr> {
     let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
     v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
 
-fn pem(label: &str, der: &[u8]) -> String {
+pub(crate) fn pem(label: &str, der: &[u8]) -> String {
     use base64::Engine as _;
     let text = base64::engine::general_purpose::STANDARD.encode(der);
     let mut out = format!("-----BEGIN {label}-----\n");

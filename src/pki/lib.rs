@@ -12,8 +12,10 @@ mod cluster;
 mod files;
 mod identity;
 mod kubeconfig;
+mod request;
 mod service_account;
 mod tls;
+mod token;
 mod user;
 
 pub use authority::Authority;
@@ -21,8 +23,12 @@ pub use cluster::{ClusterPki, ServerNames};
 pub use files::PkiError;
 pub use identity::{ClientName, Identity};
 pub use kubeconfig::write_kubeconfig;
+pub use request::{KeyRequest, RequestError, RequestFacts};
 pub use service_account::ServiceAccountKey;
-pub use tls::{client_config, server_config};
+pub use tls::{
+    SharedIdentity, client_config, remote_client_config, server_config, shared_server_config, unverified_client_config,
+};
+pub use token::{JoinToken, TokenFormatError, ca_hash, full_token, random_secret};
 pub use user::user_of_certificate;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -1,12 +1,17 @@
 //! TLS configurations: TLS 1.2 and 1.3, HTTP/2 preferred, `ring` as the only provider.
 
 use crate::authority::Authority;
-use crate::files::PkiError;
+use crate::files::{self, PkiError};
 use crate::identity::Identity;
-use rustls::crypto::{CryptoProvider, ring};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use std::sync::Arc;
+use rustls::client::ResolvesClientCert;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
 
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
@@ -22,11 +27,68 @@ fn alpn() -> Vec<Vec<u8>> {
     vec![b"h2".to_vec(), b"http/1.1".to_vec()]
 }
 
+/// An identity that TLS configurations show, and that can be replaced while they are in use: new connections show the
+/// new one, open ones go on.
+#[derive(Clone, Debug)]
+pub struct SharedIdentity(Arc<RwLock<Arc<CertifiedKey>>>);
+
+impl SharedIdentity {
+    /// One that shows `identity`.
+    ///
+    /// # Errors
+    /// When the key cannot be used.
+    pub fn new(identity: &Identity) -> Result<Self, PkiError> {
+        Ok(Self(Arc::new(RwLock::new(certified(identity)?))))
+    }
+
+    /// Shows `identity` from now on.
+    ///
+    /// # Errors
+    /// When the key cannot be used; the old one is shown still.
+    pub fn replace(&self, identity: &Identity) -> Result<(), PkiError> {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = certified(identity)?;
+        Ok(())
+    }
+
+    fn current(&self) -> Arc<CertifiedKey> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn certified(identity: &Identity) -> Result<Arc<CertifiedKey>, PkiError> {
+    let chain = vec![identity.certificate().clone()];
+    Ok(Arc::new(CertifiedKey::from_der(chain, identity.key(), &provider())?))
+}
+
+impl ResolvesServerCert for SharedIdentity {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.current())
+    }
+}
+
+impl ResolvesClientCert for SharedIdentity {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.current())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
 /// For a server that shows `identity`. A client may show a certificate; one that `client_ca` did not sign fails the handshake.
 ///
 /// # Errors
 /// When the certificate or the authority cannot be used.
 pub fn server_config(identity: &Identity, client_ca: &Authority) -> Result<ServerConfig, PkiError> {
+    shared_server_config(&SharedIdentity::new(identity)?, client_ca)
+}
+
+/// The same for an identity that may be replaced.
+///
+/// # Errors
+/// When the authority cannot be used.
+pub fn shared_server_config(identity: &SharedIdentity, client_ca: &Authority) -> Result<ServerConfig, PkiError> {
     let provider = provider();
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(client_ca)?), provider.clone())
         .allow_unauthenticated()
@@ -34,7 +96,7 @@ pub fn server_config(identity: &Identity, client_ca: &Authority) -> Result<Serve
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(vec![identity.certificate().clone()], identity.key())?;
+        .with_cert_resolver(Arc::new(identity.clone()));
     config.alpn_protocols = alpn();
     Ok(config)
 }
@@ -44,13 +106,86 @@ pub fn server_config(identity: &Identity, client_ca: &Authority) -> Result<Serve
 /// # Errors
 /// When the certificate or the authority cannot be used.
 pub fn client_config(server_ca: &Authority, identity: Option<&Identity>) -> Result<ClientConfig, PkiError> {
+    let identity = identity.map(SharedIdentity::new).transpose()?;
+    with_roots(roots(server_ca)?, identity.as_ref())
+}
+
+/// The same where the authorities are known as PEM only, and the identity may be replaced.
+///
+/// # Errors
+/// When no authority can be read out of the PEM.
+pub fn remote_client_config(ca_pem: &[u8], identity: Option<&SharedIdentity>) -> Result<ClientConfig, PkiError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in files::parse_certificates(Path::new("the cluster's certificate authority"), ca_pem)? {
+        roots.add(certificate)?;
+    }
+    with_roots(roots, identity)
+}
+
+fn with_roots(roots: RootCertStore, identity: Option<&SharedIdentity>) -> Result<ClientConfig, PkiError> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots(server_ca)?);
+        .with_root_certificates(roots);
     let mut config = match identity {
-        Some(identity) => builder.with_client_auth_cert(vec![identity.certificate().clone()], identity.key())?,
+        Some(identity) => builder.with_client_cert_resolver(Arc::new(identity.clone())),
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = alpn();
+    // a resumed session would go on with the certificate of the first
+    config.resumption = rustls::client::Resumption::disabled();
     Ok(config)
+}
+
+/// For one request to a server that nobody vouches for yet: whatever it shows is taken. Only to fetch the certificate
+/// authority, whose hash is checked before anything secret is sent anywhere.
+///
+/// # Errors
+/// When TLS cannot be set up.
+pub fn unverified_client_config() -> Result<ClientConfig, PkiError> {
+    let provider = provider();
+    let mut config = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyServer(provider)))
+        .with_no_client_auth();
+    config.alpn_protocols = alpn();
+    Ok(config)
+}
+
+#[derive(Debug)]
+struct AnyServer(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
 }

@@ -11,6 +11,7 @@ mod cli;
 mod controllers;
 mod healing;
 mod images;
+mod join;
 mod manifests;
 mod network;
 mod pods;

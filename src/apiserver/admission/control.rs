@@ -91,6 +91,6 @@ impl Cluster for Server {
 
     fn may(&self, user: &UserInfo, verb: &str, resource: &GroupResource, namespace: &str, name: &str) -> bool {
         let (group, resource) = (resource.group.as_str(), resource.resource.as_str());
-        self.access.decide(user, Ask::Resource { verb, group, resource, subresource: "", namespace, name }).0
+        self.access.decide(user, Ask::Resource { verb, group, resource, subresource: "", namespace, name, node: "" }).0
     }
 }

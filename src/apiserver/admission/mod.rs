@@ -4,9 +4,11 @@
 //! plugins are plain functions over JSON trees; what they know of the cluster they ask through [`Cluster`]. They run in
 //! Kubernetes' order: first those that change ([`mutate`]), then, after defaulting, those that only judge ([`validate`]).
 
+mod certificates;
 mod control;
 mod lifecycle;
 mod limits;
+mod node_restriction;
 mod nodes;
 mod pod_security;
 mod pods;
@@ -80,6 +82,7 @@ pub(crate) trait Cluster: Send + Sync {
 /// The `Status` of the first that refuses.
 pub(crate) async fn mutate(cluster: &dyn Cluster, a: &Attributes<'_>, object: &mut Object) -> Result<(), Status> {
     lifecycle::admit(cluster, a, object)?;
+    certificates::complete(a, object);
     if a.is("", "pods") && a.operation == Operation::Create {
         service_account::admit(cluster, a, object)?;
         pods::default_toleration_seconds(object);
@@ -100,11 +103,13 @@ pub(crate) async fn mutate(cluster: &dyn Cluster, a: &Attributes<'_>, object: &m
 /// # Errors
 /// The `Status` of the first that refuses.
 pub(crate) async fn validate(cluster: &dyn Cluster, a: &Attributes<'_>, object: Option<&Object>) -> Result<(), Status> {
+    node_restriction::validate(cluster, a, object)?;
     if a.operation == Operation::Delete {
         return lifecycle::admit_deletion(a);
     }
     let Some(object) = object else { return Ok(()) };
     priority::validate_class(cluster, a, object).await?;
+    certificates::validate(cluster, a, object)?;
     rbac::no_escalation(cluster, a, object)?;
     pod_security::validate(cluster, a, object)?;
     limits::enforce(cluster, a, object).await?;

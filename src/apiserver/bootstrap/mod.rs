@@ -29,11 +29,19 @@ pub(crate) async fn run(server: &Server) -> Result<(), Status> {
     let mut rest: Vec<(Value, Policy)> = Vec::new();
     rest.extend(objects::priority_classes().map(|v| (v, Policy::Keep)));
     rest.extend([objects::kubernetes_service(o), objects::dns_service(o)].map(|v| (v, Policy::Keep)));
-    rest.extend(
-        [objects::kubernetes_endpoints(o), objects::kubernetes_endpoint_slice(o)].map(|v| (v, Policy::Replace)),
-    );
     rest.extend(edge_auth::bootstrap_policy().into_iter().map(|v| (v, Policy::Grow)));
-    all(server, rest).await
+    all(server, rest).await?;
+    endpoints(server).await
+}
+
+/// Brings the endpoints of the Service `kubernetes` up to date.
+///
+/// # Errors
+/// When they could not be written.
+pub(crate) async fn endpoints(server: &Server) -> Result<(), Status> {
+    let (at, port) = (*server.advertised.read(), server.options.advertise_port);
+    let both = [objects::kubernetes_endpoints(at, port), objects::kubernetes_endpoint_slice(at, port)];
+    all(server, both.map(|v| (v, Policy::Replace)).into()).await
 }
 
 /// What happens to an object that is there already.

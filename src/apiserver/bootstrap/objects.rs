@@ -2,6 +2,7 @@
 
 use crate::Options;
 use serde_json::{Value, json};
+use std::net::IpAddr;
 
 /// The namespaces every cluster has.
 pub(super) const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
@@ -41,7 +42,7 @@ pub(super) fn kubernetes_service(o: &Options) -> Value {
     })
 }
 
-pub(super) fn kubernetes_endpoints(o: &Options) -> Value {
+pub(super) fn kubernetes_endpoints(at: IpAddr, port: u16) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Endpoints",
         "metadata": {
@@ -49,22 +50,22 @@ pub(super) fn kubernetes_endpoints(o: &Options) -> Value {
             "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"},
         },
         "subsets": [{
-            "addresses": [{"ip": o.advertise_address.to_string()}],
-            "ports": [{"name": "https", "port": o.advertise_port, "protocol": "TCP"}],
+            "addresses": [{"ip": at.to_string()}],
+            "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
         }],
     })
 }
 
-pub(super) fn kubernetes_endpoint_slice(o: &Options) -> Value {
+pub(super) fn kubernetes_endpoint_slice(at: IpAddr, port: u16) -> Value {
     json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
         "metadata": {
             "name": "kubernetes", "namespace": "default",
             "labels": {"kubernetes.io/service-name": "kubernetes"},
         },
-        "addressType": family(o.advertise_address),
-        "endpoints": [{"addresses": [o.advertise_address.to_string()], "conditions": {"ready": true}}],
-        "ports": [{"name": "https", "port": o.advertise_port, "protocol": "TCP"}],
+        "addressType": family(at),
+        "endpoints": [{"addresses": [at.to_string()], "conditions": {"ready": true}}],
+        "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
     })
 }
 
@@ -92,6 +93,6 @@ pub(super) fn dns_service(o: &Options) -> Value {
     })
 }
 
-fn family(ip: std::net::IpAddr) -> &'static str {
+fn family(ip: IpAddr) -> &'static str {
     if ip.is_ipv4() { "IPv4" } else { "IPv6" }
 }

@@ -7,7 +7,7 @@ use crate::encode;
 use crate::negotiate::request_encoding;
 use edge_api::field::{ErrorList, Path};
 use edge_api::{GroupResource, GroupVersionKind, Object, Status};
-use edge_auth::{BoundObject, TokenSpec};
+use edge_auth::{BoundObject, TokenSpec, node_of};
 use edge_schema::Schema;
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
@@ -28,6 +28,9 @@ pub(super) async fn create(context: &Context<'_>, body: Body) -> Result<Response
     let account = stored(context, "serviceaccounts", namespace, name)?;
     let lifetime = lifetime(&object, &gvk)?;
     let (bound, node) = bound(context, &object)?;
+    if let Some(asking) = node_of(context.user) {
+        of_own_pod(context, asking, bound.as_ref(), &object)?;
+    }
     let spec = TokenSpec { namespace, name, uid: account.uid(), audiences: audiences(&object), lifetime, bound, node };
     let minted = context.server.access.authenticator.mint(&spec).map_err(Status::internal)?;
     let expires = i64::try_from(minted.expires).ok().and_then(|s| jiff::Timestamp::from_second(s).ok());
@@ -70,6 +73,25 @@ fn lifetime(object: &Object, gvk: &GroupVersionKind) -> Result<u64, Status> {
         return Err(Status::invalid(&gvk.group_kind(), "", &errors));
     }
     u64::try_from(asked).map_err(Status::internal)
+}
+
+/// Nodes get tokens for the pods that run on them, bound to those.
+fn of_own_pod(context: &Context<'_>, node: &str, bound: Option<&BoundObject>, request: &Object) -> Result<(), Status> {
+    let refuse = |why: &str| {
+        let accounts = GroupResource::new("", "serviceaccounts");
+        Err(Status::forbidden(&accounts, &context.info.name, &format!("node {node:?} {why}")))
+    };
+    let Some(pod) = bound.filter(|b| b.kind == "Pod") else {
+        return refuse("requested token not bound to a pod");
+    };
+    if request.str_at("/spec/boundObjectRef/uid").is_empty() {
+        return refuse("requested token bound to a pod without a uid");
+    }
+    let pod = stored(context, "pods", &context.info.namespace, &pod.name)?;
+    if pod.str_at("/spec/nodeName") != node {
+        return refuse("requested token bound to a pod scheduled on a different node");
+    }
+    Ok(())
 }
 
 type Node = Option<(String, String)>;

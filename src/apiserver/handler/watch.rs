@@ -5,7 +5,7 @@ use crate::body::{Body, BoxError};
 use crate::encode;
 use crate::negotiate::{Encoding, MetaVersion, Shape};
 use bytes::Bytes;
-use edge_api::Status;
+use edge_api::{Reason, Status};
 use edge_registry::columns::{self, IncludeObject};
 use edge_registry::{EventKind, ResourceInfo, Stored, Target, WatchEvent, WatchOptions};
 use futures::stream::{self, Stream, StreamExt};
@@ -46,7 +46,14 @@ pub(super) async fn watch(context: &Context<'_>) -> Result<Response<Body>, Statu
     // the name in a field selector has only told the authorizer what is watched; one in the path selects
     let name = if context.info.verb_in_path { context.info.name.as_str() } else { "" };
     let target = Target { name, ..context.target() };
-    let events = context.server.registry.watch(&target, &options).await?;
+    let events = match context.server.registry.watch(&target, &options).await {
+        // as in Kubernetes, whose clients list anew only when the stream says so
+        Err(status) if status.reason == Reason::Expired => {
+            let frame = stream::iter([framer.error(&status).map(Frame::data)]);
+            return Ok(respond(media_type, frame));
+        }
+        other => other?,
+    };
     let stop = context.server.shutdown.clone().cancelled_owned();
     let ended = async move {
         tokio::select! {
@@ -54,11 +61,17 @@ pub(super) async fn watch(context: &Context<'_>) -> Result<Response<Body>, Statu
             () = stop => {}
         }
     };
-    let frames = framer.frames(events).take_until(Box::pin(ended));
+    Ok(respond(media_type, framer.frames(events).take_until(Box::pin(ended))))
+}
+
+fn respond<S>(media_type: &'static str, frames: S) -> Response<Body>
+where
+    S: Stream<Item = Result<Frame<Bytes>, BoxError>> + Send + 'static,
+{
     let mut response = Response::new(Body::stream(StreamBody::new(frames)));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
-    Ok(response)
+    response
 }
 
 fn timeout(asked: Option<i64>) -> Duration {

@@ -63,7 +63,7 @@ fn nodes(cx: &Context) -> Api<Node> {
 /// The labels the node always has.
 fn own_labels(cx: &Context) -> BTreeMap<String, String> {
     let architecture = machine::architecture();
-    let mut labels = BTreeMap::from(
+    BTreeMap::from(
         [
             ("kubernetes.io/hostname", cx.config.node_name.as_str()),
             ("kubernetes.io/os", "linux"),
@@ -73,11 +73,7 @@ fn own_labels(cx: &Context) -> BTreeMap<String, String> {
             ("node.kubernetes.io/instance-type", "edge"),
         ]
         .map(|(k, v)| (k.to_owned(), v.to_owned())),
-    );
-    if cx.config.control_plane {
-        labels.insert("node-role.kubernetes.io/control-plane".to_owned(), "true".to_owned());
-    }
-    labels
+    )
 }
 
 /// Makes the node's object, or brings the labels of the one that is there up to date.
@@ -202,8 +198,7 @@ fn conditions(before: &NodeStatus, pressure: Pressure, network: &Readiness, now:
 fn status(cx: &Context, before: &NodeStatus, pressure: Pressure) -> NodeStatus {
     let config = &cx.config;
     let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
-    let mut addresses: Vec<NodeAddress> =
-        config.node_ips.iter().map(|ip| address("InternalIP", ip.to_string())).collect();
+    let mut addresses: Vec<NodeAddress> = config.ips().iter().map(|ip| address("InternalIP", ip.to_string())).collect();
     addresses.push(address("Hostname", config.node_name.clone()));
     let capacity = cx.machine.capacity(config.max_pods);
     let now = crate::status::compute::whole_seconds(Timestamp::now());
@@ -254,7 +249,7 @@ fn status_change(before: &NodeStatus, after: &NodeStatus) -> Option<Value> {
     Some(change)
 }
 
-/// Writes the node's status when it changes: when its object was changed by others, an image came or went, the disk or
+/// Writes the node's status when it changes: when its object was changed by others, its address changed, an image came or went, the disk or
 /// the memory ran short (looked at with every heartbeat and every renewal of the lease).
 async fn keep_status(cx: &Context, ready: watch::Sender<bool>, mut written: Option<NodeStatus>) {
     let mut changes = cx.node.subscribe();
@@ -264,9 +259,11 @@ async fn keep_status(cx: &Context, ready: watch::Sender<bool>, mut written: Opti
     let mut heartbeat = Instant::now() + HEARTBEAT;
     let mut look = interval(RENEW);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut addresses = cx.config.node_ips.clone();
     loop {
         tokio::select! {
             _ = look.tick() => {}
+            Ok(()) = addresses.changed() => {}
             change = changes.recv() => match change {
                 Some(Change::Applied { new, .. }) => written = new.status.clone(),
                 Some(Change::Deleted(_)) => {

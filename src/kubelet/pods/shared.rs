@@ -79,7 +79,7 @@ impl PodShared {
 
     /// Addresses at which the pod is reached: the node's with the host's network.
     pub(crate) fn addresses(&self) -> Vec<IpAddr> {
-        if self.uses_host_network() { self.cx.config.node_ips.clone() } else { self.record.borrow().ips.clone() }
+        if self.uses_host_network() { self.cx.config.ips() } else { self.record.borrow().ips.clone() }
     }
 
     /// File of the pod's network namespace; `None` is the host's network.

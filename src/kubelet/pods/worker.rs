@@ -329,7 +329,7 @@ impl Worker {
         if self.record.gone {
             return;
         }
-        let status = compute(pod, &self.record, &self.status, &self.shared.cx.config.node_ips, Now::get());
+        let status = compute(pod, &self.record, &self.status, &self.shared.cx.config.ips(), Now::get());
         self.status = status.clone();
         self.shared.cx.status.set(pod, status);
     }

@@ -30,21 +30,42 @@ pub(crate) fn remove(name: &str) {
         remove_cgroup(&dir);
     }
     let _ = fs::remove_dir_all(Path::new("/tmp").join(name));
+    // the namespaces of agents are named after the cluster's
+    let prefix = format!("{name}-");
+    for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
+        let namespace = entry.file_name().to_string_lossy().into_owned();
+        if namespace.starts_with(&prefix) {
+            let _ = Command::new("ip").args(["link", "del", &super::network::port(&namespace)]).output();
+            let _ = Command::new("ip").args(["netns", "del", &namespace]).output();
+        }
+    }
+    let _ = Command::new("ip").args(["link", "del", &super::network::port(name)]).output();
     let _ = Command::new("ip").args(["link", "del", &super::network::host_end(name)]).output();
     let _ = Command::new("ip").args(["netns", "del", name]).output();
 }
 
-fn cgroup_dirs(name: &str) -> Vec<PathBuf> {
+/// The cgroups of a cluster and its agents, or of one agent.
+pub(super) fn cgroup_dirs(name: &str) -> Vec<PathBuf> {
     let mut roots = vec![PathBuf::from("/sys/fs/cgroup")];
     roots.extend(fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|e| e.path()));
-    roots.into_iter().map(|r| r.join(name)).filter(|d| d.is_dir()).collect()
+    let prefix = format!("{name}-");
+    let below = roots.iter().flat_map(|r| fs::read_dir(r).into_iter().flatten().flatten().map(|e| e.path()));
+    let ours = |p: &PathBuf| {
+        let its = p.file_name().unwrap_or_default().to_string_lossy();
+        p.is_dir() && (its == name || its.starts_with(&prefix))
+    };
+    below.filter(ours).collect()
 }
 
 fn kill_processes(name: &str) {
     // edge itself, its zygote and monitors carry the name in their environment; containers are in its cgroups
+    kill_marked(&format!("EDGE_E2E={name}"), name);
+}
+
+/// Kills the processes that have `mark` in their environment, and those in the cgroups of `name`.
+pub(super) fn kill_marked(mark: &str, name: &str) {
     for _ in 0..100 {
         let mut pids: Vec<i32> = cgroup_dirs(name).iter().flat_map(|d| cgroup_pids(d)).collect();
-        let mark = format!("EDGE_E2E={name}");
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|s| s.parse::<i32>().ok()) else { continue };
             let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
@@ -62,7 +83,7 @@ fn kill_processes(name: &str) {
     }
 }
 
-fn cgroup_pids(dir: &Path) -> Vec<i32> {
+pub(super) fn cgroup_pids(dir: &Path) -> Vec<i32> {
     let mut pids: Vec<i32> = fs::read_to_string(dir.join("cgroup.procs"))
         .unwrap_or_default()
         .lines()
@@ -74,14 +95,14 @@ fn cgroup_pids(dir: &Path) -> Vec<i32> {
     pids
 }
 
-fn remove_cgroup(dir: &Path) {
+pub(super) fn remove_cgroup(dir: &Path) {
     for child in fs::read_dir(dir).into_iter().flatten().flatten().filter(|e| e.path().is_dir()) {
         remove_cgroup(&child.path());
     }
     let _ = fs::remove_dir(dir);
 }
 
-fn unmount_below(dir: &Path) {
+pub(super) fn unmount_below(dir: &Path) {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mut points: Vec<PathBuf> =
         table.lines().filter_map(|l| l.split(' ').nth(4)).map(PathBuf::from).filter(|p| p.starts_with(dir)).collect();

@@ -1,17 +1,20 @@
-//! A whole cluster per test: its own network namespace, directories and cgroup subtree, torn down whatever happens.
+//! A whole cluster per test: its own network namespaces, directories and cgroup subtrees, torn down whatever happens.
 //!
 //! ```text
-//! host (the "outside")                 network namespace edge-e2e-N
-//!   eN  10.254.N.1/30  ───veth───  eth0 10.254.N.2/30, default route by .1
-//!                                   edge server, bridge edge0, pods
+//! host (the "outside")                    network namespace edge-e2e-N
+//!   bridge eevN  10.254.N.1/24  ┬──veth──  eth0 10.254.N.2/24, default route by .1
+//!                               │           edge server, bridge edge0, pods
+//!                               └──veth──  edge-e2e-N-1: eth0 10.254.N.11/24, edge agent ...
 //! ```
 
+mod agent;
 mod cleanup;
 pub(crate) mod disk;
 pub(crate) mod images;
 mod network;
 pub(crate) mod vm;
 
+pub(crate) use agent::Agent;
 use images::{busybox_archive, echo_archive};
 
 use serde_json::Value;
@@ -125,16 +128,27 @@ impl Cluster {
         command
     }
 
-    /// Makes a command run in the node's network namespace.
+    /// Makes a command run in the server's network namespace.
     fn enter(&self, command: &mut Command) {
-        let netns = self.net.open();
-        // SAFETY: setns is async-signal-safe and touches only the child that is about to execute the command
-        #[expect(unsafe_code, reason = "entering the test's network namespace between fork and exec")]
-        unsafe {
-            command.pre_exec(move || {
-                nix::sched::setns(&netns, nix::sched::CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from)
-            });
-        }
+        enter(command, self.net.open());
+    }
+
+    /// An address of the cluster's network; .1 is the outside.
+    pub(crate) fn address(&self, last: u8) -> Ipv4Addr {
+        self.net.address(last)
+    }
+
+    /// The token with which agents join.
+    pub(crate) fn token(&self) -> String {
+        fs::read_to_string(self.data_dir().join("server/agent-token")).unwrap().trim().to_owned()
+    }
+
+    /// Runs another command of edge in the server's network; gives what it did.
+    pub(crate) fn edge(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_edge"));
+        command.args(args).env("KUBECONFIG", self.kubeconfig()).env("EDGE_DATA_DIR", self.data_dir());
+        self.enter(&mut command);
+        command.stdin(Stdio::null()).output().unwrap()
     }
 
     /// Starts `edge server` and waits for its readiness notification.
@@ -143,18 +157,11 @@ impl Cluster {
         let notify = self.dir.join("notify.sock");
         let _ = fs::remove_file(&notify);
         let socket = UnixDatagram::bind(&notify).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
         let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("edge.log")).unwrap();
         let mut command = self.server_command();
         command.env("NOTIFY_SOCKET", &notify).stdout(log.try_clone().unwrap()).stderr(log);
         self.child = Some(command.spawn().unwrap());
-        let mut buffer = [0u8; 4096];
-        loop {
-            let n = socket.recv(&mut buffer).unwrap_or_else(|e| panic!("edge did not become ready: {e}"));
-            if String::from_utf8_lossy(&buffer[..n]).lines().any(|l| l == "READY=1") {
-                return;
-            }
-        }
+        await_ready(&socket).unwrap_or_else(|e| panic!("edge did not become ready: {e}"));
     }
 
     /// Ends the server with a signal and waits for it; gives its exit status.
@@ -272,6 +279,29 @@ impl Drop for Cluster {
             let _ = child.wait();
         }
         cleanup::remove(self.id());
+    }
+}
+
+/// Lets a command run in a network namespace.
+fn enter(command: &mut Command, netns: fs::File) {
+    // SAFETY: setns is async-signal-safe and touches only the child that is about to execute edge
+    #[expect(unsafe_code, reason = "entering the test's network namespace between fork and exec")]
+    unsafe {
+        command.pre_exec(move || {
+            nix::sched::setns(&netns, nix::sched::CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from)
+        });
+    }
+}
+
+/// Waits until a service says that it is ready.
+fn await_ready(socket: &UnixDatagram) -> std::io::Result<()> {
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let mut buffer = [0u8; 4096];
+    loop {
+        let n = socket.recv(&mut buffer)?;
+        if String::from_utf8_lossy(&buffer[..n]).lines().any(|l| l == "READY=1") {
+            return Ok(());
+        }
     }
 }
 

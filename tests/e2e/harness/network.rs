@@ -1,4 +1,4 @@
-//! The network of a test: a namespace for the node, and a veth pair to the host, which plays the outside.
+//! The network of a test: a namespace for each node, joined by a bridge of the host, which plays the outside.
 
 use std::fs::File;
 use std::net::Ipv4Addr;
@@ -7,45 +7,81 @@ use std::process::Command;
 pub(crate) struct TestNetwork {
     pub(crate) name: String,
     pub(crate) inside: Ipv4Addr,
+    number: u8,
 }
 
 impl TestNetwork {
-    /// Takes the first free number and makes its namespace and links.
+    /// Takes the first free number and makes its bridge, and the namespace of the server.
     pub(crate) fn create() -> Self {
-        for n in 1..=250u8 {
-            let name = format!("edge-e2e-{n}");
+        for number in 1..=250u8 {
+            let name = format!("edge-e2e-{number}");
             // only one process can make a namespace of this name: that is the lock
             let made = Command::new("ip").args(["netns", "add", &name]).output().expect("ip runs");
             if !made.status.success() {
                 continue;
             }
-            let host = host_end(&name);
-            // a namespace that processes still hold keeps its links for a moment after its name is gone
-            let _ = Command::new("ip").args(["link", "del", &host]).output();
-            ip(&["link", "add", &host, "type", "veth", "peer", "name", "eth0", "netns", &name]);
-            ip(&["addr", "add", &format!("10.254.{n}.1/30"), "dev", &host]);
-            ip(&["link", "set", &host, "up"]);
-            ip(&["-n", &name, "link", "set", "lo", "up"]);
-            ip(&["-n", &name, "addr", "add", &format!("10.254.{n}.2/30"), "dev", "eth0"]);
-            ip(&["-n", &name, "link", "set", "eth0", "up"]);
-            ip(&["-n", &name, "route", "add", "default", "via", &format!("10.254.{n}.1")]);
-            return Self { name, inside: Ipv4Addr::new(10, 254, n, 2) };
+            let bridge = host_end(&name);
+            let _ = Command::new("ip").args(["link", "del", &bridge]).output();
+            ip(&["link", "add", &bridge, "type", "bridge"]);
+            ip(&["addr", "add", &format!("10.254.{number}.1/24"), "dev", &bridge]);
+            ip(&["link", "set", &bridge, "up"]);
+            let network = Self { name: name.clone(), inside: Ipv4Addr::new(10, 254, number, 2), number };
+            network.plug(&name, network.inside);
+            return network;
         }
         panic!("no free network namespace name: 250 clusters run already");
     }
 
-    /// The namespace's file, to enter it.
+    /// Makes the namespace of a further node; gives its name.
+    pub(crate) fn add(&self, node: u8) -> String {
+        let name = format!("{}-{node}", self.name);
+        let _ = Command::new("ip").args(["netns", "del", &name]).output();
+        ip(&["netns", "add", &name]);
+        self.plug(&name, self.address(10 + node));
+        name
+    }
+
+    /// An address of the network.
+    pub(crate) fn address(&self, last: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 254, self.number, last)
+    }
+
+    /// Connects a namespace with the bridge.
+    fn plug(&self, namespace: &str, address: Ipv4Addr) {
+        let port = port(namespace);
+        // a namespace that processes still hold keeps its links for a moment after its name is gone
+        let _ = Command::new("ip").args(["link", "del", &port]).output();
+        ip(&["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", namespace]);
+        ip(&["link", "set", &port, "master", &host_end(&self.name), "up"]);
+        ip(&["-n", namespace, "link", "set", "lo", "up"]);
+        ip(&["-n", namespace, "addr", "add", &format!("{address}/24"), "dev", "eth0"]);
+        ip(&["-n", namespace, "link", "set", "eth0", "up"]);
+        ip(&["-n", namespace, "route", "add", "default", "via", &self.address(1).to_string()]);
+    }
+
+    /// The server's namespace, to enter it.
     pub(crate) fn open(&self) -> File {
-        File::open(format!("/run/netns/{}", self.name)).expect("the namespace exists")
+        open(&self.name)
     }
 }
 
-/// The host's end of the link to a namespace.
+/// A namespace's file, to enter it.
+pub(crate) fn open(namespace: &str) -> File {
+    File::open(format!("/run/netns/{namespace}")).expect("the namespace exists")
+}
+
+/// The bridge of a test's network.
 pub(crate) fn host_end(name: &str) -> String {
     format!("eev{}", name.trim_start_matches("edge-e2e-"))
 }
 
-fn ip(args: &[&str]) {
+/// The host's end of the link to a namespace.
+pub(crate) fn port(namespace: &str) -> String {
+    format!("eep{}", namespace.trim_start_matches("edge-e2e-"))
+}
+
+/// Runs ip(8), which must succeed.
+pub(crate) fn ip(args: &[&str]) {
     let out = Command::new("ip").args(args).output().expect("ip runs");
     assert!(out.status.success(), "ip {}: {}", args.join(" "), String::from_utf8_lossy(&out.stderr));
 }

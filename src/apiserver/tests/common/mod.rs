@@ -149,6 +149,7 @@ impl Cluster {
                 dns_ips: vec!["10.43.0.10".parse().unwrap()],
                 cluster_ca_pem: Bytes::from_static(b"-----BEGIN CERTIFICATE-----\n"),
                 max_connections: 64,
+                cluster_facts: Arc::default(),
                 max_read_only_in_flight: 400,
                 max_mutating_in_flight: 200,
             },

@@ -1,0 +1,109 @@
+//! `edge agent`: a node of a cluster whose servers are elsewhere.
+
+use super::agent::{self, NodeParts};
+use super::join::{JoinError, Membership};
+use super::net_events::watch_network;
+use super::server::{Failure, Process, doing, node_addresses};
+use super::{fail, notify::notify, server};
+use crate::config::AgentConfig;
+use edge_client::{Informers, Uplink};
+use http::{HeaderMap, HeaderValue};
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::task::JoinSet;
+
+/// The exit code when the server will not have this machine: trying again does not help.
+const REFUSED: u8 = 5;
+/// A node that starts without its server has started; this long it is waited for.
+const SERVER_PATIENCE: Duration = Duration::from_secs(15);
+/// The user under whom the network part of a node reads the cluster's state.
+const NETWORK_USER: &str = "edge:network";
+
+/// Runs until SIGTERM or SIGINT; containers go on.
+pub(crate) fn main(config: AgentConfig, debug: bool) -> ExitCode {
+    server::run_process(true, debug, |process| Box::pin(run(config, process)))
+}
+
+async fn run(config: AgentConfig, process: Process) -> ExitCode {
+    match run_agent(&config, process).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Ended::Refused(error)) => fail(REFUSED, &error),
+        Err(Ended::Failed(error)) => fail(1, &error),
+    }
+}
+
+enum Ended {
+    Refused(JoinError),
+    Failed(Failure),
+}
+
+impl From<Failure> for Ended {
+    fn from(error: Failure) -> Self {
+        Self::Failed(error)
+    }
+}
+
+async fn run_agent(config: &AgentConfig, mut process: Process) -> Result<(), Ended> {
+    let secret = |dir: &str| edge_sys::fsutil::create_dir_all_mode(&config.data_dir.join(dir), 0o700);
+    ["agent", "run"].into_iter().try_for_each(secret).map_err(doing("making the data directory"))?;
+    let Some(zygote) = process.zygote.take() else { return Ok(()) };
+    let network_changes = watch_network();
+    let mut tasks = JoinSet::new();
+    // which families the cluster has is not known yet; nodes are reached by the first
+    let both = [true, false];
+    let addresses = node_addresses(&config.node.ips, &both, None, network_changes.clone(), &mut tasks)?;
+    let known = addresses.borrow().clone();
+    let joining = Membership::open(config, &known, network_changes);
+    let membership = tokio::select! {
+        joined = joining => joined.map_err(|error| match error {
+            JoinError::File { .. } | JoinError::Pki(_) => Ended::Failed(doing("joining the cluster")(error)),
+            refused => Ended::Refused(refused),
+        })?,
+        () = process.ended() => return Ok(()),
+    };
+    let servers = membership.servers()?;
+    let uplink = Uplink::new(servers.clone());
+    let node = uplink.client(HeaderMap::new());
+    let as_network = HeaderMap::from_iter([(
+        http::HeaderName::from_static("impersonate-user"),
+        HeaderValue::from_static(NETWORK_USER),
+    )]);
+    let informers = Informers::new(uplink.client(as_network));
+    let parts = NodeParts {
+        data_dir: &config.data_dir,
+        node: &config.node,
+        facts: &membership.facts,
+        addresses: addresses.clone(),
+        network: agent::network(&config.data_dir, &membership.facts, &known)?,
+        zygote,
+        client: node,
+        informers,
+    };
+    let kubelet = agent::start(parts, &mut tasks).await?;
+    let kubelet_server = kubelet.server();
+    tasks.spawn(edge_client::keep_tunnel(servers, move |stream| {
+        let server = kubelet_server.clone();
+        Box::pin(async move { server.serve(stream).await })
+    }));
+    tasks.spawn(membership.keep_renewed(addresses));
+
+    let ready = async {
+        // the sender lives as long as the kubelet
+        let mut ready = kubelet.ready();
+        match tokio::time::timeout(SERVER_PATIENCE, ready.wait_for(|ready| *ready)).await {
+            Ok(_) => tracing::info!(node = config.node.name, "the node is ready"),
+            Err(_) => tracing::warn!("the server does not know of this node yet; its pods run nevertheless"),
+        }
+        notify("READY=1");
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = ready => {}
+        () = process.ended() => {}
+    }
+    notify("STOPPING=1");
+    tracing::info!("stopping; containers go on");
+    kubelet.stop().await;
+    tasks.shutdown().await;
+    Ok(())
+}

@@ -1,0 +1,105 @@
+//! The server's own certificates: what the API shows, and what the administrator's kubeconfig holds. Renewed in good time
+//! and when the server's address changes, without a restart.
+
+use super::wall_clock;
+use crate::config::ServerConfig;
+use edge_apiserver::ApiServer;
+use edge_pki::{ClientName, ClusterPki, PkiError, ServerNames, SharedIdentity};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
+
+/// Certificates are renewed so long before they end: what `edge_pki` does when it is asked.
+const AHEAD: Duration = Duration::from_secs(89 * 24 * 60 * 60);
+/// After a failure.
+const RETRY: Duration = Duration::from_secs(60);
+
+pub(crate) struct OwnCertificates {
+    config: ServerConfig,
+    pki: Arc<ClusterPki>,
+    addresses: watch::Receiver<Vec<IpAddr>>,
+    serving: SharedIdentity,
+    end: SystemTime,
+}
+
+impl OwnCertificates {
+    /// Reads or makes what is needed now.
+    pub(crate) fn open(
+        config: &ServerConfig,
+        pki: Arc<ClusterPki>,
+        addresses: watch::Receiver<Vec<IpAddr>>,
+    ) -> Result<Self, PkiError> {
+        let first = pki.serving(&names(config, &addresses.borrow()))?;
+        let serving = SharedIdentity::new(&first)?;
+        let mut own = Self { config: config.clone(), pki, addresses, serving, end: first.not_after() };
+        own.renew()?;
+        Ok(own)
+    }
+
+    /// What the API shows.
+    pub(crate) fn identity(&self) -> SharedIdentity {
+        self.serving.clone()
+    }
+
+    /// The address at which the API is advertised.
+    pub(crate) fn advertised(&self) -> IpAddr {
+        let own = self.addresses.borrow().first().copied();
+        self.config.advertise_address.or(own).unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST))
+    }
+
+    fn renew(&mut self) -> Result<(), PkiError> {
+        let serving = self.pki.serving(&names(&self.config, &self.addresses.borrow_and_update()))?;
+        let admin = self.pki.client("admin", &ClientName::admin())?;
+        self.serving.replace(&serving)?;
+        let url = format!("https://127.0.0.1:{}", self.config.bind.1);
+        let (path, mode) = (&self.config.kubeconfig, self.config.kubeconfig_mode);
+        edge_pki::write_kubeconfig(path, mode, &url, &self.pki.server_ca, &admin)?;
+        self.end = serving.not_after().min(admin.not_after());
+        Ok(())
+    }
+
+    /// Renews what ends, and follows the address, for ever.
+    pub(crate) async fn keep(mut self, api: ApiServer) {
+        loop {
+            let due = self.end.checked_sub(AHEAD).unwrap_or(SystemTime::UNIX_EPOCH);
+            tokio::select! {
+                waited = wall_clock::sleep_until(due) => {
+                    if let Err(error) = waited {
+                        tracing::error!(%error, "no timer for the renewal of certificates");
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
+                changed = self.addresses.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+            }
+            let before = self.end;
+            let renewed = self.renew();
+            let advertised = api.advertise(self.advertised()).await;
+            match (renewed, advertised) {
+                (Ok(()), Ok(())) if self.end > before || SystemTime::now() < due => {}
+                // nothing better is to be had at this moment
+                (Ok(()), Ok(())) => tokio::time::sleep(RETRY).await,
+                (renewed, advertised) => {
+                    let error = renewed.err().map(|e| super::with_causes(&e));
+                    let error = error.or(advertised.err().map(|e| e.message)).unwrap_or_default();
+                    tracing::error!(error, "the server's certificates and address are not up to date");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+}
+
+/// The names by which the API is reached.
+fn names(config: &ServerConfig, addresses: &[IpAddr]) -> ServerNames {
+    let mut ips: Vec<IpAddr> = config.service_cidrs.iter().map(|network| network.nth(1)).collect();
+    ips.extend(addresses);
+    ips.extend(config.advertise_address);
+    let mut names = config.tls_san.clone();
+    names.push(config.node.name.clone());
+    ServerNames::new(&config.cluster_domain, &ips, &names)
+}

@@ -1,0 +1,33 @@
+//! The cluster's authorities as the certificate controller uses them.
+
+use edge_controllers::{CertificateFacts, CertificateSigner};
+use edge_pki::{ClusterPki, RequestFacts};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Signs with the cluster's authorities.
+#[derive(Debug)]
+pub(crate) struct Signer(pub(crate) Arc<ClusterPki>);
+
+impl CertificateSigner for Signer {
+    fn facts(&self, request: &[u8]) -> Result<CertificateFacts, String> {
+        let RequestFacts { common_name, organizations, dns, ips, other_names } =
+            RequestFacts::parse(request).map_err(|e| e.to_string())?;
+        Ok(CertificateFacts { common_name, organizations, dns, ips, other_names })
+    }
+
+    fn sign(
+        &self,
+        signer: &str,
+        request: &[u8],
+        usages: &[String],
+        life: Option<Duration>,
+    ) -> Option<Result<String, String>> {
+        let authority = match signer {
+            "kubernetes.io/kube-apiserver-client" | "kubernetes.io/kube-apiserver-client-kubelet" => &self.0.client_ca,
+            "kubernetes.io/kubelet-serving" => &self.0.server_ca,
+            _ => return None,
+        };
+        Some(authority.sign_request(request, usages, life).map_err(|e| super::with_causes(&e)))
+    }
+}

@@ -1,0 +1,164 @@
+//! What both `edge server` and `edge agent` can be told about their node.
+
+use clap::Args;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+/// What is wrong with the configuration.
+#[derive(Debug, thiserror::Error)]
+#[error("--{flag}: {reason}")]
+pub(crate) struct ConfigError {
+    flag: &'static str,
+    reason: String,
+}
+
+pub(super) fn wrong(flag: &'static str, reason: impl Into<String>) -> ConfigError {
+    ConfigError { flag, reason: reason.into() }
+}
+
+/// A token that was given as text or in a file.
+#[derive(Clone, Default)]
+pub(crate) struct TokenSource {
+    pub(crate) text: Option<String>,
+    pub(crate) file: Option<PathBuf>,
+}
+
+/// Secrets are not shown.
+impl std::fmt::Debug for TokenSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TokenSource").field("given", &self.text.is_some()).field("file", &self.file).finish()
+    }
+}
+
+impl TokenSource {
+    /// The token, if one was given.
+    ///
+    /// # Errors
+    /// When its file cannot be read.
+    pub(crate) fn read(&self) -> std::io::Result<Option<String>> {
+        match (&self.text, &self.file) {
+            (Some(text), _) => Ok(Some(text.trim().to_owned())),
+            (None, Some(file)) => std::fs::read_to_string(file)
+                .map(|t| Some(t.trim().to_owned()))
+                .map_err(|e| std::io::Error::new(e.kind(), format!("{}: {e}", file.display()))),
+            (None, None) => Ok(None),
+        }
+    }
+}
+
+/// The flags about the node.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct NodeArgs {
+    /// Name of this node [default: the host's name]
+    #[arg(long, env = "EDGE_NODE_NAME", value_name = "NAME", help_heading = "Node")]
+    pub(crate) node_name: Option<String>,
+    /// Address of this node, one of a family [default: that of the default route]
+    #[arg(long, short = 'i', value_name = "IP", value_delimiter = ',', help_heading = "Node")]
+    pub(crate) node_ip: Vec<IpAddr>,
+    /// Label for this node when it first registers, KEY=VALUE (can be repeated)
+    #[arg(long, value_name = "LABEL", value_delimiter = ',', help_heading = "Node")]
+    pub(crate) node_label: Vec<String>,
+    /// Taint for this node when it first registers, KEY=VALUE:EFFECT (can be repeated)
+    #[arg(long, value_name = "TAINT", value_delimiter = ',', help_heading = "Node")]
+    pub(crate) node_taint: Vec<String>,
+    /// Registries' mirrors and credentials, in k3s's format
+    #[arg(long, default_value = "/etc/edge/registries.yaml", value_name = "FILE", help_heading = "Node")]
+    pub(crate) private_registry: PathBuf,
+    /// Name servers that pods with dnsPolicy Default use, and that the cluster's DNS forwards to
+    #[arg(
+        long,
+        env = "EDGE_RESOLV_CONF",
+        default_value = "/etc/resolv.conf",
+        value_name = "FILE",
+        help_heading = "Node"
+    )]
+    pub(crate) resolv_conf: PathBuf,
+    /// Where the logs of containers are written
+    #[arg(long, default_value = "/var/log/pods", value_name = "DIR", help_heading = "Node")]
+    pub(crate) pod_logs_dir: PathBuf,
+    /// Control group below which the pods' are made
+    #[arg(long, default_value = "/", value_name = "PATH", help_heading = "Node")]
+    pub(crate) cgroup_root: PathBuf,
+}
+
+/// The node, checked.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeConfig {
+    pub(crate) name: String,
+    /// Addresses; empty where they are to be found out.
+    pub(crate) ips: Vec<IpAddr>,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) taints: Vec<Taint>,
+    pub(crate) registries: PathBuf,
+    pub(crate) resolv_conf: PathBuf,
+    pub(crate) pod_logs_dir: PathBuf,
+    pub(crate) cgroup_root: PathBuf,
+}
+
+/// A taint for the node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Taint {
+    pub(crate) key: String,
+    pub(crate) value: String,
+    pub(crate) effect: String,
+}
+
+impl NodeArgs {
+    /// Checks everything that can be checked without opening anything.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the flag and says what is expected.
+    pub(crate) fn check(self) -> Result<NodeConfig, ConfigError> {
+        let name = match self.node_name {
+            Some(name) => name,
+            None => host_name()?,
+        };
+        edge_api::names::dns1123_subdomain(&name).map_err(|e| wrong("node-name", format!("{name:?}: {e}")))?;
+        Ok(NodeConfig {
+            name,
+            ips: self.node_ip,
+            labels: labels(&self.node_label)?,
+            taints: self.node_taint.iter().map(|t| taint(t)).collect::<Result<_, _>>()?,
+            registries: self.private_registry,
+            resolv_conf: self.resolv_conf,
+            pod_logs_dir: self.pod_logs_dir,
+            cgroup_root: self.cgroup_root,
+        })
+    }
+}
+
+/// The host's name, as the kubelet takes it: lower case.
+fn host_name() -> Result<String, ConfigError> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_err(|e| wrong("node-name", format!("cannot read the host's name: {e}")))?;
+    Ok(name.trim().to_lowercase())
+}
+
+fn labels(list: &[String]) -> Result<BTreeMap<String, String>, ConfigError> {
+    let mut out = BTreeMap::new();
+    for text in list {
+        let (key, value) = text.split_once('=').unwrap_or((text, ""));
+        let valid = edge_api::names::qualified_name(key).and_then(|()| edge_api::names::label_value(value));
+        valid.map_err(|e| wrong("node-label", format!("{text:?}: {e}")))?;
+        if !edge_api::names::is_node_own_label(key) {
+            return Err(wrong(
+                "node-label",
+                format!("{text:?}: a node may not give itself this label; set it with `kubectl label node`"),
+            ));
+        }
+        out.insert(key.to_owned(), value.to_owned());
+    }
+    Ok(out)
+}
+
+fn taint(text: &str) -> Result<Taint, ConfigError> {
+    let malformed = || wrong("node-taint", format!("{text:?} is not KEY=VALUE:EFFECT"));
+    let (head, effect) = text.rsplit_once(':').ok_or_else(malformed)?;
+    if !["NoSchedule", "PreferNoSchedule", "NoExecute"].contains(&effect) {
+        return Err(wrong("node-taint", format!("{text:?}: the effect is NoSchedule, PreferNoSchedule or NoExecute")));
+    }
+    let (key, value) = head.split_once('=').unwrap_or((head, ""));
+    edge_api::names::qualified_name(key).map_err(|e| wrong("node-taint", format!("{text:?}: {e}")))?;
+    Ok(Taint { key: key.into(), value: value.into(), effect: effect.into() })
+}

@@ -1,0 +1,194 @@
+//! Further nodes of a cluster: `edge agent`, each in a namespace, directories and a cgroup subtree of its own.
+
+use super::images::{busybox_archive, echo_archive};
+use super::network::{self, ip};
+use super::{Cluster, await_ready, enter};
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+
+/// An agent of a cluster. It must not outlive its cluster.
+pub(crate) struct Agent {
+    pub(crate) name: String,
+    pub(crate) dir: PathBuf,
+    pub(crate) namespace: String,
+    cluster: String,
+    pub(crate) server: String,
+    pub(crate) token: String,
+    child: Option<Child>,
+}
+
+impl Agent {
+    /// The n-th agent of a cluster (from 1), `node-<n+1>`, with the images of the tests; it is not started yet.
+    pub(crate) fn prepare(cluster: &Cluster, n: u8) -> Self {
+        let namespace = cluster.net.add(n);
+        let dir = cluster.dir.join(format!("agent-{n}"));
+        fs::create_dir_all(dir.join("data/agent/images")).unwrap();
+        for (name, archive) in [("busybox.tar", busybox_archive()), ("echo.tar", echo_archive())] {
+            fs::copy(archive, dir.join("data/agent/images").join(name)).unwrap();
+        }
+        Self {
+            name: format!("node-{}", n + 1),
+            dir,
+            namespace,
+            cluster: cluster.net.name.clone(),
+            server: format!("https://{}:6443", cluster.ip),
+            token: cluster.token(),
+            child: None,
+        }
+    }
+
+    /// The n-th agent of a cluster, joined and ready.
+    pub(crate) fn start(cluster: &Cluster, n: u8) -> Self {
+        let mut agent = Self::prepare(cluster, n);
+        agent.launch();
+        agent.await_images();
+        agent
+    }
+
+    /// Waits until the images of the tests are there: pods that come before would try to pull them.
+    pub(crate) fn await_images(&self) {
+        super::eventually("images are imported", || {
+            let log = self.log();
+            if ["busybox.tar", "echo.tar"].iter().all(|name| log.contains(name)) { Ok(()) } else { Err(log) }
+        });
+    }
+
+    /// `edge agent` with all that keeps it apart from the machine and from other nodes.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_edge"));
+        command
+            .arg("agent")
+            .arg(format!("--server={}", self.server))
+            .arg(format!("--data-dir={}", self.dir.join("data").display()))
+            .arg(format!("--config={}", self.dir.join("config.yaml").display()))
+            .arg(format!("--private-registry={}", self.dir.join("registries.yaml").display()))
+            .arg(format!("--pod-logs-dir={}", self.dir.join("logs").display()))
+            .arg(format!("--cgroup-root=/{}", self.namespace))
+            .arg(format!("--node-name={}", self.name))
+            .env("EDGE_TOKEN", &self.token)
+            .env("EDGE_E2E", &self.cluster)
+            .env("EDGE_LOG", std::env::var("EDGE_LOG").unwrap_or_else(|_| "info,edge=debug".into()))
+            .stdin(Stdio::null());
+        enter(&mut command, network::open(&self.namespace));
+        command
+    }
+
+    /// Starts it in the background; what it tells is in its log.
+    pub(crate) fn spawn(&mut self) -> UnixDatagram {
+        assert!(self.child.is_none(), "the agent runs already");
+        let notify = self.dir.join("notify.sock");
+        let _ = fs::remove_file(&notify);
+        let socket = UnixDatagram::bind(&notify).unwrap();
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("edge.log")).unwrap();
+        let mut command = self.command();
+        command.env("NOTIFY_SOCKET", &notify).stdout(log.try_clone().unwrap()).stderr(log);
+        self.child = Some(command.spawn().unwrap());
+        socket
+    }
+
+    /// Starts it and waits until it is ready.
+    pub(crate) fn launch(&mut self) {
+        let socket = self.spawn();
+        await_ready(&socket).unwrap_or_else(|e| panic!("{} did not become ready: {e}\n{}", self.name, self.log()));
+    }
+
+    /// Runs it to its end, which is to come by itself.
+    pub(crate) fn run(&self) -> Output {
+        self.command().stdout(Stdio::piped()).stderr(Stdio::piped()).output().unwrap()
+    }
+
+    /// The same for one that may also go on: it is ended after a moment.
+    pub(crate) fn run_for_a_moment(&self) -> Output {
+        let mut child = self.command().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        for _ in 0..20 {
+            if child.try_wait().unwrap().is_some() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        let _ = child.kill();
+        child.wait_with_output().unwrap()
+    }
+
+    /// Moves the node behind a router that translates its address; `network` is the first three bytes of theirs.
+    pub(crate) fn behind(self, router: &Agent, network: &str) -> Self {
+        let (own, between) = (&self.namespace, &router.namespace);
+        ip(&["link", "del", &network::port(own)]);
+        ip(&["-n", own, "link", "add", "eth0", "type", "veth", "peer", "name", "lan0", "netns", between]);
+        ip(&["-n", own, "addr", "add", &format!("{network}.2/24"), "dev", "eth0"]);
+        ip(&["-n", own, "link", "set", "eth0", "up"]);
+        ip(&["-n", own, "route", "add", "default", "via", &format!("{network}.1")]);
+        ip(&["-n", between, "addr", "add", &format!("{network}.1/24"), "dev", "lan0"]);
+        ip(&["-n", between, "link", "set", "lan0", "up"]);
+        let rules = "sysctl -qw net.ipv4.ip_forward=1; nft add table ip nat; \
+            nft 'add chain ip nat post { type nat hook postrouting priority 100; }'; \
+            nft add rule ip nat post oifname eth0 masquerade";
+        let out = Command::new("ip").args(["netns", "exec", between, "sh", "-ec", rules]).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        self
+    }
+
+    /// How many processes run in the node's pods.
+    pub(crate) fn container_processes(&self) -> usize {
+        super::cleanup::cgroup_dirs(&self.namespace).iter().map(|d| super::cleanup::cgroup_pids(d).len()).sum()
+    }
+
+    /// Ends it with a signal and waits for it.
+    pub(crate) fn stop(&mut self, signal: nix::sys::signal::Signal) {
+        let mut child = self.child.take().expect("the agent runs");
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+        nix::sys::signal::kill(pid, signal).unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Stops everything of the node, as a power cut does: the agent, its monitors and its containers.
+    pub(crate) fn cut_power(&mut self) {
+        if self.child.is_some() {
+            self.stop(nix::sys::signal::Signal::SIGKILL);
+        }
+        let mark = self.dir.join("notify.sock").display().to_string();
+        super::cleanup::kill_marked(&format!("NOTIFY_SOCKET={mark}"), &self.namespace);
+        super::cleanup::unmount_below(&self.dir);
+        for dir in super::cleanup::cgroup_dirs(&self.namespace) {
+            super::cleanup::remove_cgroup(&dir);
+        }
+        // what a reboot empties
+        let _ = fs::remove_dir_all(self.dir.join("data/run"));
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("edge.log")).unwrap_or_default()
+    }
+
+    /// Cuts the node off, or connects it again.
+    pub(crate) fn plug(&self, connected: bool) {
+        ip(&["link", "set", &network::port(&self.namespace), if connected { "up" } else { "down" }]);
+    }
+
+    /// Runs ip(8) in the node's namespace.
+    pub(crate) fn ip_command(&self, args: &[&str]) {
+        let mut all = vec!["-n", self.namespace.as_str()];
+        all.extend(args);
+        ip(&all);
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail: Vec<&str> = log.lines().rev().take(60).collect();
+            eprintln!("---- the last lines of {}'s log ----", self.name);
+            tail.iter().rev().for_each(|l| eprintln!("{l}"));
+            if std::env::var_os("EDGE_E2E_KEEP").is_some() {
+                return;
+            }
+        }
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
