@@ -49,7 +49,13 @@ impl Server {
         let wrong = || ServerUrlError(url.to_owned());
         let uri: http::Uri = url.trim().parse().map_err(|_| wrong())?;
         let host = uri.host().filter(|h| !h.is_empty()).ok_or_else(wrong)?;
-        if uri.scheme_str() != Some("https") || !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+        let rest = uri.authority().map_or("", |a| a.as_str().strip_prefix(host).unwrap_or("?"));
+        let port_is_right = rest.is_empty() || uri.port_u16().is_some();
+        if !port_is_right
+            || uri.scheme_str() != Some("https")
+            || !matches!(uri.path(), "" | "/")
+            || uri.query().is_some()
+        {
             return Err(wrong());
         }
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();

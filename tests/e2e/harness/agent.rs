@@ -154,8 +154,9 @@ impl Agent {
         for dir in super::cleanup::cgroup_dirs(&self.namespace) {
             super::cleanup::remove_cgroup(&dir);
         }
-        // what a reboot empties
-        let _ = fs::remove_dir_all(self.dir.join("data/run"));
+        for link in ["edge0", "edge-dns", "edge-vxlan"] {
+            let _ = Command::new("ip").args(["-n", &self.namespace, "link", "del", link]).output();
+        }
     }
 
     pub(crate) fn log(&self) -> String {
