@@ -76,11 +76,15 @@ impl Cluster {
     /// Makes the directories and the network, but starts nothing.
     pub(crate) fn prepare(args: &[&str]) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "the end-to-end tests need root (namespaces, mounts, cgroups)");
+        // one at a time: what is swept away must not be what another test has just made under the same name
+        let lock = fs::File::create("/tmp/edge-e2e.lock").unwrap();
+        let lock = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusive).unwrap();
         cleanup::sweep();
         let net = network::TestNetwork::create();
         let dir = PathBuf::from(format!("/tmp/{}", net.name));
         fs::create_dir_all(dir.join("data/agent/images")).unwrap();
         fs::write(dir.join("owner"), std::process::id().to_string()).unwrap();
+        drop(lock);
         let ip = net.inside;
         let cluster = Self { dir, ip, net, child: None, extra_args: args.iter().map(|a| (*a).to_owned()).collect() };
         cluster.drop_image("busybox.tar", busybox_archive());
