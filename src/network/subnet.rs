@@ -141,6 +141,10 @@ pub(crate) fn load(config: &NodeConfig) -> Vec<Cidr> {
 pub(crate) fn save(config: &NodeConfig, networks: &[Cidr]) -> Result<(), Error> {
     let text: String = networks.iter().map(|network| format!("{network}\n")).collect();
     let path = file(config);
+    // a restart writes nothing, so it works on a full disk too
+    if fs::read_to_string(&path).is_ok_and(|remembered| remembered == text) {
+        return Ok(());
+    }
     edge_sys::fsutil::write_atomic(&path, text.as_bytes(), 0o644).map_err(|source| Error::file(path, source))
 }
 
