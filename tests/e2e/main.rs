@@ -17,6 +17,7 @@ mod network;
 mod pods;
 mod restart;
 mod rust_client;
+mod services;
 mod streams;
 mod vm;
 mod walkthrough;

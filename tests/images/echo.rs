@@ -13,10 +13,7 @@ static HEALTHY: AtomicBool = AtomicBool::new(true);
 
 fn main() {
     let port = std::env::var("PORT").unwrap_or_else(|_| "8080".into());
-    let listener = TcpListener::bind(format!("0.0.0.0:{port}")).unwrap_or_else(|e| {
-        eprintln!("cannot listen on {port}: {e}");
-        std::process::exit(1);
-    });
+    let listener = listen(&port);
     if let Ok(port) = std::env::var("RAW_PORT") {
         std::thread::spawn(move || send_back(&port));
     }
@@ -26,11 +23,17 @@ fn main() {
     }
 }
 
-fn send_back(port: &str) {
-    let listener = TcpListener::bind(format!("0.0.0.0:{port}")).unwrap_or_else(|e| {
+/// Listens on all addresses, of both families where there are both.
+fn listen(port: &str) -> TcpListener {
+    let any = TcpListener::bind(format!("[::]:{port}")).or_else(|_| TcpListener::bind(format!("0.0.0.0:{port}")));
+    any.unwrap_or_else(|e| {
         eprintln!("cannot listen on {port}: {e}");
         std::process::exit(1);
-    });
+    })
+}
+
+fn send_back(port: &str) {
+    let listener = listen(port);
     for stream in listener.incoming().flatten() {
         std::thread::spawn(move || std::io::copy(&mut &stream, &mut &stream));
     }
@@ -62,7 +65,7 @@ fn serve(mut stream: TcpStream) {
         if reader.read_exact(&mut body).is_err() {
             return;
         }
-        let (code, text) = answer(&path, &peer.ip().to_string());
+        let (code, text) = answer(&path, &peer.ip().to_canonical().to_string());
         println!("{code} {path}");
         let head = format!("HTTP/1.1 {code}\r\nContent-Length: {}\r\nContent-Type: text/plain\r\n\r\n", text.len());
         if stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(text.as_bytes())).is_err() || close {
