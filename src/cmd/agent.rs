@@ -79,6 +79,7 @@ pub(crate) fn network(
         node_addresses: addresses.to_vec(),
         wireguard_key: data_dir.join("agent/wireguard.key"),
         backend: facts.network.parse().map_err(|()| unknown(&facts.network))?,
+        cni: Default::default(),
     });
     network.map(Arc::new).map_err(doing(what))
 }

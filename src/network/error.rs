@@ -64,6 +64,9 @@ pub enum Error {
     /// The kernel has no WireGuard.
     #[error("this kernel has no WireGuard")]
     NoWireGuard,
+    /// Another network plugin could not be used.
+    #[error(transparent)]
+    Cni(#[from] crate::CniError),
     /// A text is no network in CIDR notation.
     #[error("{0:?} is not a network in CIDR notation")]
     InvalidCidr(String),

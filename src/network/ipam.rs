@@ -37,7 +37,7 @@ impl HostPort {
 }
 
 /// What a pod has of the node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Lease {
     /// The primary one first; never empty.

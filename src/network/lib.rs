@@ -16,6 +16,9 @@
 
 mod backend;
 mod cidr;
+mod cni;
+#[cfg(test)]
+mod cni_tests;
 mod conntrack;
 mod error;
 mod ipam;
@@ -45,6 +48,7 @@ mod wireguard;
 
 pub use backend::Backend;
 pub use cidr::Cidr;
+pub use cni::{CniError, CniPaths, CniWatch, PodIdentity};
 pub use error::Error;
 pub use ipam::HostPort;
 pub use monitor::Monitor;

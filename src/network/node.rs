@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::cni::{Cni, CniPaths, PodIdentity};
 use crate::ipam::{HostPort, Lease, Leases, validate_uid};
 use crate::link;
 use crate::netlink::Socket;
@@ -51,6 +52,8 @@ pub struct NodeConfig {
     pub wireguard_key: PathBuf,
     /// How packets reach the pods of other nodes.
     pub backend: Backend,
+    /// Where another network plugin is found, which connects the pods with [`Backend::None`].
+    pub cni: CniPaths,
 }
 
 /// A pod's connection to the network.
@@ -72,6 +75,8 @@ pub struct NodeNetwork {
     rules: Mutex<Rules>,
     /// The node's WireGuard device, where it uses one.
     wireguard: Mutex<Option<Device>>,
+    /// Another network plugin, where that connects the pods.
+    cni: Option<Cni>,
     readiness: Announcer,
 }
 
@@ -107,9 +112,11 @@ impl NodeNetwork {
         let recover = |uid: &str| pod::addresses_in(&netns_dir.join(uid));
         let leases = Leases::open(config.run_dir.join("leases"), &assigned, recover)?;
 
+        let other_plugin = config.backend == Backend::None;
+        let cni = other_plugin.then(|| Cni::open(&config.run_dir, config.cni.clone())).transpose()?;
+        let attached = cni.as_ref().map_or_else(|| leases.all().clone(), Cni::leases).into_iter();
+        let attached = attached.map(|(uid, lease)| (uid, lease.addresses.clone(), host_port_routes(&lease)));
         // The rules come first: no packet is forwarded before they are there.
-        let attached =
-            leases.all().iter().map(|(uid, lease)| (uid.clone(), lease.addresses.clone(), host_port_routes(lease)));
         let rules = Rules::open(networks(&config), attached)?;
         subnet::ensure_dns_link(&mut Socket::route()?, &config.dns_addresses)?;
         if config.cluster_cidrs.iter().any(|network| network.base().is_ipv4()) {
@@ -120,13 +127,16 @@ impl NodeNetwork {
         }
         let network = Self {
             config,
+            cni,
             subnet: Mutex::new(None),
             leases: Mutex::new(leases),
             rules: Mutex::new(rules),
             wireguard: Mutex::new(None),
             readiness: Announcer::new(Error::NoPodNetwork.to_string()),
         };
-        if !assigned.is_empty() {
+        if network.cni.is_some() {
+            network.reload_cni();
+        } else if !assigned.is_empty() {
             network.assign(&assigned)?;
         }
         Ok(network)
@@ -138,6 +148,9 @@ impl NodeNetwork {
     /// # Errors
     /// [`Error::PodNetworkOutside`] and [`Error::MtuTooSmall`] before anything is changed, or the kernel's refusal.
     pub fn assign(&self, networks: &[Cidr]) -> Result<(), Error> {
+        if self.cni.is_some() {
+            return Ok(());
+        }
         let result = self.try_assign(networks);
         self.readiness.set(match &result {
             Ok(()) => Readiness::Ready,
@@ -227,6 +240,35 @@ impl NodeNetwork {
         self.readiness.listen(listener);
     }
 
+    /// Looks for the configuration of another network plugin again, after it has changed ([`crate::CniWatch`]); true when it
+    /// is to be asked again in a while, because its plugins are not ready yet.
+    pub fn reload_cni(&self) -> bool {
+        let Some(cni) = &self.cni else { return false };
+        let readiness = cni.reload();
+        let again = readiness != Readiness::Ready && cni.is_configured();
+        self.readiness.set(readiness);
+        again
+    }
+
+    /// Where another network plugin is found, where that connects the pods.
+    pub fn cni_paths(&self) -> Option<&CniPaths> {
+        self.cni.as_ref().map(|_| &self.config.cni)
+    }
+
+    /// Connects a pod as [`Self::attach`] does, or by another network plugin, which is told who it is.
+    ///
+    /// # Errors
+    /// As [`Self::attach`]; [`Error::Cni`].
+    pub fn attach_pod(&self, pod: &PodIdentity, host_ports: &[HostPort]) -> Result<PodNetwork, Error> {
+        let Some(cni) = &self.cni else { return self.attach(&pod.uid, host_ports) };
+        let netns = self.netns_path(&pod.uid);
+        let addresses = cni.attach(pod, host_ports, &netns)?;
+        let lease = cni.leases().remove(&pod.uid).unwrap_or_default();
+        // its addresses are not known before
+        lock(&self.rules).attach(&pod.uid, addresses.clone(), host_port_routes(&lease))?;
+        Ok(PodNetwork { netns, addresses })
+    }
+
     /// Connects a pod: namespace, addresses, routes, host ports. For a pod that is connected this repairs what is missing
     /// and gives what it has.
     ///
@@ -256,6 +298,10 @@ impl NodeNetwork {
     /// The kernel's refusal; call it again.
     pub fn detach(&self, uid: &str) -> Result<(), Error> {
         validate_uid(uid)?;
+        if let Some(cni) = &self.cni {
+            cni.detach(uid, &self.netns_path(uid))?;
+            return lock(&self.rules).detach(uid);
+        }
         let subnet = lock(&self.subnet).clone();
         let lease = lock(&self.leases).all().get(uid).cloned();
         pod::disconnect(&self.netns_path(uid), uid, lease.as_ref(), subnet.as_deref())?;
@@ -266,6 +312,10 @@ impl NodeNetwork {
 
     /// The connected pods by UID, those of an earlier process included.
     pub fn pods(&self) -> BTreeMap<String, PodNetwork> {
+        if let Some(cni) = &self.cni {
+            let network = |uid: &str, addresses| PodNetwork { netns: self.netns_path(uid), addresses };
+            return cni.pods().into_iter().map(|(uid, addresses)| (uid.clone(), network(&uid, addresses))).collect();
+        }
         let leases = lock(&self.leases);
         leases.all().iter().map(|(uid, lease)| (uid.clone(), self.pod_network(uid, lease))).collect()
     }
@@ -275,7 +325,7 @@ impl NodeNetwork {
     /// # Errors
     /// The first error; the other pods are cleaned up nevertheless.
     pub fn cleanup_stale(&self, known: &BTreeSet<String>) -> Result<(), Error> {
-        let mut stale: BTreeSet<String> = lock(&self.leases).all().keys().cloned().collect();
+        let mut stale: BTreeSet<String> = self.pods().into_keys().collect();
         let dir = self.config.run_dir.join("netns");
         let entries = match fs::read_dir(&dir) {
             // After a teardown.
@@ -289,6 +339,9 @@ impl NodeNetwork {
         let mut result = Ok(());
         for uid in stale.difference(known) {
             result = result.and(self.detach(uid));
+        }
+        if let Some(cni) = &self.cni {
+            return result.and(cni.collect_garbage());
         }
         result.and(pod::delete_links_but(&mut Socket::route()?, known))
     }

@@ -18,7 +18,7 @@ pub fn node_addresses(families: &[bool]) -> Result<Vec<IpAddr>, Error> {
     let mut socket = Socket::route()?;
     let addresses = link::addresses(&mut socket)?;
     let links = link::list(&mut socket)?;
-    let mut find = |ipv4: bool| Ok(choose(ipv4, &addresses, &links, route::default(&mut socket, ipv4)?));
+    let mut find = |ipv4: bool| Ok::<_, Error>(choose(ipv4, &addresses, &links, route::default(&mut socket, ipv4)?));
     let mut found = Vec::new();
     for ipv4 in families {
         found.extend(find(*ipv4)?);

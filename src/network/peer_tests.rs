@@ -176,6 +176,7 @@ impl World {
             wireguard_key: run_dir.join("wireguard.key"),
             run_dir,
             backend: self.backend,
+            cni: Default::default(),
         };
         netns::run_in(&self.ns(name), || {
             let network = NodeNetwork::set_up(config)?;

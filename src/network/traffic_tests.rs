@@ -162,6 +162,7 @@ fn set_up(dir: &Path, both_families: bool) -> NodeNetwork {
         node_addresses: vec![NODE.into()],
         wireguard_key: dir.join("wireguard.key"),
         backend: Backend::Auto,
+        cni: Default::default(),
     };
     netns::run_in(&dir.join("node"), || {
         let network = NodeNetwork::set_up(config)?;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use edge_client::{Api, Client, Informers, Patch, PatchParams, ResourceExt};
-use edge_network::{Backend, Cidr, Error, Monitor, NodeNetwork, Peer, Reach, Reaches, Tunnel, VNI};
+use edge_network::{Backend, Cidr, CniPaths, CniWatch, Error, Monitor, NodeNetwork, Peer, Reach, Reaches, Tunnel, VNI};
 use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
 
@@ -21,6 +21,9 @@ use serde_json::{Value, json};
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Links and addresses often change in bursts: so long after the first news all of them are looked at together.
 const SETTLE: Duration = Duration::from_millis(20);
+
+/// How long at most before another network plugin that is not ready is asked again.
+const PLUGIN_PATIENCE: Duration = Duration::from_secs(5);
 
 const PREFIX: &str = "flannel.alpha.coreos.com/";
 const PUBLIC_IP: [&str; 2] = ["public-ip", "public-ipv6"];
@@ -42,8 +45,8 @@ struct Picture {
 /// Keeps the pod network in step with the cluster's nodes. `client` has the identity of the node `node`. Does not end; drop
 /// the future to stop. What is in the kernel stays there then.
 pub async fn run(informers: Informers, client: Client, network: Arc<NodeNetwork>, node: String) {
-    if network.backend() == Backend::None {
-        return std::future::pending().await;
+    if let Some(paths) = network.cni_paths().cloned() {
+        return follow_plugin(network, &paths).await;
     }
     let nodes = informers.of::<Node>();
     let mut changes = nodes.subscribe();
@@ -75,6 +78,40 @@ pub async fn run(informers: Informers, client: Client, network: Arc<NodeNetwork>
             Some(_) = changes.recv() => {}
             () = link_news(&mut links) => follower.applied = None,
             () = retry_is_due => follower.applied = None,
+        }
+    }
+}
+
+/// Notices when another network plugin is configured, and when it is ready.
+async fn follow_plugin(network: Arc<NodeNetwork>, paths: &CniPaths) {
+    let mut watch = CniWatch::open(paths)
+        .inspect_err(|error| tracing::error!(error = error as &dyn std::error::Error, "CNI configuration not watched"))
+        .ok();
+    let mut delay = None;
+    loop {
+        let plugin = network.clone();
+        let again = match tokio::task::spawn_blocking(move || plugin.reload_cni()).await {
+            Ok(again) => again,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        };
+        // plugins say that they are not ready, but not when they are
+        delay = again.then(|| delay.map_or(RETRY.0, |delay: Duration| (delay * 2).min(PLUGIN_PATIENCE)));
+        let ask_again = async {
+            match delay {
+                Some(delay) => tokio::time::sleep(delay).await,
+                None => std::future::pending().await,
+            }
+        };
+        let changed = async {
+            let Some(watched) = &mut watch else { return std::future::pending().await };
+            if let Err(error) = watched.changed().await {
+                tracing::error!(error = &error as &dyn std::error::Error, "CNI configuration not watched any more");
+                watch = None;
+            }
+        };
+        tokio::select! {
+            () = changed => {}
+            () = ask_again => {}
         }
     }
 }

@@ -4,7 +4,7 @@ use super::record::{Kind, spec_containers};
 use super::shared::PodShared;
 use crate::containers::qos;
 use crate::env::resolv::{self, ResolvConf};
-use edge_network::{HostPort, Protocol};
+use edge_network::{HostPort, PodIdentity, Protocol};
 use edge_runtime::SandboxSpec;
 use edge_sys::fsutil::write_atomic_volatile;
 use k8s_openapi::api::core::v1::{ContainerPort, Pod};
@@ -74,8 +74,10 @@ pub(crate) async fn create(shared: &PodShared, pod: &Pod, start_time: Timestamp)
     let (ips, netns) = if host_network {
         (Vec::new(), None)
     } else {
-        let (network, uid, ports) = (cx.network.clone(), shared.uid.clone(), host_ports(pod));
-        let attached = tokio::task::spawn_blocking(move || network.attach(&uid, &ports)).await??;
+        let (network, ports) = (cx.network.clone(), host_ports(pod));
+        let identity =
+            PodIdentity { uid: shared.uid.clone(), namespace: shared.namespace.clone(), name: shared.name.clone() };
+        let attached = tokio::task::spawn_blocking(move || network.attach_pod(&identity, &ports)).await??;
         (attached.addresses, Some(attached.netns))
     };
     let spec = pod.spec.clone().unwrap_or_default();

@@ -64,6 +64,7 @@ impl Node {
             node_addresses: Vec::new(),
             wireguard_key: self.path("wireguard.key"),
             backend: Backend::Auto,
+            cni: Default::default(),
         };
         let network = NodeNetwork::set_up(network).unwrap();
         network.assign(&[cidr([10, 199, 0, 0], 24)]).unwrap();
