@@ -20,10 +20,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("proxy", &["api", "client", "network"]),
     ("dns", &["api", "client"]),
     ("network", &["sys"]),
-    ("image", &["sys"]),
+    ("image", &["pki", "sys"]),
     ("runtime", &["sys"]),
     ("streaming", &[]),
-    ("kubelet", &["api", "client", "image", "network", "runtime", "streaming", "sys"]),
+    ("kubelet", &["api", "client", "image", "network", "pki", "runtime", "streaming", "sys"]),
 ];
 
 #[test]

@@ -26,7 +26,8 @@ pub use kubeconfig::write_kubeconfig;
 pub use request::{KeyRequest, RequestError, RequestFacts};
 pub use service_account::ServiceAccountKey;
 pub use tls::{
-    SharedIdentity, client_config, remote_client_config, server_config, shared_server_config, unverified_client_config,
+    AnyServer, SharedIdentity, client_config, remote_client_config, server_config, shared_server_config,
+    unverified_client_config,
 };
 pub use token::{JoinToken, TokenFormatError, ca_hash, full_token, random_secret};
 pub use user::user_of_certificate;

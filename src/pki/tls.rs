@@ -142,18 +142,26 @@ fn with_roots(roots: RootCertStore, identity: Option<&SharedIdentity>) -> Result
 /// # Errors
 /// When TLS cannot be set up.
 pub fn unverified_client_config() -> Result<ClientConfig, PkiError> {
-    let provider = provider();
-    let mut config = ClientConfig::builder_with_provider(provider.clone())
+    let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(AnyServer(provider)))
+        .with_custom_certificate_verifier(AnyServer::verifier())
         .with_no_client_auth();
     config.alpn_protocols = alpn();
     Ok(config)
 }
 
+/// Takes any certificate of a server; that the server holds its key is still checked. For probes, for registries whose
+/// administrator said so, and for [`unverified_client_config`].
 #[derive(Debug)]
-struct AnyServer(Arc<CryptoProvider>);
+pub struct AnyServer(Arc<CryptoProvider>);
+
+impl AnyServer {
+    /// One that a [`ClientConfig`] can be given.
+    pub fn verifier() -> Arc<Self> {
+        Arc::new(Self(provider()))
+    }
+}
 
 impl ServerCertVerifier for AnyServer {
     fn verify_server_cert(
