@@ -20,7 +20,7 @@ fn main() {
     let quick = std::env::args().any(|a| a == "--quick");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     println!("{:<44} {:>14}   k3s 1.21", "figure", "edge");
-    let size = std::fs::metadata(env!("CARGO_BIN_EXE_edge")).unwrap().len();
+    let size = std::fs::metadata(harness::edge_binary()).unwrap().len();
     row("binary", format!("{:.1} MB", size as f64 / 1e6), "159 MB");
 
     let mut cluster = Cluster::prepare(&[]);

@@ -51,6 +51,11 @@ impl Kubectl {
     }
 }
 
+/// The binary under test: that of this build, unless the benchmark names the one of the release.
+pub(crate) fn edge_binary() -> PathBuf {
+    std::env::var_os("EDGE_BINARY").map_or_else(|| env!("CARGO_BIN_EXE_edge").into(), PathBuf::from)
+}
+
 /// A running cluster of one node.
 pub(crate) struct Cluster {
     pub(crate) dir: PathBuf,
@@ -114,7 +119,7 @@ impl Cluster {
 
     /// `edge server` with all that keeps it apart from the machine and from other tests.
     pub(crate) fn server_command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_edge"));
+        let mut command = Command::new(edge_binary());
         command
             .arg("server")
             .arg(format!("--data-dir={}", self.data_dir().display()))
@@ -149,7 +154,7 @@ impl Cluster {
 
     /// Runs another command of edge in the server's network; gives what it did.
     pub(crate) fn edge(&self, args: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_edge"));
+        let mut command = Command::new(edge_binary());
         command.args(args).env("KUBECONFIG", self.kubeconfig()).env("EDGE_DATA_DIR", self.data_dir());
         self.enter(&mut command);
         command.stdin(Stdio::null()).output().unwrap()
