@@ -1,7 +1,23 @@
 //! `/healthz`, `/livez`, `/readyz`: all checks, one check, in words or in one.
 
 use crate::query::Query;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
+use std::sync::Arc;
+
+/// A component of the control plane besides the API server and its store.
+#[derive(Clone)]
+pub struct Component {
+    /// Its name in `componentstatuses`.
+    pub name: &'static str,
+    /// What is wrong with it at this moment; `None` when nothing is.
+    pub problem: Arc<dyn Fn() -> Option<String> + Send + Sync>,
+}
+
+impl fmt::Debug for Component {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Component").field("name", &self.name).finish_non_exhaustive()
+    }
+}
 
 /// One thing that can be well or not.
 #[derive(Debug)]

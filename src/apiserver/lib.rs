@@ -34,6 +34,7 @@ mod rights;
 mod server;
 
 pub use body::{Body, BodyError, BoxError};
+pub use health::Component;
 pub use options::Options;
 pub use proxy::{NodeDialer, Stream};
 pub use server::{ApiServer, Parts};

@@ -6,6 +6,7 @@ use crate::agents::{self, Routes, Tunnels};
 use crate::body::Body;
 use crate::chain::{self, Origin};
 use crate::discovery::{Row, Rows};
+use crate::health::Component;
 use crate::in_flight::Limits;
 use crate::metrics::{Metrics, ObjectCount};
 use crate::proxy::NodeDialer;
@@ -34,6 +35,8 @@ pub struct Parts {
     pub dialer: Arc<dyn NodeDialer>,
     /// Ends listeners, watches and proxied connections when it is cancelled.
     pub shutdown: CancellationToken,
+    /// The control plane's other parts, which `componentstatuses` shows.
+    pub components: Vec<Component>,
     /// Facts and limits.
     pub options: Options,
 }
@@ -49,6 +52,7 @@ pub(crate) struct Server {
     pub(crate) dialer: Arc<dyn NodeDialer>,
     pub(crate) tunnels: Arc<Tunnels>,
     pub(crate) shutdown: CancellationToken,
+    pub(crate) components: Vec<Component>,
     pub(crate) options: Options,
     pub(crate) metrics: Arc<Metrics>,
     /// Where the server is reached at this moment.
@@ -79,6 +83,7 @@ impl ApiServer {
             dialer: Arc::new(Routes { local: parts.dialer, tunnels: tunnels.clone() }),
             tunnels,
             shutdown: parts.shutdown,
+            components: parts.components,
             advertised: RwLock::new(parts.options.advertise_address),
             options: parts.options,
             metrics: Arc::new(Metrics::new()),

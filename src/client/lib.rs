@@ -1,7 +1,7 @@
 //! The only door to the cluster for controllers, scheduler, proxy, DNS and the node agent.
 //!
 //! [`Client`] and [`Api`] are those of the `kube` crate; this room adds the transport that calls the API server of the
-//! same process ([`local`]), the one to servers on other machines ([`Uplink`]) with the tunnel back, one shared cache per resource ([`Informers`]), work queues and an event recorder.
+//! same process ([`local`]), the one to servers on other machines ([`Uplink`]) with the tunnel back, one shared cache per resource ([`Informers`]), work queues, an event recorder and a supervisor.
 
 mod backoff;
 mod informer;
@@ -10,6 +10,7 @@ pub mod placement;
 mod recorder;
 mod remote;
 mod servers;
+mod supervisor;
 mod tunnel;
 mod workqueue;
 
@@ -25,6 +26,7 @@ pub use local::{LocalRequest, LocalResponse, local};
 pub use recorder::{EventRecorder, EventType, object_reference};
 pub use remote::Uplink;
 pub use servers::{Connection, Protocol, Server, ServerUrlError, Servers, Unreachable};
+pub use supervisor::Supervisor;
 pub use tunnel::{TUNNEL_PATH, TUNNEL_PROTOCOL, TunnelStream, keep_tunnel};
 pub use workqueue::{Outcome, WorkQueue, run_workers};
 

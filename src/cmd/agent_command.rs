@@ -3,7 +3,7 @@
 use super::agent::{self, NodeParts};
 use super::join::{JoinError, Membership};
 use super::net_events::watch_network;
-use super::server::{Failure, Process, doing, node_addresses};
+use super::server::{Failure, Process, crash, doing, node_addresses};
 use super::{fail, notify::notify, server};
 use crate::config::AgentConfig;
 use edge_client::{Informers, Uplink};
@@ -95,15 +95,17 @@ async fn run_agent(config: &AgentConfig, mut process: Process) -> Result<(), End
             Err(_) => tracing::warn!("the server does not know of this node yet; its pods run nevertheless"),
         }
         notify("READY=1");
+        edge_sys::memory::release_startup();
         std::future::pending::<()>().await;
     };
-    tokio::select! {
-        () = ready => {}
-        () = process.ended() => {}
-    }
+    let crash = tokio::select! {
+        () = ready => None,
+        () = process.ended() => None,
+        crash = crash(&mut tasks) => Some(crash),
+    };
     notify("STOPPING=1");
     tracing::info!("stopping; containers go on");
     kubelet.stop().await;
     tasks.shutdown().await;
-    Ok(())
+    crash.map_or(Ok(()), |crash| Err(crash.into()))
 }

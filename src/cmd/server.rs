@@ -10,9 +10,9 @@ use super::own_certificates::OwnCertificates;
 use super::signer::Signer;
 use super::{GIT_VERSION, fail, logging, notify::notify};
 use crate::config::ServerConfig;
-use edge_apiserver::{ApiServer, Parts};
+use edge_apiserver::{ApiServer, Component, Parts};
 use edge_auth::{Authenticator, AuthenticatorOptions};
-use edge_client::Informers;
+use edge_client::{Informers, Supervisor};
 use edge_controllers::{Identities, ManifestsOptions};
 use edge_pki::ClusterPki;
 use edge_registry::Registry;
@@ -156,14 +156,16 @@ async fn run(config: ServerConfig, mut process: Process) -> Result<(), Failure> 
             let _ = kubelet.ready().wait_for(|ready| *ready).await;
         }
         notify("READY=1");
+        edge_sys::memory::release_startup();
         let address = addresses.borrow().first().copied();
         tracing::info!(node = name, ?address, kubeconfig = %config.kubeconfig.display(), "edge is ready");
         std::future::pending::<()>().await;
     };
-    tokio::select! {
-        () = ready => {}
-        () = process.ended() => {}
-    }
+    let crash = tokio::select! {
+        () = ready => None,
+        () = process.ended() => None,
+        crash = crash(&mut tasks) => Some(crash),
+    };
     notify("STOPPING=1");
     tracing::info!("stopping; containers go on");
     if let Some(kubelet) = kubelet {
@@ -172,7 +174,19 @@ async fn run(config: ServerConfig, mut process: Process) -> Result<(), Failure> 
     // those who ask stop before the one who answers
     tasks.shutdown().await;
     shutdown.cancel();
-    control.serving.await.map_err(doing("ending the API"))
+    control.serving.await.map_err(doing("ending the API"))?;
+    crash.map_or(Ok(()), Err)
+}
+
+/// Waits until a task panics that cannot be started again alone: then the process has to. Containers do not notice.
+pub(crate) async fn crash(tasks: &mut JoinSet<()>) -> Failure {
+    loop {
+        match tasks.join_next().await {
+            Some(Ok(())) => {}
+            Some(Err(panic)) => return doing("a part of this process panicked")(panic),
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// What the nodes of the cluster are told.
@@ -192,6 +206,9 @@ struct ControlPlane {
     pki: Arc<ClusterPki>,
     /// Serves until the shutdown.
     serving: JoinHandle<()>,
+    /// Of scheduler and controllers.
+    scheduler: Supervisor,
+    controllers: Supervisor,
 }
 
 /// The API server, listening.
@@ -226,11 +243,18 @@ async fn control_plane(
         AuthenticatorOptions { audiences: vec![issuer.clone()], issuer },
     )
     .with_join_secrets(tokens.secrets());
+    let (scheduler, controllers) = (Supervisor::default(), Supervisor::default());
+    let component = |name, supervisor: &Supervisor| {
+        let supervisor = supervisor.clone();
+        Component { name, problem: Arc::new(move || supervisor.problem()) }
+    };
+    let components = vec![component("scheduler", &scheduler), component("controller-manager", &controllers)];
     let api = ApiServer::new(Parts {
         registry,
         authenticator: Arc::new(authenticator),
         dialer,
         shutdown: shutdown.clone(),
+        components,
         options: api_options(config, facts, own.advertised(), pki.server_ca.pem().to_owned())?,
     });
     api.bootstrap().await.map_err(doing("preparing the cluster"))?;
@@ -242,7 +266,7 @@ async fn control_plane(
     });
     tasks.spawn(tokens.follow());
     tasks.spawn(own.keep(api.clone()));
-    Ok(ControlPlane { api, pki, serving })
+    Ok(ControlPlane { api, pki, serving, scheduler, controllers })
 }
 
 fn api_options(
@@ -280,8 +304,15 @@ fn components(
         let api = control.api.clone();
         move |name| client(&api, user(name))
     });
-    let manifests = ManifestsOptions { directory: config.data_dir.join("server/manifests") };
-    tasks.spawn(edge_controllers::run_manifests(identities.context("edge-manifests"), manifests));
+    let directory = config.data_dir.join("server/manifests");
+    let (own, supervisor) = (identities.clone(), control.controllers.clone());
+    tasks.spawn(async move {
+        let run = || {
+            let options = ManifestsOptions { directory: directory.clone() };
+            edge_controllers::run_manifests(own.context("edge-manifests"), options)
+        };
+        supervisor.keep("edge-manifests", run).await;
+    });
     let options = edge_controllers::Options {
         root_ca: control.pki.server_ca.pem().to_owned(),
         cluster_cidrs: facts.cluster_cidrs.clone(),
@@ -289,8 +320,12 @@ fn components(
         signer: Arc::new(Signer(control.pki.clone())),
         server_node: config.agent.then(|| config.node.name.clone()),
     };
-    tasks.spawn(edge_controllers::run(identities, options));
-    tasks.spawn(edge_scheduler::run(informers.clone(), client(&control.api, user("system:kube-scheduler"))));
+    tasks.spawn(edge_controllers::run(identities, options, control.controllers.clone()));
+    let (informers, supervisor) = (informers.clone(), control.scheduler.clone());
+    let scheduler = client(&control.api, user("system:kube-scheduler"));
+    tasks.spawn(async move {
+        supervisor.keep("scheduler", || edge_scheduler::run(informers.clone(), scheduler.clone())).await;
+    });
 }
 
 /// The node's addresses, at least one, one of a family: those given, else what the network says, which may change, else

@@ -41,6 +41,7 @@ pub use certificates::{CertificateFacts, CertificateSigner};
 pub use context::{Context, Identities};
 pub use manifests::{ManifestsOptions, run as run_manifests};
 
+use edge_client::Supervisor;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::ReplicationController;
 use std::sync::Arc;
@@ -62,44 +63,63 @@ pub struct Options {
 }
 
 /// Runs all controllers, for ever; dropping the future ends them.
-pub async fn run(identities: Identities, options: Options) {
-    let of = |name: &str| identities.context(name);
+pub async fn run(identities: Identities, options: Options, supervisor: Supervisor) {
     let (namespaces, quotas) = (edge_client::WorkQueue::new(), edge_client::WorkQueue::new());
     // each is a task of its own: what one is woken for does not concern the others
-    let mut tasks = JoinSet::new();
-    tasks.spawn(replicaset::run::<ReplicaSet>(of("replicaset-controller")));
-    tasks.spawn(replicaset::run::<ReplicationController>(of("replication-controller")));
-    tasks.spawn(deployment::run(of("deployment-controller")));
-    tasks.spawn(statefulset::run(of("statefulset-controller")));
-    tasks.spawn(daemonset::run(of("daemon-set-controller")));
-    tasks.spawn(job::run(of("job-controller")));
-    tasks.spawn(cronjob::run(of("cronjob-controller")));
-    tasks.spawn(ttl_after_finished::run(of("ttl-after-finished-controller")));
-    tasks.spawn(disruption::run(of("disruption-controller")));
-    tasks.spawn(endpointslice::run(of("endpointslice-controller")));
-    tasks.spawn(endpointslice_mirroring::run(of("endpointslicemirroring-controller")));
-    tasks.spawn(servicelb::run(of("service-controller")));
-    tasks.spawn(serviceaccount::run(of("service-account-controller")));
-    tasks.spawn(root_ca::run(of("root-ca-cert-publisher"), options.root_ca));
-    tasks.spawn(namespace::run(of("namespace-controller"), namespaces.clone()));
-    tasks.spawn(gc::run(of("generic-garbage-collector"), vec![namespaces, quotas.clone()]));
-    tasks.spawn(quota::run(of("resourcequota-controller"), quotas));
-    tasks.spawn(certificates::run(of("certificate-controller"), options.signer));
-    tasks.spawn(joining::clean_tokens(of("token-cleaner")));
-    tasks.spawn(joining::free_names(of("token-cleaner")));
+    let mut all = Started { tasks: JoinSet::new(), identities, supervisor };
+    all.start("replicaset-controller", replicaset::run::<ReplicaSet>);
+    all.start("replication-controller", replicaset::run::<ReplicationController>);
+    all.start("deployment-controller", deployment::run);
+    all.start("statefulset-controller", statefulset::run);
+    all.start("daemon-set-controller", daemonset::run);
+    all.start("job-controller", job::run);
+    all.start("cronjob-controller", cronjob::run);
+    all.start("ttl-after-finished-controller", ttl_after_finished::run);
+    all.start("disruption-controller", disruption::run);
+    all.start("endpointslice-controller", endpointslice::run);
+    all.start("endpointslicemirroring-controller", endpointslice_mirroring::run);
+    all.start("service-controller", servicelb::run);
+    all.start("service-account-controller", serviceaccount::run);
+    let root_ca = options.root_ca;
+    all.start("root-ca-cert-publisher", move |context| root_ca::run(context, root_ca.clone()));
+    let deleted = vec![namespaces.clone(), quotas.clone()];
+    all.start("namespace-controller", move |context| namespace::run(context, namespaces.clone()));
+    all.start("generic-garbage-collector", move |context| gc::run(context, deleted.clone()));
+    all.start("resourcequota-controller", move |context| quota::run(context, quotas.clone()));
+    let signer = options.signer;
+    all.start("certificate-controller", move |context| certificates::run(context, signer.clone()));
+    all.start("token-cleaner", |context| async {
+        tokio::join!(joining::clean_tokens(context.clone()), joining::free_names(context));
+    });
     if let Some(node) = options.server_node {
-        tasks.spawn(joining::label_server(of("node-controller"), node));
+        all.start("node-controller", move |context| joining::label_server(context, node.clone()));
     }
-    tasks.spawn(clusterrole_aggregation::run(of("clusterrole-aggregation-controller")));
-    tasks.spawn(protection::run_claims(of("pvc-protection-controller")));
-    tasks.spawn(protection::run_volumes(of("pv-protection-controller")));
-    tasks.spawn(pod_gc::run(of("pod-garbage-collector")));
-    tasks.spawn(node_ipam::run(of("node-controller"), options.cluster_cidrs, options.service_cidrs));
-    tasks.spawn(node_lifecycle::run(of("node-controller")));
-    tasks.spawn(taint_eviction::run(of("node-controller")));
-    while let Some(ended) = tasks.join_next().await {
-        if let Err(error) = ended {
-            tracing::error!(%error, "a controller ended");
-        }
+    all.start("clusterrole-aggregation-controller", clusterrole_aggregation::run);
+    all.start("pvc-protection-controller", protection::run_claims);
+    all.start("pv-protection-controller", protection::run_volumes);
+    all.start("pod-garbage-collector", pod_gc::run);
+    let (clusters, services) = (options.cluster_cidrs, options.service_cidrs);
+    all.start("node-controller", move |context| node_ipam::run(context, clusters.clone(), services.clone()));
+    all.start("node-controller", node_lifecycle::run);
+    all.start("node-controller", taint_eviction::run);
+    while all.tasks.join_next().await.is_some() {}
+}
+
+/// The controllers that run.
+struct Started {
+    tasks: JoinSet<()>,
+    identities: Identities,
+    supervisor: Supervisor,
+}
+
+impl Started {
+    /// Starts a controller under the identity `name`, and again whenever it panics.
+    fn start<F: Future<Output = ()> + Send + 'static>(
+        &mut self,
+        name: &'static str,
+        run: impl Fn(Context) -> F + Send + Sync + 'static,
+    ) {
+        let (identities, supervisor) = (self.identities.clone(), self.supervisor.clone());
+        self.tasks.spawn(async move { supervisor.keep(name, || run(identities.context(name))).await });
     }
 }

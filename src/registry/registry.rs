@@ -18,7 +18,13 @@ use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use tokio::task::JoinHandle;
+
+/// What is read to see whether the store answers; never written.
+const HEALTH_KEY: &[u8] = b"/health";
+/// How long that may take.
+const HEALTH_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What the registry must know of the cluster.
 #[derive(Clone, Debug)]
@@ -93,6 +99,22 @@ impl Registry {
     pub fn set_admission(&self, admission: Arc<dyn Admission>) {
         if self.admission.set(admission).is_err() {
             tracing::warn!("admission control was set already");
+        }
+    }
+
+    /// Whether the store can be read and what it commits becomes visible.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub async fn check_store(&self) -> Result<(), String> {
+        if self.follower.is_finished() {
+            return Err("changes of the store are not followed any more".to_owned());
+        }
+        let read = self.storage.get(HEALTH_KEY);
+        match tokio::time::timeout(HEALTH_PATIENCE, read).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("the store does not answer".to_owned()),
         }
     }
 

@@ -19,20 +19,28 @@ use std::hash::{DefaultHasher, Hasher};
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// What `/` lists.
-const PATHS: [&str; 15] = [
+const PATHS: [&str; 23] = [
     "/.well-known/openid-configuration",
     "/api",
     "/api/v1",
     "/apis",
     "/cacerts",
     "/healthz",
+    "/healthz/etcd",
+    "/healthz/log",
     "/healthz/ping",
     "/livez",
+    "/livez/etcd",
+    "/livez/log",
+    "/livez/ping",
     "/metrics",
     "/openapi/v2",
     "/openapi/v3",
     "/openid/v1/jwks",
     "/readyz",
+    "/readyz/etcd",
+    "/readyz/log",
+    "/readyz/ping",
     "/readyz/shutdown",
     "/version",
 ];
@@ -74,9 +82,9 @@ pub(crate) async fn serve(
             document(&accepted()?, list).await
         }
         ["version"] => document(&accepted()?, version(server)).await,
-        [endpoint @ ("healthz" | "livez" | "readyz")] => health(server, endpoint, None, query),
+        [endpoint @ ("healthz" | "livez" | "readyz")] => health(server, endpoint, None, query).await,
         [endpoint @ ("healthz" | "livez" | "readyz"), rest @ ..] => {
-            health(server, endpoint, Some(&rest.join("/")), query)
+            health(server, endpoint, Some(&rest.join("/")), query).await
         }
         ["metrics"] => {
             let text = server.metrics.render(&server.options.git_version, &server.object_counts().await);
@@ -185,11 +193,21 @@ fn architecture() -> &'static str {
     }
 }
 
-fn health(server: &Server, endpoint: &str, one: Option<&str>, query: &Query<'_>) -> Result<Response<Body>, Status> {
+async fn health(
+    server: &Server,
+    endpoint: &str,
+    one: Option<&str>,
+    query: &Query<'_>,
+) -> Result<Response<Body>, Status> {
     let ready = server.is_ready();
+    let store = server.registry.check_store().await;
+    if let Err(error) = &store {
+        tracing::warn!(error, "the store is not well");
+    }
     let mut checks = vec![
         Check { name: "ping", ok: true },
         Check { name: "log", ok: true },
+        Check { name: "etcd", ok: store.is_ok() },
         Check { name: "poststarthook/rbac/bootstrap-roles", ok: ready },
     ];
     if endpoint == "readyz" {

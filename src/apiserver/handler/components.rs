@@ -1,6 +1,6 @@
 //! `componentstatuses`: a view of the control plane that is stored nowhere.
 //!
-//! All components live in this process, so whoever can ask finds those that the server has started with healthy.
+//! The store is asked, and the components that live in this process tell by themselves.
 
 use super::{Context, shape};
 use crate::body::Body;
@@ -12,16 +12,22 @@ use edge_registry::columns;
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
-const NAMES: [&str; 3] = ["controller-manager", "etcd-0", "scheduler"];
+/// The name under which users look for the store.
+const STORE: &str = "etcd-0";
 
 pub(super) async fn read(context: &Context<'_>) -> Result<Response<Body>, Status> {
     let name = context.info.name.as_str();
     let is_list = context.info.verb == "list";
-    if !is_list && !NAMES.contains(&name) {
+    let mut objects = Vec::new();
+    for component in &context.server.components {
+        objects.push(status(component.name, (component.problem)()));
+    }
+    objects.push(status(STORE, context.server.registry.check_store().await.err()));
+    objects.sort_by(|a, b| name_of(a).cmp(name_of(b)));
+    objects.retain(|o| name.is_empty() || name_of(o) == name);
+    if !is_list && objects.is_empty() {
         return Err(Status::not_found(&context.row.group_resource(), name));
     }
-    let selected: Vec<&str> = NAMES.into_iter().filter(|n| name.is_empty() || *n == name).collect();
-    let objects: Vec<Value> = selected.iter().map(|n| component(n, context.server.is_ready())).collect();
     let metadata = json!({"resourceVersion": context.server.registry.revision().to_string()});
     let bytes: Vec<Bytes> = objects.iter().map(|o| Bytes::from(o.to_string())).collect();
     let answer = match (context.accepted.shape, bytes.as_slice()) {
@@ -40,15 +46,18 @@ pub(super) async fn read(context: &Context<'_>) -> Result<Response<Body>, Status
     Ok(encode::respond(&context.accepted, StatusCode::OK, answer).await)
 }
 
-fn component(name: &str, well: bool) -> Value {
-    let condition = if well {
-        json!({"type": "Healthy", "status": "True", "message": "ok"})
-    } else {
-        json!({"type": "Healthy", "status": "False", "message": "", "error": "the server is starting"})
+fn name_of(object: &Value) -> &str {
+    object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default()
+}
+
+fn status(name: &str, problem: Option<String>) -> Value {
+    let condition = match problem {
+        None => json!({"type": "Healthy", "status": "True", "message": "ok"}),
+        Some(error) => json!({"type": "Healthy", "status": "False", "message": "", "error": error}),
     };
     json!({
         "apiVersion": "v1", "kind": "ComponentStatus",
-        "metadata": {"name": name, "creationTimestamp": null},
+        "metadata": {"name": name},
         "conditions": [condition],
     })
 }
@@ -58,7 +67,7 @@ fn table(context: &Context<'_>, version: MetaVersion, metadata: &Value, objects:
     let row = |o: &Value| {
         let healthy = text(o, "/conditions/0/status") == "True";
         let status = if healthy { "Healthy" } else { "Unhealthy" };
-        let name = text(o, "/metadata/name");
+        let name = name_of(o);
         json!({
             "cells": [name, status, text(o, "/conditions/0/message"), text(o, "/conditions/0/error")],
             "object": {

@@ -174,5 +174,10 @@ async fn discovery_health_and_documents_are_served() {
             && text.contains("apiserver_storage_objects{resource=\"namespaces\"} 4"),
         "{text}"
     );
-    assert_eq!(c.get("/api/v1/componentstatuses").await["items"].as_array().unwrap().len(), 3);
+    let components = c.get("/api/v1/componentstatuses").await;
+    let told: Vec<_> =
+        components["items"].as_array().unwrap().iter().map(|o| (&o["metadata"]["name"], &o["conditions"][0])).collect();
+    let well = json!({"type": "Healthy", "status": "True", "message": "ok"});
+    let ill = json!({"type": "Healthy", "status": "False", "message": "", "error": "it sleeps"});
+    assert_eq!(told, [(&json!("controller-manager"), &well), (&json!("etcd-0"), &well), (&json!("scheduler"), &ill)]);
 }

@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use edge_api::UserInfo;
-use edge_apiserver::{ApiServer, Body, NodeDialer, Options, Parts, Stream};
+use edge_apiserver::{ApiServer, Body, Component, NodeDialer, Options, Parts, Stream};
 use serde_json::Value;
 use std::io;
 use std::sync::Arc;
@@ -139,6 +139,10 @@ impl Cluster {
             authenticator: Arc::new(authenticator),
             dialer: Arc::new(NoNode),
             shutdown: shutdown.clone(),
+            components: vec![
+                Component { name: "controller-manager", problem: Arc::new(|| None) },
+                Component { name: "scheduler", problem: Arc::new(|| Some("it sleeps".into())) },
+            ],
             options: Options {
                 git_version: "v1.36.0+edge1".into(),
                 git_commit: String::new(),
