@@ -1,7 +1,7 @@
 //! Defaults: fills in what an API server adds to an object before it is validated and stored.
 //!
 //! In: an object that conforms to its type. Out: the same object with the defaults of every struct in it, however deep (a pod template is
-//! defaulted wherever it occurs). Three sources, in this order within one struct: the schema table, [`fields`] (constants that
+//! defaulted wherever it occurs), and without the zeros that Kubernetes' JSON does not show. Three sources, in this order within one struct: the schema table, [`fields`] (constants that
 //! Kubernetes sets in code), [`hooks`] (values computed from other fields). Applying them twice changes nothing. For custom resources the
 //! defaults of their schema are the only source.
 
@@ -41,11 +41,12 @@ fn extras() -> &'static HashMap<String, Extra> {
     })
 }
 
-/// Fills in the defaults of a value and of everything in it. A value that is not of the type is left alone.
+/// Fills in the defaults of a value and of everything in it, and leaves out zeros as `omitempty` does. A value that is not of the type is left alone.
 pub fn apply(ty: TypeRef<'_>, value: &mut Value) {
     match (ty.shape(), value) {
         (Shape::Struct, Value::Object(map)) => {
             own_defaults(ty, map);
+            map.retain(|name, value| !(is_empty(value) && ty.field(name).is_some_and(|field| field.omits(value))));
             for field in ty.wire_fields() {
                 children(field, map);
             }
@@ -121,6 +122,10 @@ fn is_zero(value: &Value) -> bool {
         Value::Array(a) => a.is_empty(),
         Value::Object(_) => false,
     }
+}
+
+fn is_empty(value: &Value) -> bool {
+    is_zero(value) || value.as_object().is_some_and(Map::is_empty)
 }
 
 /// Amounts of resources are kept to thousandths, rounded up.

@@ -461,6 +461,20 @@ impl<'s> FieldRef<'s> {
         self.has(flag::EMIT_ZERO)
     }
 
+    /// Whether Kubernetes' JSON leaves the field out when it has this value: a zero held by value, with `omitempty`.
+    pub fn omits(&self, value: &Value) -> bool {
+        let shape = self.ty().shape();
+        let is_zero = match (shape, value) {
+            (Shape::Leaf(Leaf::String | Leaf::Bytes), Value::String(text)) => text.is_empty(),
+            (Shape::Leaf(Leaf::Bool), Value::Bool(is)) => !is,
+            (Shape::Leaf(Leaf::Int32 | Leaf::Int64 | Leaf::Double), Value::Number(n)) => n.as_f64() == Some(0.0),
+            (Shape::List(_), Value::Array(items)) => items.is_empty(),
+            (Shape::Map(_), Value::Object(entries)) => entries.is_empty(),
+            _ => false,
+        };
+        is_zero && self.ty().is_builtin() && !self.is_pointer() && !self.emits_zero()
+    }
+
     /// Whether a struct held by value always appears in JSON and protobuf, `{}` if need be.
     pub fn is_value_struct(&self) -> bool {
         !self.is_pointer() && !self.has(flag::OMIT_ZERO) && self.ty().rec().tag == Tag::Struct

@@ -146,7 +146,7 @@ impl<'s> Decoder<'s> {
             }
             _ => {
                 let value = self.value(name, ty, wire)?;
-                if value.is_null() || is_omitted_zero(field, &value) {
+                if value.is_null() || field.omits(&value) {
                     map.remove(name);
                 } else {
                     map.insert(name.to_owned(), value);
@@ -284,23 +284,6 @@ fn is_plain(ty: TypeRef<'_>) -> bool {
             Leaf::String | Leaf::Bool | Leaf::Int32 | Leaf::Int64 | Leaf::Double | Leaf::Quantity | Leaf::IntOrString
         )
     )
-}
-
-/// Whether `omitempty` leaves this value out.
-fn is_omitted_zero(field: FieldRef<'_>, value: &Value) -> bool {
-    let plain = matches!(
-        field.ty().shape(),
-        Shape::Leaf(Leaf::String | Leaf::Bool | Leaf::Int32 | Leaf::Int64 | Leaf::Double | Leaf::Bytes)
-    );
-    plain
-        && !field.is_pointer()
-        && !field.emits_zero()
-        && match value {
-            Value::String(s) => s.is_empty(),
-            Value::Bool(b) => !b,
-            Value::Number(n) => n.as_f64() == Some(0.0),
-            _ => false,
-        }
 }
 
 fn leaf_message(field: &str, leaf: Leaf, bytes: &[u8]) -> Result<Value, ProtoError> {

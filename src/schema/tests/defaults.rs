@@ -304,3 +304,30 @@ fn malformed_objects_are_left_to_validation() {
         defaulted(json!({"apiVersion": "v1", "kind": "Pod", "metadata": 1, "spec": spec, "status": []}));
     }
 }
+
+#[test]
+fn zeros_that_json_leaves_out_are_left_out() {
+    let got = defaulted(json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "p", "labels": {}, "annotations": {}, "finalizers": [], "ownerReferences": [], "generation": 0},
+        "spec": {
+            "hostNetwork": false, "nodeName": "", "nodeSelector": {}, "tolerations": [], "volumes": [{"name": "v", "emptyDir": {}}],
+            "containers": [{"name": "c", "image": "i:1", "env": [{"name": "E", "value": ""}], "tty": false,
+                            "securityContext": {"privileged": false}, "args": []}],
+        },
+    }));
+    assert_eq!(got["metadata"], json!({"name": "p"}));
+    let spec = got["spec"].as_object().unwrap();
+    for absent in ["hostNetwork", "nodeName", "nodeSelector", "tolerations"] {
+        assert!(!spec.contains_key(absent), "{absent}");
+    }
+    // pointers and structs mean something when they are there
+    assert_eq!(spec["volumes"], json!([{"name": "v", "emptyDir": {}}]));
+    let container = &spec["containers"][0];
+    assert_eq!(container["securityContext"], json!({"privileged": false}));
+    assert_eq!(container["env"], json!([{"name": "E"}]));
+    assert!(container.get("tty").is_none() && container.get("args").is_none(), "{container}");
+    // lists without omitempty stay
+    let role = defaulted(json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "rules": []}));
+    assert_eq!(role["rules"], json!([]));
+}
