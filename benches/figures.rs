@@ -26,7 +26,7 @@ fn main() {
     let mut cluster = Cluster::prepare(&[]);
     let client = runtime.block_on(async { start_to_ready(&mut cluster, "start to Ready, empty data").await });
     let steady = if quick { 5 } else { 60 };
-    idle(&cluster, Duration::from_secs(steady));
+    idle(&cluster, Duration::from_secs(steady.min(20)), Duration::from_secs(steady));
     runtime.block_on(async {
         pods_in_sequence(&client, 20).await;
         burst(&client, 50).await;
@@ -104,8 +104,9 @@ fn written(process: &std::path::Path) -> u64 {
     line.split(' ').nth(1).unwrap().parse().unwrap()
 }
 
-fn idle(cluster: &Cluster, time: Duration) {
-    std::thread::sleep(Duration::from_secs(5));
+/// What is used in `time`, once the node has had `settle` for reporting the images it has found.
+fn idle(cluster: &Cluster, settle: Duration, time: Duration) {
+    std::thread::sleep(settle);
     let all = processes(cluster);
     let sum = |f: fn(&std::path::Path) -> u64| all.iter().map(|p| f(p)).sum::<u64>();
     let (cpu, bytes) = (sum(cpu_ticks), sum(written));
