@@ -10,6 +10,7 @@ use http::header::AUTHORIZATION;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 /// Paths that everybody may read, as kube-apiserver's `--authorization-always-allow-paths` has them, and the CA, which
 /// a joining node reads before it trusts anything.
@@ -96,7 +97,11 @@ impl Access {
         match origin {
             Origin::Component(Some(user)) => return Ok(user),
             Origin::Connection(peer) => {
-                if let Some(user) = &peer.certificate_user {
+                if let Some((user, end)) = &peer.certificate_user {
+                    if *end < SystemTime::now() {
+                        tracing::debug!(user = user.username, "client certificate has expired");
+                        return Err(Status::unauthorized());
+                    }
                     return Ok(user.clone());
                 }
             }

@@ -106,7 +106,9 @@ async fn connection(
         () = stop.cancelled() => return Ok(()),
     };
     let certificate = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
-    let peer = Arc::new(Peer { address, certificate_user: certificate.and_then(|c| edge_pki::user_of_certificate(c)) });
+    let certificate_user =
+        certificate.and_then(|c| Some((edge_pki::user_of_certificate(c)?, edge_pki::certificate_end(c)?)));
+    let peer = Arc::new(Peer { address, certificate_user });
     let requests = place.clone();
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
         let (server, peer, busy) = (server.clone(), peer.clone(), requests.request());

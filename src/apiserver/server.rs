@@ -23,6 +23,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 use tokio_util::sync::CancellationToken;
 
 /// What a server is made of.
@@ -66,8 +67,9 @@ pub(crate) struct Server {
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) address: SocketAddr,
-    /// Whom the client certificate names, if one was shown (and verified).
-    pub(crate) certificate_user: Option<UserInfo>,
+    /// Whom the client certificate names, if one was shown (and verified), and until when it holds: connections may live
+    /// longer than certificates.
+    pub(crate) certificate_user: Option<(UserInfo, SystemTime)>,
 }
 
 impl ApiServer {

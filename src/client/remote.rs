@@ -3,7 +3,7 @@
 //! While there is none, requests wait for a while: most breaks are short, and whoever waits goes on at once when the
 //! connection is there again.
 
-use crate::servers::{Connection, Protocol, Servers};
+use crate::servers::{Connection, Protocol, Servers, changed};
 use http::{HeaderMap, Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
@@ -13,10 +13,15 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 /// How long a request waits for a connection.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A connection that breaks earlier has come to nothing.
+const SETTLED: Duration = Duration::from_secs(5);
+/// First and longest wait after such a connection.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// How often a request is sent anew because its connection ended before it was sent.
 const ATTEMPTS: usize = 3;
 /// Some host is needed in requests; servers do not look at it.
@@ -55,7 +60,10 @@ impl Uplink {
 }
 
 async fn keep_connected(servers: Arc<Servers>, tx: watch::Sender<Option<Sender>>) {
+    let mut identity = servers.identity();
+    let mut delay = BACKOFF.0;
     loop {
+        identity.mark_unchanged();
         let Connection { stream, local, server } = servers.connect_at_last(Protocol::Http2, "API").await;
         let handshake = http2::Builder::new(TokioExecutor::new()).handshake(TokioIo::new(stream));
         let (sender, connection) = match handshake.await {
@@ -66,16 +74,33 @@ async fn keep_connected(servers: Arc<Servers>, tx: watch::Sender<Option<Sender>>
                 continue;
             }
         };
+        let began = Instant::now();
+        let mut connection = Box::pin(connection);
         tx.send_replace(Some(sender));
         tokio::select! {
-            result = connection => {
+            result = &mut connection => {
                 if let Err(error) = result {
                     tracing::debug!(%server, %error, "connection to the server broke");
                 }
             }
             () = servers.address_lost(local) => tracing::info!(%server, "this machine's address changed, connecting anew"),
+            () = changed(&mut identity) => {
+                tracing::debug!(%server, "connecting anew, with the new certificate");
+                // what is under way goes on; it ends by itself when nothing is any more
+                tokio::spawn(connection);
+                continue;
+            }
         }
         tx.send_replace(None);
+        // a server that accepts connections and breaks them does not like who asks (its certificate has expired, say)
+        if began.elapsed() < SETTLED {
+            tokio::select! {
+                () = tokio::time::sleep(delay) => delay = (delay * 2).min(BACKOFF.1),
+                () = changed(&mut identity) => {}
+            }
+        } else {
+            delay = BACKOFF.0;
+        }
     }
 }
 

@@ -105,6 +105,8 @@ pub struct Servers {
     preferred: Mutex<usize>,
     /// Changes with every event of this machine's network.
     network: watch::Receiver<u64>,
+    /// Changes when the identity that connections show is replaced.
+    identity: watch::Sender<u64>,
 }
 
 impl Servers {
@@ -116,7 +118,18 @@ impl Servers {
             TlsConnector::from(Arc::new(config))
         };
         let tls = [speaking(b"http/1.1"), speaking(b"h2")];
-        Arc::new(Self { list, tls, preferred: Mutex::new(0), network })
+        Arc::new(Self { list, tls, preferred: Mutex::new(0), network, identity: watch::Sender::new(0) })
+    }
+
+    /// Tells that the identity that connections show has been replaced: a server refuses requests on a connection that
+    /// shows one that has expired meanwhile.
+    pub fn identity_replaced(&self) {
+        self.identity.send_modify(|n| *n += 1);
+    }
+
+    /// Follows [`Servers::identity_replaced`].
+    pub(crate) fn identity(&self) -> watch::Receiver<u64> {
+        self.identity.subscribe()
     }
 
     /// A connection to the first server that answers, beginning with the one that did last.
@@ -191,9 +204,9 @@ impl Servers {
     }
 }
 
-/// The next change; never, when nobody watches the network.
-async fn changed(network: &mut watch::Receiver<u64>) {
-    if network.changed().await.is_err() {
+/// The next change; never, when nobody tells of any.
+pub(crate) async fn changed(number: &mut watch::Receiver<u64>) {
+    if number.changed().await.is_err() {
         std::future::pending::<()>().await;
     }
 }

@@ -8,10 +8,11 @@ use edge_client::{Client, Informers};
 use edge_image::{ImageStore, ImageStoreConfig, Limits, Platform, Registries};
 use edge_kubelet::{Dependencies, Kubelet, KubeletConfig, Server};
 use edge_network::{Cidr, NodeConfig, NodeNetwork};
+use edge_pki::SharedIdentity;
 use edge_runtime::{Runtime, RuntimeConfig, Zygote};
 use k8s_openapi::api::core::v1::Taint;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
@@ -21,8 +22,6 @@ use tokio::task::JoinSet;
 const DUPLEX: usize = 64 << 10;
 /// How many pods a node takes.
 const MAX_PODS: u32 = 110;
-/// The port of the kubelet's own API, as nodes report it.
-const KUBELET_PORT: u16 = 10250;
 
 /// The way to the kubelet of the same process.
 pub(crate) struct LocalDialer {
@@ -96,6 +95,44 @@ pub(crate) struct NodeParts<'a> {
     pub(crate) client: Client,
     /// The API, as the network part of the node: services, endpoints, nodes.
     pub(crate) informers: Informers,
+}
+
+/// The port of the kubelet's API is taken.
+#[derive(Debug, thiserror::Error)]
+#[error("port {port} (--kubelet-port)")]
+struct PortTaken {
+    port: u16,
+    source: io::Error,
+}
+
+/// Takes the port of the kubelet's API, of both families where there are both.
+pub(crate) fn kubelet_socket(port: u16) -> Result<TcpListener, Failure> {
+    let both = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port));
+    let socket = match both {
+        // a machine without IPv6
+        Err(error) if error.kind() != io::ErrorKind::AddrInUse => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)),
+        other => other,
+    };
+    socket.map_err(|source| doing("listening for the kubelet's API")(PortTaken { port, source }))
+}
+
+/// Serves the kubelet's API on a socket, for ever. `client_ca` is the authority of the cluster's clients, PEM.
+pub(crate) fn serve_kubelet(
+    kubelet: &Kubelet,
+    socket: TcpListener,
+    identity: &SharedIdentity,
+    client_ca: &str,
+    tasks: &mut JoinSet<()>,
+) -> Result<(), Failure> {
+    let tls = edge_pki::kubelet_server_config(identity, client_ca.as_bytes());
+    let tls = Arc::new(tls.map_err(doing("preparing TLS for the kubelet's API"))?);
+    let server = kubelet.server();
+    tasks.spawn(async move {
+        if let Err(error) = server.listen(socket, tls).await {
+            tracing::error!(%error, "the kubelet's API is not served");
+        }
+    });
+    Ok(())
 }
 
 /// Starts the agent's parts; the long-running ones go into `tasks`.
@@ -182,7 +219,8 @@ fn kubelet_config(
         cluster_dns: facts.cluster_dns.clone(),
         cluster_domain: facts.cluster_domain.clone(),
         resolv_conf: node.resolv_conf.clone(),
-        kubelet_port: KUBELET_PORT,
+        kubelet_port: node.kubelet_port,
+        offline_secrets: node.offline_secrets,
         max_pods: MAX_PODS,
     }
 }

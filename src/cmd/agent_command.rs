@@ -47,6 +47,7 @@ async fn run_agent(config: &AgentConfig, mut process: Process) -> Result<(), End
     let secret = |dir: &str| edge_sys::fsutil::create_dir_all_mode(&config.data_dir.join(dir), 0o700);
     ["agent", "run"].into_iter().try_for_each(secret).map_err(doing("making the data directory"))?;
     let Some(zygote) = process.zygote.take() else { return Ok(()) };
+    let socket = agent::kubelet_socket(config.node.kubelet_port)?;
     let network_changes = watch_network();
     let mut tasks = JoinSet::new();
     // which families the cluster has is not known yet; nodes are reached by the first
@@ -80,12 +81,13 @@ async fn run_agent(config: &AgentConfig, mut process: Process) -> Result<(), End
         informers,
     };
     let kubelet = agent::start(parts, &mut tasks).await?;
+    agent::serve_kubelet(&kubelet, socket, &membership.serving, &membership.facts.client_ca, &mut tasks)?;
     let kubelet_server = kubelet.server();
-    tasks.spawn(edge_client::keep_tunnel(servers, move |stream| {
+    tasks.spawn(edge_client::keep_tunnel(servers.clone(), move |stream| {
         let server = kubelet_server.clone();
         Box::pin(async move { server.serve(stream).await })
     }));
-    tasks.spawn(membership.keep_renewed(addresses));
+    tasks.spawn(membership.keep_renewed(addresses, servers));
 
     let ready = async {
         // the sender lives as long as the kubelet

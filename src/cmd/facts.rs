@@ -16,6 +16,8 @@ pub(crate) struct ClusterFacts {
     pub(crate) cluster_domain: String,
     /// How packets reach the pods of other nodes, as `--network` names it.
     pub(crate) network: String,
+    /// The authority of the cluster's clients, PEM: whom kubelets let in by certificate.
+    pub(crate) client_ca: String,
 }
 
 impl ClusterFacts {

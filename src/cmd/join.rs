@@ -3,16 +3,17 @@
 
 use super::facts::ClusterFacts;
 use super::server::{Failure, doing};
-use super::wall_clock;
 use crate::config::AgentConfig;
 use bytes::Bytes;
 use edge_client::{Protocol, Servers};
 use edge_pki::{ClientName, Identity, JoinToken, KeyRequest, PkiError, ServerNames, SharedIdentity};
+use edge_sys::clock;
 use http_body_util::{BodyExt, Full, Limited};
 use serde::Deserialize;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 
@@ -237,21 +238,21 @@ impl Membership {
     }
 
     /// The servers, for connections that show the node's certificate.
-    pub(crate) fn servers(&self) -> Result<std::sync::Arc<Servers>, Failure> {
+    pub(crate) fn servers(&self) -> Result<Arc<Servers>, Failure> {
         let tls = edge_pki::remote_client_config(&self.ca, Some(&self.client)).map_err(doing("preparing TLS"))?;
         Ok(Servers::new(self.servers.clone(), &tls, self.network.clone()))
     }
 
     /// Renews the certificates in good time, and whenever the addresses change, for ever. The node's password is enough
     /// for that; where its name was freed meanwhile, the token is.
-    pub(crate) async fn keep_renewed(mut self, mut addresses: watch::Receiver<Vec<IpAddr>>) {
+    pub(crate) async fn keep_renewed(mut self, mut addresses: watch::Receiver<Vec<IpAddr>>, servers: Arc<Servers>) {
         let mut delay = RETRY.0;
         loop {
             let now = SystemTime::now();
             // with a clock that is behind, what was issued seems to come from the future
             if self.renewal > now {
                 let moved = tokio::select! {
-                    waited = wall_clock::sleep_until(self.renewal) => {
+                    waited = clock::sleep_until(self.renewal) => {
                         if let Err(error) = waited {
                             tracing::error!(%error, "no timer for the renewal of certificates");
                             tokio::time::sleep(RETRY.1).await;
@@ -268,6 +269,7 @@ impl Membership {
             match self.renew(&ips).await {
                 Ok(()) => {
                     delay = RETRY.0;
+                    servers.identity_replaced();
                     tracing::info!(node = self.node, "certificates renewed");
                 }
                 Err(error) => {
@@ -300,11 +302,7 @@ impl Membership {
 }
 
 /// Servers whom the cluster's authority vouches for, without showing who asks.
-fn verified(
-    list: &[edge_client::Server],
-    ca: &[u8],
-    network: watch::Receiver<u64>,
-) -> Result<std::sync::Arc<Servers>, JoinError> {
+fn verified(list: &[edge_client::Server], ca: &[u8], network: watch::Receiver<u64>) -> Result<Arc<Servers>, JoinError> {
     Ok(Servers::new(list.to_vec(), &edge_pki::remote_client_config(ca, None)?, network))
 }
 
@@ -352,7 +350,7 @@ async fn issue(
     let addresses: Vec<IpAddr> = addresses.iter().filter(|ip| !ip.is_loopback()).copied().collect();
     let serving = KeyRequest::serving(&name, &ServerNames::plain(&[node.to_owned()], &addresses))?;
     let body = serde_json::json!({
-        "nodeName": node, "nodePassword": password,
+        "nodeName": node, "nodePassword": password, "version": super::GIT_VERSION,
         "clientRequest": client.pem(), "servingRequest": serving.pem(),
     });
     let mut request = http::Request::post("/v1-edge/join").header(http::header::CONTENT_TYPE, "application/json");

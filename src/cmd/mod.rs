@@ -13,7 +13,6 @@ mod own_certificates;
 mod server;
 mod signer;
 mod token_command;
-mod wall_clock;
 
 use crate::config::{AgentArgs, ServerArgs, with_files};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};

@@ -1,10 +1,10 @@
 //! The server's own certificates: what the API shows, and what the administrator's kubeconfig holds. Renewed in good time
 //! and when the server's address changes, without a restart.
 
-use super::wall_clock;
 use crate::config::ServerConfig;
 use edge_apiserver::ApiServer;
 use edge_pki::{ClientName, ClusterPki, PkiError, ServerNames, SharedIdentity};
+use edge_sys::clock;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -20,6 +20,7 @@ pub(crate) struct OwnCertificates {
     pki: Arc<ClusterPki>,
     addresses: watch::Receiver<Vec<IpAddr>>,
     serving: SharedIdentity,
+    kubelet: SharedIdentity,
     end: SystemTime,
 }
 
@@ -32,7 +33,8 @@ impl OwnCertificates {
     ) -> Result<Self, PkiError> {
         let first = pki.serving(&names(config, &addresses.borrow()))?;
         let serving = SharedIdentity::new(&first)?;
-        let mut own = Self { config: config.clone(), pki, addresses, serving, end: first.not_after() };
+        let kubelet = SharedIdentity::new(&pki.kubelet_serving(&config.node.name, &addresses.borrow())?)?;
+        let mut own = Self { config: config.clone(), pki, addresses, serving, kubelet, end: first.not_after() };
         own.renew()?;
         Ok(own)
     }
@@ -42,6 +44,11 @@ impl OwnCertificates {
         self.serving.clone()
     }
 
+    /// What the kubelet of this process shows.
+    pub(crate) fn kubelet_identity(&self) -> SharedIdentity {
+        self.kubelet.clone()
+    }
+
     /// The address at which the API is advertised.
     pub(crate) fn advertised(&self) -> IpAddr {
         let own = self.addresses.borrow().first().copied();
@@ -49,13 +56,16 @@ impl OwnCertificates {
     }
 
     fn renew(&mut self) -> Result<(), PkiError> {
-        let serving = self.pki.serving(&names(&self.config, &self.addresses.borrow_and_update()))?;
+        let addresses = self.addresses.borrow_and_update().clone();
+        let serving = self.pki.serving(&names(&self.config, &addresses))?;
+        let kubelet = self.pki.kubelet_serving(&self.config.node.name, &addresses)?;
         let admin = self.pki.client("admin", &ClientName::admin())?;
         self.serving.replace(&serving)?;
+        self.kubelet.replace(&kubelet)?;
         let url = format!("https://127.0.0.1:{}", self.config.bind.1);
         let (path, mode) = (&self.config.kubeconfig, self.config.kubeconfig_mode);
         edge_pki::write_kubeconfig(path, mode, &url, &self.pki.server_ca, &admin)?;
-        self.end = serving.not_after().min(admin.not_after());
+        self.end = serving.not_after().min(kubelet.not_after()).min(admin.not_after());
         Ok(())
     }
 
@@ -64,7 +74,7 @@ impl OwnCertificates {
         loop {
             let due = self.end.checked_sub(AHEAD).unwrap_or(SystemTime::UNIX_EPOCH);
             tokio::select! {
-                waited = wall_clock::sleep_until(due) => {
+                waited = clock::sleep_until(due) => {
                     if let Err(error) = waited {
                         tracing::error!(%error, "no timer for the renewal of certificates");
                         tokio::time::sleep(RETRY).await;

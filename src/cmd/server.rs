@@ -14,7 +14,7 @@ use edge_apiserver::{ApiServer, Component, Parts};
 use edge_auth::{Authenticator, AuthenticatorOptions};
 use edge_client::{Informers, Supervisor};
 use edge_controllers::{Identities, ManifestsOptions};
-use edge_pki::ClusterPki;
+use edge_pki::{ClusterPki, SharedIdentity};
 use edge_registry::Registry;
 use edge_runtime::Zygote;
 use edge_storage::Lmdb;
@@ -116,7 +116,8 @@ async fn run(config: ServerConfig, mut process: Process) -> Result<(), Failure> 
 
     let shutdown = CancellationToken::new();
     let mut tasks = JoinSet::new();
-    let facts = facts(&config);
+    let mut facts = facts(&config);
+    let socket = config.agent.then(|| agent::kubelet_socket(config.node.kubelet_port)).transpose()?;
     let name = &config.node.name;
     // a machine without any network still has the address of the cluster's DNS, which never changes
     let fallback = config.agent.then(|| config.cluster_dns[0]);
@@ -124,7 +125,7 @@ async fn run(config: ServerConfig, mut process: Process) -> Result<(), Failure> 
     let known = addresses.borrow().clone();
     let network = config.agent.then(|| agent::network(&config.data_dir, &facts, &known)).transpose()?;
     let dialer = LocalDialer::new(name);
-    let control = control_plane(&config, &facts, addresses.clone(), dialer.clone(), &shutdown, &mut tasks).await?;
+    let control = control_plane(&config, &mut facts, addresses.clone(), dialer.clone(), &shutdown, &mut tasks).await?;
     let api = &control.api;
     let informers = Informers::new(client(api, user("system:kube-controller-manager")));
     components(&config, &control, &facts, &informers, &mut tasks);
@@ -146,6 +147,9 @@ async fn run(config: ServerConfig, mut process: Process) -> Result<(), Failure> 
             };
             let kubelet = agent::start(parts, &mut tasks).await?;
             dialer.set(kubelet.server());
+            if let Some(socket) = socket {
+                agent::serve_kubelet(&kubelet, socket, &control.kubelet_identity, &facts.client_ca, &mut tasks)?;
+            }
             Some(kubelet)
         }
         _ => None,
@@ -197,6 +201,7 @@ fn facts(config: &ServerConfig) -> ClusterFacts {
         cluster_dns: config.cluster_dns.clone(),
         cluster_domain: config.cluster_domain.clone(),
         network: config.backend.to_string(),
+        client_ca: String::new(),
     }
 }
 
@@ -204,6 +209,8 @@ fn facts(config: &ServerConfig) -> ClusterFacts {
 struct ControlPlane {
     api: ApiServer,
     pki: Arc<ClusterPki>,
+    /// What the kubelet of this process shows.
+    kubelet_identity: SharedIdentity,
     /// Serves until the shutdown.
     serving: JoinHandle<()>,
     /// Of scheduler and controllers.
@@ -214,7 +221,7 @@ struct ControlPlane {
 /// The API server, listening.
 async fn control_plane(
     config: &ServerConfig,
-    facts: &ClusterFacts,
+    facts: &mut ClusterFacts,
     addresses: watch::Receiver<Vec<IpAddr>>,
     dialer: Arc<LocalDialer>,
     shutdown: &CancellationToken,
@@ -228,6 +235,7 @@ async fn control_plane(
         .map_err(doing("opening the store"))?;
     let listener = TcpListener::bind(SocketAddr::from(config.bind)).map_err(doing("listening for the API"))?;
     let pki = Arc::new(ClusterPki::load_or_create(&tls).map_err(doing("preparing certificates"))?);
+    pki.client_ca.pem().clone_into(&mut facts.client_ca);
     let own = OwnCertificates::open(config, pki.clone(), addresses.clone()).map_err(doing("preparing certificates"))?;
     let tls_config = edge_pki::shared_server_config(&own.identity(), &pki.client_ca).map_err(doing("preparing TLS"))?;
 
@@ -258,7 +266,7 @@ async fn control_plane(
         options: api_options(config, facts, own.advertised(), pki.server_ca.pem().to_owned())?,
     });
     api.bootstrap().await.map_err(doing("preparing the cluster"))?;
-    let server = api.clone();
+    let (server, kubelet_identity) = (api.clone(), own.kubelet_identity());
     let serving = tokio::spawn(async move {
         if let Err(error) = server.serve(listener, Arc::new(tls_config)).await {
             tracing::error!(error = super::with_causes(&error), "the API is not served any more");
@@ -266,7 +274,7 @@ async fn control_plane(
     });
     tasks.spawn(tokens.follow());
     tasks.spawn(own.keep(api.clone()));
-    Ok(ControlPlane { api, pki, serving, scheduler, controllers })
+    Ok(ControlPlane { api, pki, kubelet_identity, serving, scheduler, controllers })
 }
 
 fn api_options(
@@ -317,7 +325,7 @@ fn components(
         root_ca: control.pki.server_ca.pem().to_owned(),
         cluster_cidrs: facts.cluster_cidrs.clone(),
         service_cidrs: facts.service_cidrs.clone(),
-        signer: Arc::new(Signer(control.pki.clone())),
+        signer: Arc::new(Signer { pki: control.pki.clone(), longest: config.signing_duration }),
         server_node: config.agent.then(|| config.node.name.clone()),
     };
     tasks.spawn(edge_controllers::run(identities, options, control.controllers.clone()));

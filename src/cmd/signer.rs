@@ -7,7 +7,11 @@ use std::time::Duration;
 
 /// Signs with the cluster's authorities.
 #[derive(Debug)]
-pub(crate) struct Signer(pub(crate) Arc<ClusterPki>);
+pub(crate) struct Signer {
+    pub(crate) pki: Arc<ClusterPki>,
+    /// How long certificates hold at most.
+    pub(crate) longest: Duration,
+}
 
 impl CertificateSigner for Signer {
     fn facts(&self, request: &[u8]) -> Result<CertificateFacts, String> {
@@ -24,10 +28,12 @@ impl CertificateSigner for Signer {
         life: Option<Duration>,
     ) -> Option<Result<String, String>> {
         let authority = match signer {
-            "kubernetes.io/kube-apiserver-client" | "kubernetes.io/kube-apiserver-client-kubelet" => &self.0.client_ca,
-            "kubernetes.io/kubelet-serving" => &self.0.server_ca,
+            "kubernetes.io/kube-apiserver-client" | "kubernetes.io/kube-apiserver-client-kubelet" => {
+                &self.pki.client_ca
+            }
+            "kubernetes.io/kubelet-serving" => &self.pki.server_ca,
             _ => return None,
         };
-        Some(authority.sign_request(request, usages, life).map_err(|e| super::with_causes(&e)))
+        Some(authority.sign_request(request, usages, life, self.longest).map_err(|e| super::with_causes(&e)))
     }
 }

@@ -77,6 +77,23 @@ pub(crate) struct NodeArgs {
     /// Where the logs of containers are written
     #[arg(long, default_value = "/var/log/pods", value_name = "DIR", help_heading = "Node")]
     pub(crate) pod_logs_dir: PathBuf,
+    /// Port on which metrics collectors and others reach this node's kubelet
+    #[arg(long, default_value_t = 10250, value_parser = clap::value_parser!(u16).range(1..), value_name = "PORT", help_heading = "Node")]
+    pub(crate) kubelet_port: u16,
+    /// Keep the secrets and tokens of this node's pods on its disk (mode 0600), so that the pods start after a reboot even
+    /// while no server can be reached. Without that, pods that use secrets wait for the server then
+    #[arg(
+        long,
+        env = "EDGE_OFFLINE_SECRETS",
+        default_value_t = true,
+        action = clap::ArgAction::Set,
+        num_args = 0..=1,
+        default_missing_value = "true",
+        require_equals = true,
+        value_name = "BOOL",
+        help_heading = "Node"
+    )]
+    pub(crate) offline_secrets: bool,
     /// Control group below which the pods' are made
     #[arg(long, default_value = "/", value_name = "PATH", help_heading = "Node")]
     pub(crate) cgroup_root: PathBuf,
@@ -94,6 +111,8 @@ pub(crate) struct NodeConfig {
     pub(crate) resolv_conf: PathBuf,
     pub(crate) pod_logs_dir: PathBuf,
     pub(crate) cgroup_root: PathBuf,
+    pub(crate) kubelet_port: u16,
+    pub(crate) offline_secrets: bool,
 }
 
 /// A taint for the node.
@@ -124,6 +143,8 @@ impl NodeArgs {
             resolv_conf: self.resolv_conf,
             pod_logs_dir: self.pod_logs_dir,
             cgroup_root: self.cgroup_root,
+            kubelet_port: self.kubelet_port,
+            offline_secrets: self.offline_secrets,
         })
     }
 }

@@ -1,11 +1,16 @@
 //! What `edge server` can be told, and the checked form of it.
 
 use super::node::{ConfigError, NodeArgs, NodeConfig, TokenSource, wrong};
+use super::time::parse_time;
 use clap::Args;
 use edge_network::{Backend, Cidr};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
+
+/// Lives of certificates: up to that of the authorities.
+const SIGNING_DURATIONS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(7300 * 24 * 60 * 60);
 
 /// The flags of `edge server`.
 #[derive(Args, Clone, Debug)]
@@ -72,6 +77,11 @@ pub(crate) struct ServerArgs {
     #[arg(long, default_value = "cluster.local", value_name = "DOMAIN", help_heading = "Network")]
     pub(crate) cluster_domain: String,
 
+    /// How long certificates hold that are signed on request, those of nodes among them, such as 8760h or 365d. Nodes renew
+    /// theirs after two thirds of that
+    #[arg(long, default_value = "8760h", value_name = "TIME", help_heading = "Cluster")]
+    pub(crate) cluster_signing_duration: String,
+
     /// Serve the control plane only, run no pods here
     #[arg(long, help_heading = "Node")]
     pub(crate) disable_agent: bool,
@@ -110,6 +120,8 @@ pub(crate) struct ServerConfig {
     /// Of the same families in the same order.
     pub(crate) cluster_dns: Vec<IpAddr>,
     pub(crate) cluster_domain: String,
+    /// How long certificates hold that are signed on request.
+    pub(crate) signing_duration: Duration,
     pub(crate) agent: bool,
     pub(crate) node: NodeConfig,
     /// As given; read and checked when it is used.
@@ -196,6 +208,9 @@ impl ServerArgs {
             node_ports: port_range(&self.service_node_port_range)?,
             cluster_dns,
             cluster_domain: self.cluster_domain,
+            signing_duration: parse_time(&self.cluster_signing_duration)
+                .filter(|d| SIGNING_DURATIONS.contains(d))
+                .ok_or_else(|| wrong("cluster-signing-duration", "expected a time from 1s to 7300d, such as 8760h"))?,
             agent: !self.disable_agent,
             node,
             token: TokenSource { text: self.token, file: self.token_file },
@@ -238,6 +253,7 @@ mod tests {
         assert_eq!(c.bind.1, 6443);
         assert_eq!(c.node_ports, 30000..=32767);
         assert_eq!(c.kubeconfig_mode, 0o600);
+        assert_eq!(c.signing_duration, Duration::from_secs(365 * 24 * 60 * 60));
     }
 
     #[test]
@@ -264,6 +280,8 @@ mod tests {
             (&["--node-taint=a=b"], "--node-taint"),
             (&["--node-taint=a=b:Never"], "--node-taint"),
             (&["--service-node-port-range=9-1"], "--service-node-port-range"),
+            (&["--cluster-signing-duration=soon"], "--cluster-signing-duration"),
+            (&["--cluster-signing-duration=0"], "--cluster-signing-duration"),
             (&["--write-kubeconfig-mode=9"], "--write-kubeconfig-mode"),
         ] {
             let error = check(args).unwrap_err().to_string();

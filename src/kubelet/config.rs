@@ -37,6 +37,9 @@ pub struct KubeletConfig {
     pub resolv_conf: PathBuf,
     /// Port on which the kubelet's API is served, as reported in the node's `daemonEndpoints`.
     pub kubelet_port: u16,
+    /// Whether secrets and service-account tokens of this node's pods are kept on disk (0600), so that the pods start
+    /// while no server can be reached.
+    pub offline_secrets: bool,
     /// How many pods may run here.
     pub max_pods: u32,
 }

@@ -16,11 +16,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// How long after the agent's start containers wait for the API to tell the services.
+/// How long after the agent's start the API is waited for before pods are started with what was known before.
 const API_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Shared by all tasks of the node agent.
@@ -38,6 +38,8 @@ pub(crate) struct Context {
     pub(crate) status: Arc<StatusWriter>,
     pub(crate) objects: Objects,
     pub(crate) machine: Machine,
+    /// Changes when somebody sets the machine's clock.
+    pub(crate) clock: watch::Receiver<u64>,
     /// Cancelled when the agent is to end.
     pub(crate) stop: CancellationToken,
     /// Streams between clients and containers that are open.
@@ -68,6 +70,7 @@ impl Context {
         Ok(Arc::new(Self {
             recorder: EventRecorder::new(with.client.clone(), "kubelet", &config.node_name),
             objects: Objects::new(with.client.clone()),
+            clock: follow_clock(tasks),
             imports: watch::Sender::new(false),
             stop,
             streams: TaskTracker::new(),
@@ -86,15 +89,33 @@ impl Context {
     }
 
     /// The services whose variables a container of a namespace gets: those of the namespace if it wants `links`, and
-    /// always the API's own. Where the API does not answer after a start, those known then are all there are: a node must
-    /// be able to start its pods alone.
-    pub(crate) async fn services_for(&self, namespace: &str, links: bool) -> Vec<Arc<Service>> {
-        if timeout_at(self.started + API_PATIENCE, self.services.synced()).await.is_err() {
-            tracing::warn!(namespace, "services not known yet, starting a container without their variables");
-        }
+    /// always the API's own. `None` where no server answers after a start.
+    pub(crate) async fn services_for(&self, namespace: &str, links: bool) -> Option<Vec<Arc<Service>>> {
+        timeout_at(self.started + API_PATIENCE, self.services.synced()).await.ok()?;
         let mut services = if links { self.services.list_namespace(namespace) } else { Vec::new() };
         services.extend(self.services.get("default", "kubernetes").filter(|_| !links || namespace != "default"));
-        services
+        Some(services)
+    }
+
+    /// Waits until a server has answered for the first time since the agent's start.
+    pub(crate) async fn answered(&self) {
+        self.node.synced().await;
+    }
+
+    /// What is asked of the API; `None` once it is clear that no server answers after the agent's start. A server that has
+    /// answered before is waited for: what it says is newer than what is known here.
+    pub(crate) async fn unless_alone<T>(&self, request: impl Future<Output = T>) -> Option<T> {
+        let alone = async {
+            sleep_until(self.started + API_PATIENCE).await;
+            if self.node.has_synced() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = request => Some(answer),
+            () = alone => None,
+        }
     }
 
     /// What the downward API tells about the node and a pod's addresses.
@@ -105,4 +126,19 @@ impl Context {
             allocatable: self.machine.capacity(self.config.max_pods),
         }
     }
+}
+
+/// A number that grows whenever somebody sets the machine's clock.
+fn follow_clock(tasks: &mut JoinSet<()>) -> watch::Receiver<u64> {
+    let (tx, rx) = watch::channel(0);
+    tasks.spawn(async move {
+        loop {
+            if let Err(error) = edge_sys::clock::was_set().await {
+                tracing::warn!(%error, "changes of the clock are not noticed");
+                return tx.closed().await;
+            }
+            tx.send_modify(|n| *n += 1);
+        }
+    });
+    rx
 }

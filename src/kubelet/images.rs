@@ -3,9 +3,10 @@
 use crate::context::Context;
 use crate::pods::Manager;
 use crate::pods::record::{ImageRef, Problem};
-use edge_client::{Api, EventType, ResourceExt};
+use crate::pods::shared::PodShared;
+use edge_client::EventType;
 use edge_image::{ArchiveEvent, Digest, GarbagePolicy, Image, Keyring, PullOptions, Reference, error_chain};
-use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, Secret};
+use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,7 +53,13 @@ pub(crate) fn image_ref(image: &Image, spec_image: &str) -> ImageRef {
 }
 
 /// Has the image of a container here, pulling it if the policy says so. Tells the story in events.
-pub(crate) async fn ensure(cx: &Context, pod: &Pod, container: &Container, init: bool) -> Result<ImageRef, Problem> {
+pub(crate) async fn ensure(
+    shared: &PodShared,
+    pod: &Pod,
+    container: &Container,
+    init: bool,
+) -> Result<ImageRef, Problem> {
+    let cx = &shared.cx;
     let name = container.image.clone().unwrap_or_default();
     let about = || container_reference(pod, &container.name, init);
     let tell = |kind, reason: &str, message: String| cx.recorder.event_ref(about(), kind, reason, message);
@@ -84,7 +91,7 @@ pub(crate) async fn ensure(cx: &Context, pod: &Pod, container: &Container, init:
             tell(EventType::Normal, "Pulling", format!("Pulling image {name:?}"));
             let begun = Instant::now();
             let pulled = tokio::select! {
-                pulled = pull(cx, pod, &reference) => pulled,
+                pulled = pull(shared, pod, &reference) => pulled,
                 image = brought(cx, &reference), if policy == Policy::IfNotPresent => Ok(image),
             };
             match pulled {
@@ -123,25 +130,25 @@ async fn brought(cx: &Context, reference: &Reference) -> Arc<Image> {
     }
 }
 
-async fn pull(cx: &Context, pod: &Pod, reference: &Reference) -> Result<Arc<Image>, String> {
-    let keyring = keyring(cx, pod).await;
+async fn pull(shared: &PodShared, pod: &Pod, reference: &Reference) -> Result<Arc<Image>, String> {
+    let (cx, keyring) = (&shared.cx, keyring(shared, pod).await);
     let options = PullOptions { credentials: keyring.lookup(reference), ..PullOptions::default() };
     cx.images.pull(reference, options).await.map_err(|error| error_chain(&error))
 }
 
 /// The credentials of the pod's pull secrets. (Admission has added those of its service account.)
-async fn keyring(cx: &Context, pod: &Pod) -> Keyring {
+async fn keyring(shared: &PodShared, pod: &Pod) -> Keyring {
     let mut keyring = Keyring::new();
-    let namespace = pod.namespace().unwrap_or_default();
-    let secrets: Api<Secret> = Api::namespaced(cx.client.clone(), &namespace);
+    let (cx, namespace) = (&shared.cx, &shared.namespace);
     let references = pod.spec.as_ref().and_then(|s| s.image_pull_secrets.as_deref()).unwrap_or_default();
     for name in references.iter().map(|r| &r.name) {
-        let found = match secrets.get(name).await {
-            Ok(secret) => {
-                let data = secret.data.unwrap_or_default();
-                let json = data.get(".dockerconfigjson").or_else(|| data.get(".dockercfg"));
+        let found = match shared.objects.secret(name).await {
+            Ok(Some(secret)) => {
+                let get = |key: &str| secret.data.as_ref().and_then(|data| data.get(key));
+                let json = get(".dockerconfigjson").or_else(|| get(".dockercfg"));
                 json.map_or(Ok(()), |json| keyring.add(name, &json.0)).map_err(|error| error.to_string())
             }
+            Ok(None) => Err("not found".to_owned()),
             Err(error) => Err(error.to_string()),
         };
         if let Err(cause) = found {

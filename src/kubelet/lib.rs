@@ -154,4 +154,13 @@ impl Server {
     {
         self.inner.clone().serve(stream).await;
     }
+
+    /// Serves the kubelet's API to whoever comes to a socket, until the agent ends. Who comes is asked for a client
+    /// certificate that `tls` accepts, or a token that the API server knows, and every request for the right to it.
+    ///
+    /// # Errors
+    /// When the socket cannot be used.
+    pub async fn listen(&self, socket: std::net::TcpListener, tls: Arc<rustls::ServerConfig>) -> std::io::Result<()> {
+        self.inner.clone().listen(socket, tls).await
+    }
 }

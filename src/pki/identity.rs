@@ -154,10 +154,7 @@ impl Identity {
 
     /// When the certificate ends.
     pub fn not_after(&self) -> SystemTime {
-        let end = x509_parser::parse_x509_certificate(&self.certificate)
-            .ok()
-            .and_then(|(_, c)| u64::try_from(c.validity().not_after.timestamp()).ok());
-        UNIX_EPOCH + std::time::Duration::from_secs(end.unwrap_or(0))
+        crate::certificate_end(&self.certificate).unwrap_or(UNIX_EPOCH)
     }
 
     /// The certificate.

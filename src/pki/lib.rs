@@ -26,11 +26,11 @@ pub use kubeconfig::write_kubeconfig;
 pub use request::{KeyRequest, RequestError, RequestFacts};
 pub use service_account::ServiceAccountKey;
 pub use tls::{
-    AnyServer, SharedIdentity, client_config, remote_client_config, server_config, shared_server_config,
-    unverified_client_config,
+    AnyServer, SharedIdentity, client_config, kubelet_server_config, remote_client_config, server_config,
+    shared_server_config, unverified_client_config,
 };
 pub use token::{JoinToken, TokenFormatError, ca_hash, full_token, random_secret};
-pub use user::user_of_certificate;
+pub use user::{certificate_end, user_of_certificate};
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

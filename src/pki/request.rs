@@ -4,7 +4,7 @@ use crate::authority::{Authority, issue};
 use crate::cluster::ServerNames;
 use crate::files::{self, PkiError, SECRET};
 use crate::identity::{ClientName, Identity};
-use crate::{DAY, plausible_now};
+use crate::plausible_now;
 use rcgen::{
     CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair, KeyUsagePurpose, SanType, SerialNumber,
@@ -15,8 +15,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509CertificationRequest};
 
-/// The longest life of a certificate that is signed on request.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// A requested life is not made shorter than this, as in Kubernetes.
+const SHORTEST: Duration = Duration::from_secs(10 * 60);
 
 /// A private key with a request for its certificate.
 #[derive(Debug)]
@@ -153,17 +153,23 @@ fn der(pem: &[u8]) -> Result<Vec<u8>, RequestError> {
 impl Authority {
     /// Signs a request (PEM): subject and names are the request's, key usages are those given in the words of the
     /// certificates API (`digital signature`, `client auth`, ...). The certificate (PEM) is valid from the epoch, so that
-    /// it holds on a machine whose clock is behind, for `life` (a year at most).
+    /// it holds on a machine whose clock is behind, for `life` (between ten minutes and `longest`), else for `longest`.
     ///
     /// # Errors
     /// When the request is malformed or asks for what cannot be issued.
-    pub fn sign_request(&self, pem: &[u8], usages: &[String], life: Option<Duration>) -> Result<String, RequestError> {
+    pub fn sign_request(
+        &self,
+        pem: &[u8],
+        usages: &[String],
+        life: Option<Duration>,
+        longest: Duration,
+    ) -> Result<String, RequestError> {
         let mut request = CertificateSigningRequestParams::from_der(&der(pem)?.into())?;
         let params = &mut request.params;
         params.is_ca = IsCa::NoCa;
         params.use_authority_key_identifier_extension = true;
         params.not_before = UNIX_EPOCH.into();
-        params.not_after = (plausible_now() + life.unwrap_or(LONGEST).min(LONGEST).max(DAY / 144)).into();
+        params.not_after = (plausible_now() + life.map_or(longest, |l| l.max(SHORTEST).min(longest))).into();
         params.serial_number = Some(serial()?);
         params.key_usages.clear();
         params.extended_key_usages.clear();
@@ -218,13 +224,24 @@ mod tests {
 
         let usages = ["digital signature".to_owned(), "server auth".to_owned()];
         let hour = Duration::from_secs(3600);
-        let certificate = authority.sign_request(request.pem().as_bytes(), &usages, Some(hour)).unwrap();
+        let year = hour * 24 * 365;
+        let certificate = authority.sign_request(request.pem().as_bytes(), &usages, Some(hour), year).unwrap();
         let other = KeyRequest::client(&ClientName::node("m")).unwrap();
         let path = dir.path().join("serving.pem");
         assert!(other.finish(&path, &certificate).is_err(), "a certificate of another key");
         let identity = request.finish(&path, &certificate).unwrap();
         let left = identity.not_after().duration_since(plausible_now()).unwrap();
         assert!(left > hour - Duration::from_secs(60) && left <= hour, "{left:?}");
+        let left = |life: u64, longest: u64| {
+            let request = KeyRequest::client(&ClientName::node("n")).unwrap();
+            let life = Some(life).filter(|l| *l > 0).map(Duration::from_secs);
+            let longest = Duration::from_secs(longest);
+            let pem = authority.sign_request(request.pem().as_bytes(), &usages, life, longest).unwrap();
+            let end = request.finish(&dir.path().join("x"), &pem).unwrap().not_after();
+            end.duration_since(plausible_now()).unwrap().as_secs().div_ceil(10) * 10
+        };
+        assert_eq!((left(0, 1000), left(2000, 1000)), (1000, 1000), "no longer than the signer gives");
+        assert_eq!((left(1, 1000), left(1, 60)), (600, 60), "not shorter than ten minutes, if it is for the requester");
         let again = Identity::load(&path).unwrap().unwrap();
         assert_eq!(again.certificate(), identity.certificate());
         let user = crate::user_of_certificate(identity.certificate()).unwrap();
@@ -239,10 +256,11 @@ mod tests {
             ["", "x", "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n", authority.pem()]
         {
             assert!(RequestFacts::parse(bad.as_bytes()).is_err());
-            assert!(authority.sign_request(bad.as_bytes(), &[], None).is_err());
+            assert!(authority.sign_request(bad.as_bytes(), &[], None, SHORTEST).is_err());
         }
         let request = KeyRequest::client(&ClientName::node("n")).unwrap();
         let usage = ["cert sign".to_owned()];
-        assert!(authority.sign_request(request.pem().as_bytes(), &usage, None).is_err(), "nobody becomes an authority");
+        let signed = authority.sign_request(request.pem().as_bytes(), &usage, None, SHORTEST);
+        assert!(signed.is_err(), "nobody becomes an authority");
     }
 }

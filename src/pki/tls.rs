@@ -89,8 +89,12 @@ pub fn server_config(identity: &Identity, client_ca: &Authority) -> Result<Serve
 /// # Errors
 /// When the authority cannot be used.
 pub fn shared_server_config(identity: &SharedIdentity, client_ca: &Authority) -> Result<ServerConfig, PkiError> {
+    serving(identity, roots(client_ca)?)
+}
+
+fn serving(identity: &SharedIdentity, client_roots: RootCertStore) -> Result<ServerConfig, PkiError> {
     let provider = provider();
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(client_ca)?), provider.clone())
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(client_roots), provider.clone())
         .allow_unauthenticated()
         .build()?;
     let mut config = ServerConfig::builder_with_provider(provider)
@@ -98,6 +102,22 @@ pub fn shared_server_config(identity: &SharedIdentity, client_ca: &Authority) ->
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(identity.clone()));
     config.alpn_protocols = alpn();
+    Ok(config)
+}
+
+/// For the kubelet's API: shows an identity that may be replaced; a client may show a certificate of the authority whose
+/// PEM is given.
+///
+/// # Errors
+/// When no authority can be read out of the PEM.
+pub fn kubelet_server_config(identity: &SharedIdentity, client_ca_pem: &[u8]) -> Result<ServerConfig, PkiError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in files::parse_certificates(Path::new("the authority of the cluster's clients"), client_ca_pem)? {
+        roots.add(certificate)?;
+    }
+    // upgraded connections need HTTP/1.1
+    let mut config = serving(identity, roots)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
 }
 

@@ -7,6 +7,7 @@
 
 pub mod async_fd;
 pub mod bpf;
+pub mod clock;
 pub mod fsutil;
 pub mod memory;
 pub mod mount;

@@ -25,14 +25,20 @@ const NAMESPACE: &str = "kube-system";
 /// Passwords are secrets of agents' own making; shorter ones could be guessed.
 const SHORTEST_PASSWORD: usize = 16;
 
+/// A node's kubelet may be so many minor versions older than the API server.
+const OLDEST: u32 = 3;
+
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+// what a newer node says besides does not keep it from hearing that it is too new
+#[serde(rename_all = "camelCase")]
 struct Wanted {
     node_name: String,
     node_password: String,
     /// Certificate signing requests (PEM).
     client_request: String,
     serving_request: String,
+    /// The version of the node's kubelet, such as `v1.36.0+edge0.1.0`.
+    version: String,
 }
 
 pub(super) async fn serve(server: &Server, user: &UserInfo, request: Request<Body>) -> Result<Response<Body>, Status> {
@@ -41,6 +47,7 @@ pub(super) async fn serve(server: &Server, user: &UserInfo, request: Request<Bod
     let node = wanted.node_name.as_str();
     edge_api::names::dns1123_subdomain(node)
         .map_err(|e| Status::bad_request(format!("node name {node:?} is invalid: {e}")))?;
+    skew(&wanted.version, &server.options.git_version).map_err(|why| Status::new(403, Reason::Forbidden, why))?;
     if wanted.node_password.len() < SHORTEST_PASSWORD {
         return Err(Status::bad_request("the node's password is too short"));
     }
@@ -64,6 +71,31 @@ pub(super) async fn serve(server: &Server, user: &UserInfo, request: Request<Bod
         "cluster": *server.options.cluster_facts,
     });
     Ok(plain(StatusCode::OK, "application/json", answer.to_string()))
+}
+
+/// Whether a node of this version may be in a cluster of that one: Kubernetes' skew policy.
+///
+/// # Errors
+/// Why not.
+fn skew(node: &str, server: &str) -> Result<(), String> {
+    let (Some(ours), Some(its)) = (minor(server), minor(node)) else {
+        return Err(format!("the node's version {node:?} is not understood; this server is {server}"));
+    };
+    if its > ours {
+        return Err(format!("the node ({node}) is newer than the server ({server}): update the server first"));
+    }
+    if its.0 != ours.0 || ours.1 - its.1 > OLDEST {
+        return Err(format!(
+            "the node ({node}) is too old for the server ({server}): it may be {OLDEST} minor versions older at most"
+        ));
+    }
+    Ok(())
+}
+
+/// Major and minor version.
+fn minor(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.strip_prefix('v')?.split(['.', '-', '+']);
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
 fn password_secret(node: &str) -> String {
@@ -166,4 +198,26 @@ async fn certificate(
     };
     let late = |_| Status::unavailable("no certificate was issued in time; see `kubectl get csr`");
     tokio::time::timeout(PATIENCE, answered).await.map_err(late)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_may_be_older_but_not_newer() {
+        let why = |node: &str| skew(node, "v1.36.0+edge0.1.0").err().unwrap_or_default();
+        for fine in ["v1.36.0", "v1.36.9+edge7", "v1.35.0-rc.1", "v1.33.2"] {
+            assert_eq!(why(fine), "", "{fine}");
+        }
+        for newer in ["v1.37.0", "v2.0.0"] {
+            assert!(why(newer).contains("newer than the server"), "{newer}");
+        }
+        for older in ["v1.32.9", "v0.40.0"] {
+            assert!(why(older).contains("too old"), "{older}");
+        }
+        for odd in ["", "1.36", "v1", "vx.y"] {
+            assert!(why(odd).contains("not understood"), "{odd}");
+        }
+    }
 }

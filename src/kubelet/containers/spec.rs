@@ -74,7 +74,7 @@ pub(super) async fn describe(
         return Err(DescribeError::Wasm(name));
     }
     let facts = cx.facts(&shared.addresses());
-    let variables = env::variables(cx, pod, container, &facts).await?;
+    let variables = env::variables(shared, pod, container, &facts).await?;
     let args = command(container, &image.config.entrypoint, &image.config.cmd, &variables);
     if args.is_empty() {
         return Err(DescribeError::NoCommand);

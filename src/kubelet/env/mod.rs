@@ -8,11 +8,12 @@ pub(crate) mod fields;
 pub(crate) mod resolv;
 pub(crate) mod services;
 
-use crate::context::Context;
-use edge_client::{Api, ResourceExt};
+use crate::pods::objects::{PodObjects, Unanswered};
+use crate::pods::shared::PodShared;
+use edge_client::ResourceExt;
 use expand::expand;
 use fields::{Facts, FieldError, pod_field, resource_field};
-use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, Pod, Secret};
+use k8s_openapi::api::core::v1::{Container, EnvVarSource, Pod};
 use std::collections::{BTreeMap, HashMap};
 
 /// Search path of commands when the image names none.
@@ -25,13 +26,8 @@ pub(crate) enum EnvError {
     NotFound { kind: &'static str, name: String },
     #[error("couldn't find key {key} in {kind} {namespace}/{name}")]
     NoKey { kind: &'static str, namespace: String, name: String, key: String },
-    #[error("couldn't get {kind} {name}")]
-    Api {
-        kind: &'static str,
-        name: String,
-        #[source]
-        source: edge_client::Error,
-    },
+    #[error(transparent)]
+    Unanswered(#[from] Unanswered),
     #[error(transparent)]
     Field(#[from] FieldError),
     #[error("value of key {0} is no text")]
@@ -84,14 +80,11 @@ struct Read {
 impl Read {
     async fn config_map(
         &mut self,
-        cx: &Context,
-        ns: &str,
+        objects: &PodObjects,
         name: &str,
     ) -> Result<Option<&BTreeMap<String, Vec<u8>>>, EnvError> {
         if !self.config_maps.contains_key(name) {
-            let api: Api<ConfigMap> = Api::namespaced(cx.client.clone(), ns);
-            let failed = |source| EnvError::Api { kind: "configmap", name: name.to_owned(), source };
-            let object = api.get_opt(name).await.map_err(failed)?;
+            let object = objects.config_map(name).await?;
             let data = object.map(|o| crate::volumes::payload::config_map_data(&o));
             self.config_maps.insert(name.to_owned(), data);
         }
@@ -100,18 +93,30 @@ impl Read {
 
     async fn secret(
         &mut self,
-        cx: &Context,
-        ns: &str,
+        objects: &PodObjects,
         name: &str,
     ) -> Result<Option<&BTreeMap<String, Vec<u8>>>, EnvError> {
         if !self.secrets.contains_key(name) {
-            let api: Api<Secret> = Api::namespaced(cx.client.clone(), ns);
-            let failed = |source| EnvError::Api { kind: "secret", name: name.to_owned(), source };
-            let object = api.get_opt(name).await.map_err(failed)?;
+            let object = objects.secret(name).await?;
             let data = object.map(|o| crate::volumes::payload::secret_data(&o));
             self.secrets.insert(name.to_owned(), data);
         }
         Ok(self.secrets.get(name).and_then(Option::as_ref))
+    }
+}
+
+/// The variables of services, those of the pod's last start where no server answers.
+async fn service_variables(shared: &PodShared, links: bool) -> BTreeMap<String, String> {
+    match shared.cx.services_for(&shared.namespace, links).await {
+        Some(known) => {
+            let variables = services::variables(known.iter().map(|s| &**s));
+            shared.kept.put_services(&variables);
+            variables
+        }
+        None => {
+            tracing::info!(pod = shared.name, "no server answers, using the services that were known before");
+            shared.kept.services()
+        }
     }
 }
 
@@ -121,23 +126,23 @@ fn text(name: &str, value: &[u8]) -> Result<String, EnvError> {
 
 /// The variables of a container.
 pub(crate) async fn variables(
-    cx: &Context,
+    shared: &PodShared,
     pod: &Pod,
     container: &Container,
     facts: &Facts,
 ) -> Result<Variables, EnvError> {
-    let namespace = pod.namespace().unwrap_or_default();
+    let objects = &*shared.objects;
     let links = pod.spec.as_ref().and_then(|s| s.enable_service_links).unwrap_or(true);
-    let service_variables = services::variables(cx.services_for(&namespace, links).await.iter().map(|s| &**s));
+    let service_variables = service_variables(shared, links).await;
     let mut read = Read::default();
     let mut result = BTreeMap::new();
     for from in container.env_from.iter().flatten() {
         let prefix = from.prefix.as_deref().unwrap_or_default();
         let (kind, name, optional, data) = if let Some(source) = &from.config_map_ref {
-            let data = read.config_map(cx, &namespace, &source.name).await?;
+            let data = read.config_map(objects, &source.name).await?;
             ("configmap", &source.name, source.optional, data)
         } else if let Some(source) = &from.secret_ref {
-            ("secret", &source.name, source.optional, read.secret(cx, &namespace, &source.name).await?)
+            ("secret", &source.name, source.optional, read.secret(objects, &source.name).await?)
         } else {
             continue;
         };
@@ -160,7 +165,7 @@ pub(crate) async fn variables(
                 };
                 Some(expand(value, known))
             }
-            (_, Some(source)) => value_from(cx, pod, container, source, facts, &mut read).await?,
+            (_, Some(source)) => value_from(objects, pod, container, source, facts, &mut read).await?,
             _ => Some(String::new()),
         };
         if let Some(value) = value {
@@ -174,7 +179,7 @@ pub(crate) async fn variables(
 }
 
 async fn value_from(
-    cx: &Context,
+    objects: &PodObjects,
     pod: &Pod,
     container: &Container,
     source: &EnvVarSource,
@@ -189,9 +194,9 @@ async fn value_from(
         return Ok(Some(resource_field(pod, Some(container), resource, facts)?));
     }
     let (kind, title, name, key, optional, data) = if let Some(s) = &source.config_map_key_ref {
-        ("configmap", "ConfigMap", &s.name, &s.key, s.optional, read.config_map(cx, &namespace, &s.name).await?)
+        ("configmap", "ConfigMap", &s.name, &s.key, s.optional, read.config_map(objects, &s.name).await?)
     } else if let Some(s) = &source.secret_key_ref {
-        ("secret", "Secret", &s.name, &s.key, s.optional, read.secret(cx, &namespace, &s.name).await?)
+        ("secret", "Secret", &s.name, &s.key, s.optional, read.secret(objects, &s.name).await?)
     } else if source.file_key_ref.is_some() {
         return Err(EnvError::FileKey);
     } else {

@@ -1,6 +1,7 @@
 //! What the agent keeps on disk of each pod, to go on with it when the API is away: `<agent>/pods/<uid>/pod.json`, and
-//! `status.json` once the pod has ended.
+//! `status.json` once the pod has ended. (What it was given is in `kept.json`, see [`super::kept`].)
 
+use super::kept::Content;
 use crate::config::KubeletConfig;
 use edge_sys::fsutil::{create_dir_all_mode, remove_dir_all_if_exists, write_atomic};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -17,6 +18,8 @@ pub(crate) struct Saved {
     pub(crate) pod: Pod,
     /// Its last status, if it had ended.
     pub(crate) finished: Option<PodStatus>,
+    /// What it is started with where the API does not answer.
+    pub(crate) kept: Content,
 }
 
 /// Keeps a pod. Blocking.
@@ -54,7 +57,7 @@ fn load(dir: &Path, uid: &str) -> io::Result<Saved> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(error),
     };
-    Ok(Saved { pod, finished })
+    Ok(Saved { pod, finished, kept: Content::load(dir) })
 }
 
 /// Removes what is left of a pod on disk: its state and its logs.

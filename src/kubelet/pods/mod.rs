@@ -4,7 +4,9 @@
 //! ([`worker`]) that make the pods run; each gets only what concerns its pod.
 
 mod admit;
+pub(crate) mod kept;
 mod local;
+pub(crate) mod objects;
 pub(crate) mod record;
 mod sandbox;
 pub(crate) mod shared;
@@ -22,6 +24,7 @@ use edge_runtime::error::chain;
 use edge_runtime::{AdoptedSandbox, ContainerEvent};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::jiff::Timestamp;
+use kept::Content;
 use local::Saved;
 use parking_lot::Mutex;
 use record::{Event, Record};
@@ -89,13 +92,13 @@ impl Manager {
             adopted.into_iter().map(|found| (found.spec.id.clone(), found)).collect();
         let mut orphans = BTreeSet::new();
         for (uid, saved) in saved {
-            let Some(Saved { pod, finished }) = saved else {
+            let Some(Saved { pod, finished, kept }) = saved else {
                 orphans.insert(uid);
                 continue;
             };
             let sandbox = sandboxes.remove(&uid);
             let record = restored(&pod, finished, sandbox.as_ref());
-            self.spawn(Arc::new(pod), record);
+            self.spawn(Arc::new(pod), record, kept);
         }
         orphans.extend(sandboxes.into_keys());
         Ok(orphans)
@@ -115,8 +118,10 @@ impl Manager {
         };
         tokio::pin!(synced);
         let mut orphans = Some(orphans);
+        let mut addresses = self.cx.config.node_ips.clone();
         loop {
             tokio::select! {
+                Ok(()) = addresses.changed() => self.tell_all(|| Input::NodeChanged),
                 change = changes.recv() => match change {
                     Some(change) => self.changed(change),
                     None => return,
@@ -209,7 +214,7 @@ impl Manager {
             self.cx.recorder.event(&*pod, EventType::Warning, &problem.reason, problem.message.clone());
             record.rejected = Some(problem);
         }
-        self.spawn(pod, record);
+        self.spawn(pod, record, Content::default());
     }
 
     fn refusal(&self, pod: &Pod) -> Option<record::Problem> {
@@ -226,14 +231,14 @@ impl Manager {
         admit::refusal(pod, node.as_deref(), &others, &allocatable)
     }
 
-    fn spawn(self: &Arc<Self>, pod: Arc<Pod>, record: Record) {
+    fn spawn(self: &Arc<Self>, pod: Arc<Pod>, record: Record, kept: Content) {
         let uid = uid(&pod);
         let names = resolv::names(&pod, &self.cx.config.cluster_domain);
         // a name that cannot be is told when the sandbox is made
         let names = names.unwrap_or(Names { hostname: String::new(), fqdn: None });
         let (pod_tx, pod_rx) = watch::channel(pod);
         let (inputs, inputs_rx) = mpsc::unbounded_channel();
-        let shared = PodShared::new(self.cx.clone(), pod_rx.clone(), names, &record);
+        let shared = PodShared::new(self.cx.clone(), pod_rx.clone(), names, &record, kept);
         let worker = Worker::new(shared.clone(), pod_rx, inputs_rx, inputs.clone(), record);
         self.handles.lock().insert(uid.clone(), Handle { pod: pod_tx, inputs, shared });
         let (stop, ended) = (self.stop.clone(), self.ended.clone());
@@ -261,9 +266,13 @@ impl Manager {
 
     /// An image has arrived: pods that wait for one look again.
     pub(crate) fn image_arrived(&self) {
+        self.tell_all(|| Input::Event(Event::ImageArrived));
+    }
+
+    fn tell_all(&self, input: impl Fn() -> Input) {
         for handle in self.handles.lock().values() {
             // a worker that has ended needs no telling
-            let _ = handle.inputs.send(Input::Event(Event::ImageArrived));
+            let _ = handle.inputs.send(input());
         }
     }
 

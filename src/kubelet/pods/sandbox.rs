@@ -147,9 +147,13 @@ pub(crate) async fn remove(shared: &PodShared) -> Result<(), SandboxError> {
 /// Removes everything of the pod but its logs and what the agent keeps of it.
 pub(crate) async fn tear_down(shared: &PodShared) -> Result<(), SandboxError> {
     remove(shared).await?;
-    let dir = shared.cx.config.pod_dir(&shared.uid);
+    let (dir, kept) = (shared.cx.config.pod_dir(&shared.uid), shared.kept.clone());
     let path = dir.clone();
-    let done = tokio::task::spawn_blocking(move || crate::volumes::tear_down(&dir)).await?;
+    let done = tokio::task::spawn_blocking(move || {
+        kept.discard()?;
+        crate::volumes::tear_down(&dir)
+    })
+    .await?;
     done.map_err(|source| SandboxError::Io { path, source })
 }
 

@@ -1,5 +1,7 @@
 //! What the tasks of one pod share.
 
+use super::kept::{Content, Kept};
+use super::objects::PodObjects;
 use super::record::Record;
 use crate::context::Context;
 use crate::env::resolv::Names;
@@ -19,6 +21,8 @@ pub(crate) struct PodShared {
     pub(crate) namespace: String,
     pub(crate) name: String,
     pub(crate) names: Names,
+    pub(crate) kept: Arc<Kept>,
+    pub(crate) objects: Arc<PodObjects>,
     pub(crate) volumes: PodVolumes,
     /// Cancelled when the pod is to end: what is being prepared for it is not needed any more.
     pub(crate) ending: CancellationToken,
@@ -28,14 +32,24 @@ pub(crate) struct PodShared {
 }
 
 impl PodShared {
-    pub(crate) fn new(cx: Arc<Context>, pod: watch::Receiver<Arc<Pod>>, names: Names, record: &Record) -> Arc<Self> {
+    pub(crate) fn new(
+        cx: Arc<Context>,
+        pod: watch::Receiver<Arc<Pod>>,
+        names: Names,
+        record: &Record,
+        kept: Content,
+    ) -> Arc<Self> {
         let now = pod.borrow().clone();
+        let kept = Kept::new(&cx.config, now.metadata.uid.as_deref().unwrap_or_default(), kept);
+        let objects = Arc::new(PodObjects::new(cx.clone(), &now, kept.clone()));
         Arc::new(Self {
             uid: now.metadata.uid.clone().unwrap_or_default(),
             namespace: now.metadata.namespace.clone().unwrap_or_default(),
             name: now.metadata.name.clone().unwrap_or_default(),
             names,
-            volumes: PodVolumes::new(cx.clone(), pod.clone()),
+            volumes: PodVolumes::new(cx.clone(), pod.clone(), objects.clone(), kept.clone()),
+            objects,
+            kept,
             ending: CancellationToken::new(),
             cx,
             pod,

@@ -29,6 +29,8 @@ pub(crate) enum Input {
     Event(Event),
     /// The runtime tells about this pod's sandbox.
     Runtime(ContainerEvent),
+    /// Something that is told of all pods has changed: the node's addresses.
+    NodeChanged,
     /// The object is gone from the API.
     Gone,
 }
@@ -112,6 +114,8 @@ impl Worker {
         let now = Instant::now();
         match input {
             Input::Event(event) => self.record.apply(event, now),
+            // the status is published with every turn
+            Input::NodeChanged => {}
             Input::Gone => self.record.gone = true,
             Input::Runtime(ContainerEvent::SandboxLost { .. }) => self.record.apply(Event::SandboxLost, now),
             Input::Runtime(ContainerEvent::Started { .. }) => {}
@@ -218,7 +222,7 @@ impl Worker {
             };
             let result = tokio::select! {
                 () = shared.ending.cancelled() => Err(missing_container()),
-                result = crate::images::ensure(&shared.cx, &pod, spec, init) => result,
+                result = crate::images::ensure(&shared, &pod, spec, init) => result,
             };
             Event::Image { container, result }
         });
@@ -320,7 +324,10 @@ impl Worker {
         }
         if self.updater.is_none() && self.record.volumes == Stage::Done && self.record.teardown == Stage::Todo {
             let shared = self.shared.clone();
-            let update = async move { shared.volumes.keep_current().await };
+            let update = async move {
+                let kept = shared.kept.clone().write();
+                tokio::join!(shared.volumes.keep_current(), shared.objects.keep(), kept);
+            };
             self.updater = Some(AbortOnDropHandle::new(tokio::spawn(update)));
         }
     }

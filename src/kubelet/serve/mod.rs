@@ -1,8 +1,11 @@
 //! The kubelet's HTTP API, as the API server and metrics collectors use it.
 //!
-//! Comes in: connections of peers that have been authorized. Goes out: logs, streams of commands and ports, the pods of
+//! Comes in: connections of peers that have been authorized (of the API server), and over TLS those of others, whose requests
+//! are ([`access`]). Goes out: logs, streams of commands and ports, the pods of
 //! this node, metrics.
 
+mod access;
+mod listener;
 mod logs;
 mod metrics;
 mod streams;
@@ -10,22 +13,28 @@ mod streams;
 use crate::context::Context;
 use crate::pods::Manager;
 use crate::pods::shared::PodShared;
+use access::{Access, CertificateUser};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
 
 /// The body of every answer.
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 /// An answer, or the one that tells why there is none.
 type Answer = Result<Response<Body>, Refusal>;
+
+/// A connection on which no request comes for so long ends. Metrics collectors ask once a minute or more often.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Why a request is refused: status and text.
 #[derive(Debug, PartialEq, Eq)]
@@ -46,37 +55,56 @@ impl Refusal {
 pub(crate) struct Server {
     cx: Arc<Context>,
     manager: Arc<Manager>,
+    access: Arc<Access>,
 }
 
 impl Server {
     pub(crate) fn new(cx: Arc<Context>, manager: Arc<Manager>) -> Self {
-        Self { cx, manager }
+        let access = Arc::new(Access::new(cx.client.clone(), &cx.config.node_name));
+        Self { cx, manager, access }
     }
 
-    /// Serves one connection until it ends or the agent does.
+    /// Serves one connection, whose peer may do everything, until it ends or the agent does.
     pub(crate) async fn serve<S>(self, stream: S)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let stop = self.cx.stop.clone();
-        let service = service_fn(move |request| {
+        let service = move |request| {
             let server = self.clone();
-            async move { Ok::<_, Infallible>(server.answer(request).await) }
-        });
-        let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-        if let Some(Err(error)) = stop.run_until_cancelled(connection.with_upgrades()).await {
-            tracing::debug!(%error, "connection to the kubelet broke");
-        }
+            async move { server.answer(request).await }
+        };
+        connection(stop, stream, service).await;
+    }
+
+    /// The same for a peer of whom only his certificate is known: every request is looked at.
+    async fn serve_guarded<S>(self, stream: S, certificate: Option<CertificateUser>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (stop, certificate) = (self.cx.stop.clone(), Arc::new(certificate));
+        let service = move |request: Request<Incoming>| {
+            let (server, certificate) = (self.clone(), certificate.clone());
+            async move {
+                let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+                let access = server.access.clone();
+                match access.check(certificate.as_ref().as_ref(), &method, &path, request.headers()).await {
+                    Ok(()) => server.answer(request).await,
+                    Err(refusal) => refuse(&path, refusal),
+                }
+            }
+        };
+        connection(stop, stream, service).await;
+    }
+
+    /// Serves the API over TLS, until the agent ends.
+    pub(crate) async fn listen(self, socket: std::net::TcpListener, tls: Arc<rustls::ServerConfig>) -> io::Result<()> {
+        listener::run(self, socket, tls).await
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let path = request.uri().path().to_owned();
-        self.route(request).await.unwrap_or_else(|Refusal(status, text)| {
-            tracing::debug!(path, %status, text, "request refused");
-            let mut answer = text_answer(text);
-            *answer.status_mut() = status;
-            answer
-        })
+        self.route(request).await.unwrap_or_else(|refusal| refuse(&path, refusal))
     }
 
     async fn route(&self, request: Request<Incoming>) -> Answer {
@@ -119,6 +147,30 @@ impl Server {
         let pods: Vec<_> = self.manager.list().iter().map(|pod| pod.pod()).collect();
         serde_json::json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods})
     }
+}
+
+async fn connection<S, F>(stop: CancellationToken, stream: S, answer: impl Fn(Request<Incoming>) -> F)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Future<Output = Response<Body>>,
+{
+    let service = service_fn(|request| {
+        let answer = answer(request);
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    if let Some(Err(error)) = stop.run_until_cancelled(connection.with_upgrades()).await {
+        tracing::debug!(%error, "connection to the kubelet broke");
+    }
+}
+
+fn refuse(path: &str, Refusal(status, text): Refusal) -> Response<Body> {
+    tracing::debug!(path, %status, text, "request refused");
+    let mut answer = text_answer(text);
+    *answer.status_mut() = status;
+    answer
 }
 
 fn full(bytes: impl Into<Bytes>) -> Body {

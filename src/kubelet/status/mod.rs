@@ -23,6 +23,8 @@ struct Entry {
     wanted: Arc<PodStatus>,
     /// What the API has, as far as known.
     written: Arc<PodStatus>,
+    /// The version of the object that had it.
+    seen: u64,
     /// The pod has conditions that others write: a patch must not undo theirs.
     resource_version: Option<String>,
     /// Counts up with every status; `settled` follows.
@@ -61,12 +63,21 @@ impl StatusWriter {
             name: pod.name_any(),
             wanted: Arc::default(),
             written: Arc::new(pod.status.clone().unwrap_or_default()),
+            seen: version(pod),
             resource_version: None,
             version: 0,
             settled: watch::Sender::new(0),
         });
         entry.resource_version = has_foreign_conditions(pod).then(|| pod.resource_version()).flatten();
-        if *entry.wanted == status {
+        // somebody else may have changed what is this node's to say: that its pods are not ready, say, while it was away
+        let seen = version(pod);
+        let mut overwritten = false;
+        if seen > entry.seen {
+            entry.seen = seen;
+            entry.written = Arc::new(pod.status.clone().unwrap_or_default());
+            overwritten = status_patch(&entry.written, &status).is_some();
+        }
+        if *entry.wanted == status && !overwritten {
             return;
         }
         entry.wanted = Arc::new(status);
@@ -106,7 +117,11 @@ impl StatusWriter {
             let patch = json!({"metadata": metadata, "status": change});
             let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
             match api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
-                Ok(_) => {}
+                Ok(pod) => {
+                    if let Some(entry) = self.pods.lock().get_mut(uid) {
+                        entry.seen = entry.seen.max(self::version(&pod));
+                    }
+                }
                 // another pod of that name, or none: there is nobody to tell
                 Err(error) if matches!(status_code(&error), Some(404)) => {
                     tracing::debug!(pod = %name, namespace, "status not written, the pod is gone");
@@ -150,6 +165,11 @@ impl StatusWriter {
             }
         }
     }
+}
+
+/// The version of an object, as a number that grows.
+fn version(pod: &Pod) -> u64 {
+    pod.metadata.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0)
 }
 
 fn has_foreign_conditions(pod: &Pod) -> bool {

@@ -10,35 +10,32 @@ pub(crate) mod subpath;
 mod token;
 
 use crate::context::Context;
-use crate::objects::{Known, Watchable, Watched};
+use crate::pods::kept::{ClaimSource, Kept};
+use crate::pods::objects::{PodObjects, Unanswered};
 use crate::pods::record::RETRY;
 use atomic::{FileContent, Payload};
 use edge_client::{Api, EventType, ResourceExt};
-use futures::FutureExt;
-use futures::future::{join_all, select_all};
+use futures::future::join_all;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, EmptyDirVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod, ProjectedVolumeSource, Secret,
-    Volume,
+    EmptyDirVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod, ProjectedVolumeSource, Volume,
 };
 use payload::{DEFAULT_MODE, config_map_data, secret_data};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 use token::Tokens;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
-
-/// How long the API may take to show an object before that is told as a failure.
-const OBJECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a volume cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VolumeError {
     #[error("{kind} \"{name}\" not found")]
     NotFound { kind: &'static str, name: String },
-    #[error("timed out waiting for {kind} \"{name}\"")]
-    Timeout { kind: &'static str, name: String },
+    #[error(transparent)]
+    Unanswered(#[from] Unanswered),
+    #[error("no server answers, and {0} is not known from before")]
+    Alone(String),
     #[error(transparent)]
     Payload(#[from] payload::PayloadError),
     #[error(transparent)]
@@ -81,96 +78,37 @@ pub(crate) struct PodVolumes {
     pod: watch::Receiver<Arc<Pod>>,
     uid: String,
     namespace: String,
-    config_maps: BTreeMap<String, Arc<Watched<ConfigMap>>>,
-    secrets: BTreeMap<String, Arc<Watched<Secret>>>,
+    objects: Arc<PodObjects>,
+    kept: Arc<Kept>,
     tokens: tokio::sync::Mutex<Tokens>,
 }
 
-/// Names of the configMaps and of the secrets in a pod's volumes.
-fn references(pod: &Pod) -> (Vec<String>, Vec<String>) {
-    let (mut config_maps, mut secrets) = (Vec::new(), Vec::new());
-    for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
-        config_maps.extend(volume.config_map.iter().map(|s| s.name.clone()));
-        secrets.extend(volume.secret.iter().filter_map(|s| s.secret_name.clone()));
-        for source in volume.projected.iter().flat_map(|p| p.sources.iter().flatten()) {
-            config_maps.extend(source.config_map.iter().map(|s| s.name.clone()));
-            secrets.extend(source.secret.iter().map(|s| s.name.clone()));
-        }
-    }
-    (config_maps, secrets)
-}
-
-async fn current<K: Watchable>(
-    watched: Option<&Arc<Watched<K>>>,
-    kind: &'static str,
-    name: &str,
-) -> Result<Option<Arc<K>>, VolumeError> {
-    let Some(watched) = watched else { return Ok(None) };
-    let mut known = watched.subscribe();
-    let waited = timeout(OBJECT_TIMEOUT, known.wait_for(|k| !matches!(k, Known::NotYet))).await;
-    match waited.map(|result| result.map(|known| known.clone())) {
-        Ok(Ok(Known::Present(object))) => Ok(Some(object)),
-        Ok(Ok(Known::Absent)) => Ok(None),
-        Ok(Ok(Known::NotYet) | Err(_)) | Err(_) => Err(VolumeError::Timeout { kind, name: name.to_owned() }),
-    }
-}
-
-/// Waits until any of these objects changes, for ever when there are none.
-async fn any_change(known: &mut Receivers) {
-    let maps = known.config_maps.iter_mut().map(|r| changed(r).boxed());
-    let secrets = known.secrets.iter_mut().map(|r| changed(r).boxed());
-    let all: Vec<_> = maps.chain(secrets).collect();
-    if all.is_empty() {
-        return std::future::pending().await;
-    }
-    select_all(all).await;
-}
-
-async fn changed<K: Send + Sync>(receiver: &mut watch::Receiver<Known<K>>) {
-    if receiver.changed().await.is_err() {
-        std::future::pending::<()>().await;
-    }
-}
-
-/// Receivers of all objects of a pod.
-struct Receivers {
-    config_maps: Vec<watch::Receiver<Known<ConfigMap>>>,
-    secrets: Vec<watch::Receiver<Known<Secret>>>,
-}
-
 impl PodVolumes {
-    /// Begins to watch what the volumes of the pod refer to.
-    pub(crate) fn new(context: Arc<Context>, pod: watch::Receiver<Arc<Pod>>) -> Self {
+    /// The volumes of a pod, out of its objects, or out of what was kept of them.
+    pub(crate) fn new(
+        context: Arc<Context>,
+        pod: watch::Receiver<Arc<Pod>>,
+        objects: Arc<PodObjects>,
+        kept: Arc<Kept>,
+    ) -> Self {
         let now = pod.borrow().clone();
-        let namespace = now.namespace().unwrap_or_default();
-        let (config_maps, secrets) = references(&now);
         Self {
             uid: now.uid().unwrap_or_default(),
-            config_maps: config_maps.into_iter().map(|n| (n.clone(), context.objects.watch(&namespace, &n))).collect(),
-            secrets: secrets.into_iter().map(|n| (n.clone(), context.objects.watch(&namespace, &n))).collect(),
+            namespace: now.namespace().unwrap_or_default(),
             tokens: tokio::sync::Mutex::default(),
+            objects,
+            kept,
             context,
             pod,
-            namespace,
         }
-    }
-
-    fn receivers(&self) -> Receivers {
-        let config_maps = self.config_maps.values().map(|w| w.subscribe()).collect();
-        Receivers { config_maps, secrets: self.secrets.values().map(|w| w.subscribe()).collect() }
     }
 
     /// Makes all volumes. Failures are told in events and tried again when an object of the pod changes, or after a while;
     /// so this ends only when all is well.
     pub(crate) async fn set_up(&self) -> ReadyVolumes {
         loop {
-            let mut receivers = self.receivers();
-            receivers.config_maps.iter_mut().for_each(|r| {
-                r.mark_unchanged();
-            });
-            receivers.secrets.iter_mut().for_each(|r| {
-                r.mark_unchanged();
-            });
+            let mut following = self.objects.follow();
+            following.mark_seen();
             let pod = self.pod.borrow().clone();
             let volumes: Vec<Volume> = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten().cloned()).collect();
             let results = join_all(volumes.iter().map(|v| self.make(&pod, v))).await;
@@ -193,20 +131,16 @@ impl PodVolumes {
                 return ready;
             }
             // whatever is missing may come at any moment
-            let _ = timeout(RETRY, any_change(&mut receivers)).await;
+            let _ = timeout(RETRY, following.changed()).await;
         }
     }
 
     /// Keeps the files of the volumes up to date, for ever.
     pub(crate) async fn keep_current(&self) {
         let mut pod_changes = self.pod.clone();
-        let mut receivers = self.receivers();
-        receivers.config_maps.iter_mut().for_each(|r| {
-            r.borrow_and_update();
-        });
-        receivers.secrets.iter_mut().for_each(|r| {
-            r.borrow_and_update();
-        });
+        let mut following = self.objects.follow();
+        following.mark_seen();
+        let mut clock = self.context.clock.clone();
         loop {
             let pod = pod_changes.borrow_and_update().clone();
             for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
@@ -217,12 +151,16 @@ impl PodVolumes {
                     tracing::warn!(pod = %pod.name_any(), volume = %volume.name, error, "volume not updated");
                 }
             }
-            let due = self.tokens.lock().await.next_renewal();
+            let (due, old) = {
+                let tokens = self.tokens.lock().await;
+                (tokens.next_renewal(), tokens.are_old())
+            };
             tokio::select! {
-                () = any_change(&mut receivers) => {}
-                Ok(()) = pod_changes.changed() => {}
+                () = following.changed() => {}
+                changed = pod_changes.changed() => if changed.is_err() { return },
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
-                else => return,
+                () = self.context.answered(), if old => self.tokens.lock().await.renew_old(),
+                Ok(()) = clock.changed(), if due.is_some() => self.tokens.lock().await.clock_was_set(),
             }
         }
     }
@@ -284,6 +222,37 @@ impl PodVolumes {
     }
 
     async fn claim(&self, pod: &Pod, name: &str, read_only: bool) -> Result<Ready, VolumeError> {
+        let source = match self.context.unless_alone(self.claim_source(name)).await {
+            Some(source) => {
+                let source = source?;
+                self.kept.put_claim(name, &source);
+                source
+            }
+            None => {
+                let kept = self.kept.claim(name);
+                kept.ok_or_else(|| VolumeError::Alone(format!("persistentvolumeclaim \"{name}\"")))?
+            }
+        };
+        let read_only = read_only || source.read_only;
+        if let Some(kind) = source.host_path_type {
+            let ready = host_path(source.path, kind).await?;
+            return Ok(Ready { read_only, ..ready });
+        }
+        let path = PathBuf::from(source.path);
+        let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
+        let only_if_needed = context.and_then(|c| c.fs_group_change_policy.as_deref()) == Some("OnRootMismatch");
+        let group = crate::containers::security::fs_group(pod).filter(|_| !read_only);
+        let dir = path.clone();
+        blocking(&path, move || {
+            std::fs::metadata(&dir)?;
+            group.map_or(Ok(()), |group| local::set_group(&dir, group, only_if_needed))
+        })
+        .await?;
+        Ok(Ready { path, read_only })
+    }
+
+    /// Where the volume of a claim is, as the API says.
+    async fn claim_source(&self, name: &str) -> Result<ClaimSource, VolumeError> {
         let client = &self.context.client;
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &self.namespace);
         let api_error = |error| VolumeError::Api(format!("persistentvolumeclaim \"{name}\""), error);
@@ -301,25 +270,14 @@ impl PodVolumes {
         if spec.claim_ref.as_ref().and_then(|r| r.uid.as_ref()) != claim.metadata.uid.as_ref() {
             return Err(VolumeError::BoundElsewhere { claim: name.to_owned(), volume: volume_name });
         }
-        let read_only =
-            read_only || spec.access_modes.as_deref().is_some_and(|m| m.len() == 1 && m[0] == "ReadOnlyMany");
+        let read_only = spec.access_modes.as_deref().is_some_and(|m| m.len() == 1 && m[0] == "ReadOnlyMany");
         if let Some(source) = spec.host_path {
-            let ready = host_path(source.path, source.type_.unwrap_or_default()).await?;
-            return Ok(Ready { read_only, ..ready });
+            let host_path_type = Some(source.type_.unwrap_or_default());
+            return Ok(ClaimSource { path: source.path, host_path_type, read_only });
         }
         let source =
             spec.local.ok_or(VolumeError::Unsupported("persistentVolume that is neither local nor hostPath"))?;
-        let path = PathBuf::from(source.path);
-        let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
-        let only_if_needed = context.and_then(|c| c.fs_group_change_policy.as_deref()) == Some("OnRootMismatch");
-        let group = crate::containers::security::fs_group(pod).filter(|_| !read_only);
-        let dir = path.clone();
-        blocking(&path, move || {
-            std::fs::metadata(&dir)?;
-            group.map_or(Ok(()), |group| local::set_group(&dir, group, only_if_needed))
-        })
-        .await?;
-        Ok(Ready { path, read_only })
+        Ok(ClaimSource { path: source.path, host_path_type: None, read_only })
     }
 
     /// Writes what a configMap, secret, downwardAPI or projected volume should hold now.
@@ -361,7 +319,7 @@ impl PodVolumes {
         optional: Option<bool>,
     ) -> Result<Payload, VolumeError> {
         let optional = optional.unwrap_or(false);
-        match current(self.config_maps.get(name), "configmap", name).await? {
+        match self.objects.config_map(name).await? {
             Some(object) => Ok(payload::keys("config", &config_map_data(&object), items, mode, optional)?),
             None if optional => Ok(Payload::new()),
             None => Err(VolumeError::NotFound { kind: "configmap", name: name.to_owned() }),
@@ -376,7 +334,7 @@ impl PodVolumes {
         optional: Option<bool>,
     ) -> Result<Payload, VolumeError> {
         let optional = optional.unwrap_or(false);
-        match current(self.secrets.get(name), "secret", name).await? {
+        match self.objects.secret(name).await? {
             Some(object) => Ok(payload::keys("secret", &secret_data(&object), items, mode, optional)?),
             None if optional => Ok(Payload::new()),
             None => Err(VolumeError::NotFound { kind: "secret", name: name.to_owned() }),
@@ -397,7 +355,7 @@ impl PodVolumes {
                 files.extend(payload::downward(pod, s.items.as_deref(), mode, &self.context.facts(&[]))?);
             }
             if let Some(s) = &source.service_account_token {
-                let token = self.tokens.lock().await.get(&self.context.client, pod, s).await?;
+                let token = self.tokens.lock().await.get(&self.context, &self.kept, pod, s).await?;
                 let mode = u32::try_from(mode).unwrap_or(0o600);
                 files.insert(s.path.clone(), FileContent { data: token.into_bytes(), mode });
             }

@@ -99,6 +99,7 @@ impl Node {
             cluster_dns: vec![IpAddr::from([10, 198, 0, 10])],
             cluster_domain: "cluster.local".into(),
             resolv_conf: self.path("resolv.conf"),
+            offline_secrets: true,
             kubelet_port: 10250,
             max_pods: 110,
         };
