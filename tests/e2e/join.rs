@@ -182,6 +182,9 @@ fn what_must_not_join_does_not() {
     ready(&cluster, "node-2");
     success("token delete", cluster.edge(&["token", "delete", &agent.token]));
     assert_eq!(success("token list", cluster.edge(&["token", "list", "-o", "json"])).trim(), "[]");
+    let mut late = Agent::prepare(&cluster, 3);
+    late.token.clone_from(&agent.token);
+    refused(&late.run(), "or it has expired or was deleted");
 
     // a name that another machine has, be it an agent or the server
     let mut impostor = Agent::prepare(&cluster, 2);
@@ -287,6 +290,11 @@ fn an_agent_behind_address_translation() {
     cluster.wait_for("pod/p", "condition=Ready");
     assert_eq!(exec(&cluster, "p").unwrap().trim(), "p");
     log_line(&cluster, "p").unwrap();
+    let mut forward = cluster.spawn_kubectl(Kubectl::Newest, &["port-forward", "p", ":8080"]);
+    let said = forward.read_until("-> 8080");
+    let port: u16 = said.split(':').nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    let answer = http_get(([127, 0, 0, 1], port).into(), "/").unwrap();
+    assert!(answer.contains("host=p"), "{answer}");
 }
 
 #[test]

@@ -101,6 +101,45 @@ fn cgroup_version_2() {
     });
 }
 
+#[test]
+fn a_clock_that_is_set_while_pods_run() {
+    let mut vm = Machine::new();
+    vm.clock = Some("2000-01-01T00:00:00");
+    vm.boot(&format!("driver=raw,cache.no-flush=on,file.driver=file,file.filename={}", vm.disk().display()));
+    assert_eq!(vm.shell("date +%Y"), "2000\n");
+    let pod = |name: &str| {
+        format!(
+            r#"{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {{terminationGracePeriodSeconds: 0,
+            containers: [{{name: main, image: "busybox:test", command: [sleep, "100000"]}}]}}}}"#
+        )
+    };
+    let token_holds = |pod: &str| {
+        let file = "/var/run/secrets/kubernetes.io/serviceaccount/token";
+        eventually("the pod's token holds", || {
+            let out = vm.try_kubectl(Kubectl::Newest, &["exec", pod, "--", "cat", file]);
+            let header = format!("Authorization: Bearer {}", String::from_utf8_lossy(&out.stdout).trim());
+            let said = vm.curl(&["-H", &header], "/api");
+            if said.contains("APIVersions") { Ok(()) } else { Err(said) }
+        });
+    };
+    vm.apply(&pod("before"));
+    vm.wait_for("pod/before", "condition=Ready");
+    token_holds("before");
+    let container = |pod: &str| vm.get(&["pod", pod])["status"]["containerStatuses"][0]["containerID"].clone();
+    let id = container("before");
+    // what NTP does, some time after the start
+    vm.shell("date -s '2030-06-01 12:00:00'");
+    // its token ended thirty years ago; it is not waited for the end of its hour
+    token_holds("before");
+    vm.apply(&pod("after"));
+    vm.wait_for("pod/after", "condition=Ready");
+    token_holds("after");
+    vm.wait_for("node/node-1", "condition=Ready");
+    assert_eq!(container("before"), id);
+    let age = vm.get(&["node", "node-1"])["status"]["conditions"].clone();
+    assert!(age.to_string().contains("2030-06-01"), "{age}");
+}
+
 fn limits_are_in_the_cgroups(vm: &Machine) {
     let (pod, containers) = cgroups(vm, "limited");
     let values =

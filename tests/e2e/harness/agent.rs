@@ -5,7 +5,7 @@ use super::network::{self, ip};
 use super::{Cluster, await_ready, enter};
 use std::fs;
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 /// An agent of a cluster. It must not outlive its cluster.
@@ -16,6 +16,12 @@ pub(crate) struct Agent {
     cluster: String,
     pub(crate) server: String,
     pub(crate) token: String,
+    /// Further flags.
+    pub(crate) args: Vec<String>,
+    /// Further variables of its environment.
+    pub(crate) environment: Vec<(String, String)>,
+    /// What it sees as `/etc/hosts`, if not the machine's.
+    pub(crate) hosts: Option<PathBuf>,
     child: Option<Child>,
 }
 
@@ -35,6 +41,9 @@ impl Agent {
             cluster: cluster.net.name.clone(),
             server: format!("https://{}:6443", cluster.ip),
             token: cluster.token(),
+            args: Vec::new(),
+            environment: Vec::new(),
+            hosts: None,
             child: None,
         }
     }
@@ -67,11 +76,16 @@ impl Agent {
             .arg(format!("--pod-logs-dir={}", self.dir.join("logs").display()))
             .arg(format!("--cgroup-root=/{}", self.namespace))
             .arg(format!("--node-name={}", self.name))
+            .args(&self.args)
+            .envs(self.environment.iter().cloned())
             .env("EDGE_TOKEN", &self.token)
             .env("EDGE_E2E", &self.cluster)
             .env("EDGE_LOG", std::env::var("EDGE_LOG").unwrap_or_else(|_| "info,edge=debug".into()))
             .stdin(Stdio::null());
         enter(&mut command, network::open(&self.namespace));
+        if let Some(hosts) = &self.hosts {
+            super::bind_file(&mut command, hosts, Path::new("/etc/hosts"));
+        }
         command
     }
 
@@ -159,6 +173,17 @@ impl Agent {
         }
     }
 
+    /// Gives the machine a new network namespace, as a reboot does: no links but those of a machine, no rules.
+    pub(crate) fn new_network(&mut self, cluster: &Cluster) {
+        let number = self.namespace.rsplit('-').next().and_then(|n| n.parse().ok()).unwrap();
+        assert_eq!(cluster.net.add(number), self.namespace);
+    }
+
+    /// Runs a closure on a thread inside the node's network namespace.
+    pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        super::inside(network::open(&self.namespace), work)
+    }
+
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.join("edge.log")).unwrap_or_default()
     }
@@ -166,6 +191,29 @@ impl Agent {
     /// Cuts the node off, or connects it again.
     pub(crate) fn plug(&self, connected: bool) {
         ip(&["link", "set", &network::port(&self.namespace), if connected { "up" } else { "down" }]);
+    }
+
+    /// Cuts the node off without its noticing, as a switch does that fails far away; or connects it again.
+    pub(crate) fn hear(&self, connected: bool) {
+        let (port, bridge) = (network::port(&self.namespace), network::host_end(&self.cluster));
+        let to: &[&str] = if connected { &["master", &bridge] } else { &["nomaster"] };
+        ip(&[&["link", "set", &port], to].concat());
+    }
+
+    /// The certificate that the node shows to servers.
+    pub(crate) fn certificate(&self) -> edge_pki::Identity {
+        let file = self.dir.join("data/agent/tls/client-kubelet.pem");
+        edge_pki::Identity::load(&file).unwrap().expect("the node has joined")
+    }
+
+    /// The echo server of a pod answers this node.
+    pub(crate) fn reaches(&self, pod_ip: &str) {
+        super::reaches(|| network::open(&self.namespace), pod_ip);
+    }
+
+    /// Whether it runs still.
+    pub(crate) fn runs(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_none())
     }
 
     /// Runs ip(8) in the node's namespace.

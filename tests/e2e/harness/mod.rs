@@ -9,13 +9,17 @@
 
 mod agent;
 mod cleanup;
+mod clock;
 pub(crate) mod disk;
 pub(crate) mod images;
 mod network;
+mod rogue;
 pub(crate) mod vm;
 
 pub(crate) use agent::Agent;
+pub(crate) use clock::Clock;
 use images::{busybox_archive, echo_archive};
+pub(crate) use rogue::Rogue;
 
 use serde_json::Value;
 use std::fs;
@@ -63,6 +67,8 @@ pub(crate) struct Cluster {
     net: network::TestNetwork,
     child: Option<Child>,
     extra_args: Vec<String>,
+    /// Further variables of the server's environment.
+    pub(crate) environment: Vec<(String, String)>,
 }
 
 impl Cluster {
@@ -91,7 +97,8 @@ impl Cluster {
         fs::write(dir.join("owner"), std::process::id().to_string()).unwrap();
         drop(lock);
         let ip = net.inside;
-        let cluster = Self { dir, ip, net, child: None, extra_args: args.iter().map(|a| (*a).to_owned()).collect() };
+        let extra_args = args.iter().map(|a| (*a).to_owned()).collect();
+        let cluster = Self { dir, ip, net, child: None, extra_args, environment: Vec::new() };
         cluster.drop_image("busybox.tar", busybox_archive());
         cluster.drop_image("echo.tar", echo_archive());
         cluster
@@ -130,6 +137,7 @@ impl Cluster {
             .arg(format!("--cgroup-root=/{}", self.id()))
             .arg("--node-name=node-1")
             .args(&self.extra_args)
+            .envs(self.environment.iter().cloned())
             .env("EDGE_E2E", self.id())
             .env("EDGE_LOG", std::env::var("EDGE_LOG").unwrap_or_else(|_| "info,edge=debug".into()))
             .stdin(Stdio::null());
@@ -140,6 +148,14 @@ impl Cluster {
     /// Makes a command run in the server's network namespace.
     fn enter(&self, command: &mut Command) {
         enter(command, self.net.open());
+    }
+
+    /// Runs a command in the server's network; it must succeed.
+    pub(crate) fn run_inside(&self, args: &[&str]) {
+        let mut command = Command::new(args[0]);
+        command.args(&args[1..]);
+        self.enter(&mut command);
+        success(&args.join(" "), command.output().unwrap());
     }
 
     /// An address of the cluster's network; .1 is the outside.
@@ -259,15 +275,12 @@ impl Cluster {
 
     /// Runs a closure on a thread inside the node's network namespace.
     pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let netns = self.net.open();
-        std::thread::scope(|s| {
-            s.spawn(|| {
-                nix::sched::setns(&netns, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-                work()
-            })
-            .join()
-            .unwrap()
-        })
+        inside(self.net.open(), work)
+    }
+
+    /// The echo server of a pod answers the server's machine.
+    pub(crate) fn reaches(&self, pod_ip: &str) {
+        reaches(|| self.net.open(), pod_ip);
     }
 }
 
@@ -291,6 +304,24 @@ impl Drop for Cluster {
     }
 }
 
+/// Runs a closure on a thread inside a network namespace.
+fn inside<T: Send>(netns: fs::File, work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            nix::sched::setns(&netns, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        })
+        .join()
+        .unwrap()
+    })
+}
+
+/// The echo server of a pod answers somebody in a network namespace.
+fn reaches(netns: impl Fn() -> fs::File, pod_ip: &str) {
+    let address = SocketAddr::new(pod_ip.parse().unwrap(), 8080);
+    eventually(&format!("{address} answers"), || inside(netns(), || http_get(address, "/")));
+}
+
 /// Lets a command run in a network namespace.
 fn enter(command: &mut Command, netns: fs::File) {
     // SAFETY: setns is async-signal-safe and touches only the child that is about to execute edge
@@ -298,6 +329,22 @@ fn enter(command: &mut Command, netns: fs::File) {
     unsafe {
         command.pre_exec(move || {
             nix::sched::setns(&netns, nix::sched::CloneFlags::CLONE_NEWNET).map_err(std::io::Error::from)
+        });
+    }
+}
+
+/// Lets a command see a file in the place of another one, in a mount namespace of its own.
+fn bind_file(command: &mut Command, file: &Path, place: &Path) {
+    use nix::mount::{MsFlags, mount};
+    let (file, place) = (file.to_owned(), place.to_owned());
+    // SAFETY: unshare and mount are system calls, and touch only the child that is about to execute edge
+    #[expect(unsafe_code, reason = "mounting between fork and exec")]
+    unsafe {
+        command.pre_exec(move || {
+            let nothing: Option<&str> = None;
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
+            mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)?;
+            Ok(mount(Some(&file), &place, nothing, MsFlags::MS_BIND, nothing)?)
         });
     }
 }

@@ -67,6 +67,8 @@ done | cat
 pub(crate) struct Machine {
     cluster: Cluster,
     qemu: Option<Child>,
+    /// What the machine's own clock shows when it is switched on, such as `2000-01-01T00:00:00`, if not the time.
+    pub(crate) clock: Option<&'static str>,
     /// How often edge has told that it is ready.
     starts: usize,
 }
@@ -82,7 +84,7 @@ impl std::ops::Deref for Machine {
 impl Machine {
     /// Makes a machine and what is on its disk. It is switched off.
     pub(crate) fn new() -> Self {
-        let machine = Self { cluster: Cluster::prepare(&[]), qemu: None, starts: 0 };
+        let machine = Self { cluster: Cluster::prepare(&[]), qemu: None, clock: None, starts: 0 };
         let root = machine.dir.join("root");
         machine.make_root(&root);
         run(Command::new("/usr/sbin/mke2fs")
@@ -109,6 +111,7 @@ impl Machine {
         let mut command = Command::new(QEMU);
         command
             .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-smp", "2", "-m", "1024"])
+            .args(self.clock.iter().flat_map(|clock| ["-rtc".to_owned(), format!("base={clock}")]))
             .args(["-machine", hardware, "-accel", acceleration[0], "-cpu", acceleration[1]])
             .arg("-chardev")
             .arg(format!("file,id=console,path={},append=on", self.dir.join("edge.log").display()))
