@@ -10,6 +10,7 @@ mod bad_input;
 mod cli;
 mod controllers;
 mod healing;
+mod idle;
 mod images;
 mod join;
 mod kubelet_port;

@@ -223,7 +223,9 @@ fn images(cx: &Context) -> Vec<ContainerImage> {
     images.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.id.cmp(&b.id)));
     images.truncate(MAX_IMAGES);
     let entry = |image: Arc<edge_image::Image>| ContainerImage {
-        names: Some(image.repo_digests.iter().chain(&image.repo_tags).cloned().collect()),
+        // the API keeps no empty lists: what it has is compared with this
+        names: Some(image.repo_digests.iter().chain(&image.repo_tags).cloned().collect())
+            .filter(|n: &Vec<_>| !n.is_empty()),
         size_bytes: i64::try_from(image.size).ok(),
     };
     images.into_iter().map(entry).collect()
@@ -237,10 +239,12 @@ fn status_change(before: &NodeStatus, after: &NodeStatus) -> Option<Value> {
         // plain data always serializes
         serde_json::to_value(status).unwrap_or_default()
     };
-    // what others have put into the status is left alone
-    let mut change = merge_diff(&plain(before), &plain(after))?;
+    let before = plain(before);
+    let mut change = merge_diff(&before, &plain(after))?;
     if let Value::Object(change) = &mut change {
-        change.retain(|_, value| !value.is_null());
+        // what others have put into the status is left alone; an empty list is none
+        let is_none = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
+        change.retain(|key, value| !value.is_null() && !(is_none(value) && is_none(&before[key.as_str()])));
         if change.is_empty() {
             return None;
         }
@@ -375,5 +379,9 @@ mod tests {
         let mut foreign = second.clone();
         foreign.phase = Some("theirs".into());
         assert_eq!(status_change(&foreign, &second), None, "what others wrote is left alone");
+        let without = NodeStatus { images: Some(Vec::new()), ..second.clone() };
+        assert_eq!(status_change(&second, &without), None, "the API keeps no empty lists");
+        let with = NodeStatus { images: Some(vec![ContainerImage::default()]), ..second.clone() };
+        assert_eq!(status_change(&with, &without).unwrap()["images"], json!([]), "the last image is gone");
     }
 }

@@ -197,6 +197,11 @@ impl Cluster {
         child.wait().unwrap()
     }
 
+    /// The server's process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().expect("the server runs").id()
+    }
+
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.join("edge.log")).unwrap_or_default()
     }
