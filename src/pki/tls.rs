@@ -156,8 +156,8 @@ fn with_roots(roots: RootCertStore, identity: Option<&SharedIdentity>) -> Result
     Ok(config)
 }
 
-/// For one request to a server that nobody vouches for yet: whatever it shows is taken. Only to fetch the certificate
-/// authority, whose hash is checked before anything secret is sent anywhere.
+/// For one request to a server that nobody vouches for: whatever it shows is taken. To fetch the certificate authority, whose
+/// hash is checked before anything secret is sent anywhere, and to pass a client's request on to a pod.
 ///
 /// # Errors
 /// When TLS cannot be set up.

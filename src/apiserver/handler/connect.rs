@@ -58,12 +58,21 @@ pub(super) async fn connect(
             proxy::attach(dialer, stop, &pod, how, request).await
         }
         Connection::NodeProxy => {
-            let node = object(server, "nodes", "", &info.name)?;
+            let target = proxy::Target::parse(&info.name)
+                .ok_or_else(|| Status::bad_request(format!("invalid node request {:?}", info.name)))?;
+            let node = object(server, "nodes", "", target.name)?;
+            let kubelet = node.pointer("/status/daemonEndpoints/kubeletEndpoint/Port").and_then(|p| p.as_u64());
+            if !target.port.is_empty() && target.port.parse::<u64>().ok() != kubelet {
+                return Err(Status::bad_request(format!("port {} of a node is not its kubelet's", target.port)));
+            }
             proxy::node(dialer, stop, node.name(), &info.rest, request).await
         }
         Connection::PodProxy | Connection::ServiceProxy => {
             let target = proxy::Target::parse(&info.name)
                 .ok_or_else(|| Status::bad_request(format!("invalid {} request {:?}", info.resource, info.name)))?;
+            if let Some(redirect) = proxy::redirect_to_root(&info.rest, &request) {
+                return Ok(redirect);
+            }
             if matches!(connection, Connection::PodProxy) {
                 let pod = object(server, "pods", &info.namespace, target.name)?;
                 return proxy::pod(stop, &pod, &target, &info.rest, request).await;

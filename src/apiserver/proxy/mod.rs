@@ -1,14 +1,16 @@
 //! Requests that are answered by somebody else: a kubelet (exec, attach, port-forward, logs), a pod, a service.
 //!
 //! In comes an authorized request for a proxying subresource, out goes the other side's answer, byte for byte, upgraded
-//! connections (SPDY and WebSocket alike) included. What the streams carry is no business of the API server.
+//! connections (SPDY and WebSocket alike) included. What the streams carry is no business of the API server; only links of
+//! pages are led back through it.
 
 mod kubelet;
+mod links;
 mod transport;
 mod web;
 
 pub(crate) use kubelet::{Attachment, attach, logs, node};
-pub(crate) use web::{Target, pod, service};
+pub(crate) use web::{Target, pod, redirect_to_root, service};
 
 use async_trait::async_trait;
 use std::io;

@@ -1,13 +1,23 @@
-//! `pods/proxy` and `services/proxy`: plain HTTP to a pod's port.
+//! `pods/proxy` and `services/proxy`: HTTP and HTTPS to a pod's port.
 
+use super::Stream;
+use super::links::Links;
 use super::transport::{exchange, unreachable};
 use crate::body::Body;
 use edge_api::{Object, Status};
-use http::{Request, Response, Uri};
+use http::header::{ACCEPT, ACCEPT_ENCODING, HOST, LOCATION, UPGRADE};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use rustls::pki_types::ServerName;
 use serde_json::Value;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
+
+/// Tells the server by which path the client came to it.
+const FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
 
 /// `[scheme:]name[:port]`, as the name of a proxied pod or service is written.
 #[derive(Debug, PartialEq, Eq)]
@@ -84,6 +94,20 @@ pub(crate) async fn service(
     to_address(stop, address, target.scheme, rest, request).await
 }
 
+/// Sends clients that ask for the root of a server without its slash to the one with it, where relative links work.
+pub(crate) fn redirect_to_root(rest: &str, request: &Request<Body>) -> Option<Response<Body>> {
+    let path = request.uri().path();
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    if !rest.is_empty() || path.ends_with('/') || !reads || request.headers().contains_key(UPGRADE) {
+        return None;
+    }
+    let query = request.uri().query().map_or(String::new(), |query| format!("?{query}"));
+    let mut answer = Response::new(Body::empty());
+    *answer.status_mut() = StatusCode::MOVED_PERMANENTLY;
+    answer.headers_mut().insert(LOCATION, HeaderValue::from_str(&format!("{path}/{query}")).ok()?);
+    Some(answer)
+}
+
 /// The name of the service port that is meant (endpoints name their ports alike).
 fn service_port(service: &Object, port: &str) -> Option<String> {
     let ports = service.pointer("/spec/ports").and_then(Value::as_array)?;
@@ -101,7 +125,10 @@ fn service_port(service: &Object, port: &str) -> Option<String> {
         .map(name)
 }
 
+/// One of the ready endpoints of a port, each in turn.
 fn endpoint(slices: &[Object], port_name: &str) -> Option<SocketAddr> {
+    static TURN: AtomicUsize = AtomicUsize::new(0);
+    let mut ready = Vec::new();
     for slice in slices {
         let port = slice.get("ports").as_array().into_iter().flatten().find_map(|p| {
             let name = p.get("name").and_then(Value::as_str).unwrap_or_default();
@@ -110,14 +137,13 @@ fn endpoint(slices: &[Object], port_name: &str) -> Option<SocketAddr> {
         });
         let Some(port) = port else { continue };
         for e in slice.get("endpoints").as_array().into_iter().flatten() {
-            let ready = e.pointer("/conditions/ready").and_then(Value::as_bool).unwrap_or(true);
+            let is_ready = e.pointer("/conditions/ready").and_then(Value::as_bool).unwrap_or(true);
             let ip = e.pointer("/addresses/0").and_then(Value::as_str).and_then(|a| a.parse().ok());
-            if let (true, Some(ip)) = (ready, ip) {
-                return Some(SocketAddr::new(ip, port));
-            }
+            ready.extend(ip.filter(|_| is_ready).map(|ip: IpAddr| SocketAddr::new(ip, port)));
         }
     }
-    None
+    let turn = TURN.fetch_add(1, Ordering::Relaxed);
+    (!ready.is_empty()).then(|| ready[turn % ready.len()])
 }
 
 async fn to_address(
@@ -125,19 +151,42 @@ async fn to_address(
     address: SocketAddr,
     scheme: &str,
     rest: &str,
-    request: Request<Body>,
+    mut request: Request<Body>,
 ) -> Result<Response<Body>, Status> {
-    if scheme == "https" {
-        return Err(Status::bad_request("proxying to https backends is not supported; use http or port-forward"));
-    }
     if !is_proxyable(address.ip()) {
         return Err(Status::bad_request("address not allowed"));
     }
     let query = request.uri().query().map_or(String::new(), |q| format!("?{q}"));
     let uri: Uri = format!("/{rest}{query}").parse().map_err(|e| Status::bad_request(format!("bad path: {e}")))?;
     let what = address.to_string();
+    let path = request.uri().path();
+    let asked = request.headers().get(HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
+    let asked = asked.or_else(|| request.uri().authority().map(ToString::to_string));
+    let links = Links {
+        prefix: path.strip_suffix(rest).unwrap_or(path).trim_end_matches('/').to_owned(),
+        hosts: asked.into_iter().chain([what.clone()]).collect(),
+    };
+    let forwarded = HeaderValue::from_str(path).map_err(Status::internal)?;
+    request.headers_mut().insert(FORWARDED_URI, forwarded);
+    let wants_page = request.headers().get_all(ACCEPT).iter().filter_map(|kinds| kinds.to_str().ok());
+    if wants_page.into_iter().any(|kinds| kinds.contains("text/html")) {
+        // the links in a page have to be read
+        request.headers_mut().remove(ACCEPT_ENCODING);
+    }
     let socket = TcpStream::connect(address).await.map_err(|e| unreachable(&what, &e))?;
-    exchange(Box::new(socket), request, uri, &what, &what, stop).await
+    let stream: Box<dyn Stream> = match scheme {
+        "https" => Box::new(encrypted(socket, address.ip()).await.map_err(|e| unreachable(&what, &e))?),
+        _ => Box::new(socket),
+    };
+    Ok(links.rewrite(exchange(stream, request, uri, &what, &what, stop).await?).await)
+}
+
+/// TLS to a pod. Nobody vouches for its certificate, as it is in Kubernetes: who asked for the pod's address has been told
+/// it by the API server itself.
+async fn encrypted(socket: TcpStream, ip: IpAddr) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let mut config = edge_pki::unverified_client_config().map_err(std::io::Error::other)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    TlsConnector::from(Arc::new(config)).connect(ServerName::from(ip), socket).await
 }
 
 /// A pod chooses the address in its status: the server must not be talked into reaching its own host with it.
@@ -181,6 +230,31 @@ mod tests {
         let slice = obj(json!({"ports": [{"name": "b", "port": 9000}], "endpoints": [
             {"addresses": ["10.42.0.1"], "conditions": {"ready": false}}, {"addresses": ["10.42.0.2"]}]}));
         assert_eq!(endpoint(&[slice], "b"), Some("10.42.0.2:9000".parse().unwrap()));
+    }
+
+    #[test]
+    fn ready_endpoints_take_turns() {
+        let slice = |ips: &[&str]| {
+            let endpoints: Vec<Value> = ips.iter().map(|ip| json!({"addresses": [ip]})).collect();
+            Object::from_value(json!({"ports": [{"port": 80}], "endpoints": endpoints})).unwrap()
+        };
+        let slices = [slice(&["10.42.0.1", "10.42.0.2"]), slice(&["10.42.0.3"])];
+        let seen: std::collections::BTreeSet<_> = (0..9).filter_map(|_| endpoint(&slices, "")).collect();
+        assert_eq!(seen.len(), 3);
+        assert_eq!(endpoint(&[], ""), None);
+    }
+
+    #[test]
+    fn the_root_has_a_slash_at_its_end() {
+        let ask = |method: Method, uri: &str, rest: &str| {
+            let request = Request::builder().method(method).uri(uri).body(Body::empty()).unwrap();
+            redirect_to_root(rest, &request).map(|answer| answer.headers()[LOCATION].to_str().unwrap().to_owned())
+        };
+        assert_eq!(ask(Method::GET, "/p/proxy?a=b", "").as_deref(), Some("/p/proxy/?a=b"));
+        assert_eq!(ask(Method::HEAD, "/p/proxy", "").as_deref(), Some("/p/proxy/"));
+        assert_eq!(ask(Method::POST, "/p/proxy", ""), None);
+        assert_eq!(ask(Method::GET, "/p/proxy/", ""), None);
+        assert_eq!(ask(Method::GET, "/p/proxy/x", "x"), None);
     }
 
     #[test]
