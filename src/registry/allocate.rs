@@ -17,6 +17,8 @@ use std::ops::RangeInclusive;
 
 /// Prefix of the services' row.
 const SERVICES: &str = "services/specs";
+/// Prefix of the row of IPAddresses, by which an administrator keeps addresses for himself.
+const ADDRESSES: &str = "ipaddresses";
 /// The lower part of the network is left to those who ask for a certain address (kube-apiserver's bounds).
 const STATIC_LEAST: u128 = 16;
 const STATIC_MOST: u128 = 256;
@@ -27,6 +29,7 @@ struct Network {
     first: u128,
     size: u128,
     is_ipv4: bool,
+    prefix: u8,
 }
 
 /// What services take.
@@ -106,7 +109,7 @@ impl Network {
         // more than 2^20 addresses are of no use to anybody
         let host_bits = width.saturating_sub(u32::from(prefix_len)).min(20);
         let size = 1u128 << host_bits;
-        Self { first: bits & !(size - 1), size, is_ipv4 }
+        Self { first: bits & !(size - 1), size, is_ipv4, prefix: prefix_len }
     }
 
     fn address(&self, offset: u128) -> IpAddr {
@@ -153,6 +156,9 @@ impl Allocator {
 
     /// Takes a visible change of a service in.
     pub(crate) fn observe(&self, prefix: &str, change: &Change) {
+        if prefix == ADDRESSES {
+            return self.observe_address(change);
+        }
         if prefix != SERVICES {
             return;
         }
@@ -165,6 +171,18 @@ impl Allocator {
             addresses.into_iter().for_each(|a| release(&mut taken.addresses, a));
             ports.into_iter().for_each(|p| release(&mut taken.ports, p));
         }
+    }
+
+    fn observe_address(&self, change: &Change) {
+        // their names are their addresses
+        let address = |stored: &Stored| stored.key().rsplit('/').next()?.parse::<IpAddr>().ok();
+        let (before, after) = (change.before.as_ref().and_then(address), change.after.as_ref().and_then(address));
+        if before == after {
+            return;
+        }
+        let mut taken = self.taken.lock();
+        after.into_iter().for_each(|a| *taken.addresses.entry(a).or_default() += 1);
+        before.into_iter().for_each(|a| release(&mut taken.addresses, a));
     }
 
     /// Completes a service with addresses and node ports, and checks those that it names itself. `live` is the service
@@ -292,9 +310,12 @@ impl Allocator {
                     let why = if own.contains(&address) {
                         None
                     } else if !network.contains(address) {
-                        Some("the provided IP is not in the valid range of the service network")
+                        let range = format!("{}/{}", network.address(0), network.prefix);
+                        Some(format!(
+                            "the provided IP ({address}) is not in the valid range. The range of valid IPs is {range}"
+                        ))
                     } else if taken.addresses.contains_key(&address) {
-                        Some("provided IP is already allocated")
+                        Some("provided IP is already allocated".to_owned())
                     } else {
                         None
                     };

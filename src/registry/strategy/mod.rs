@@ -58,6 +58,8 @@ pub struct Strategy {
     pub validate: fn(&Object, &mut ErrorList),
     /// Judges the change from the live object (second).
     pub validate_update: fn(&Object, &Object, &mut ErrorList),
+    /// Judges a new status, as its subresource writes it.
+    pub validate_status: fn(&Object, &mut ErrorList),
     /// The grace period in seconds that a deletion gets, given what was asked for; `None`: no graceful deletion.
     pub grace_period: Option<fn(&Object, Option<i64>) -> i64>,
     /// Whether something keeps a deleted object from going.
@@ -82,6 +84,7 @@ impl Strategy {
         prepare_update: |_, _| {},
         validate: |_, _| {},
         validate_update: |_, _, _| {},
+        validate_status: |_, _| {},
         grace_period: None,
         is_held: |o| o.finalizers().next().is_some(),
         prepare_delete: |_| {},
@@ -121,6 +124,8 @@ pub(crate) fn of(group: &str, plural: &str) -> &'static Strategy {
         ("batch", "cronjobs") => &workload::CRON_JOB,
         ("" | "events.k8s.io", "events") => &EVENT,
         ("networking.k8s.io", "networkpolicies") => &network::NETWORK_POLICY,
+        ("networking.k8s.io", "ipaddresses") => &network::IP_ADDRESS,
+        ("networking.k8s.io", "servicecidrs") => &network::SERVICE_CIDR,
         ("discovery.k8s.io", "endpointslices") => &network::ENDPOINT_SLICE,
         ("coordination.k8s.io", _) => &LEASE,
         ("rbac.authorization.k8s.io", _) => &RBAC,

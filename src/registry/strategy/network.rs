@@ -1,6 +1,6 @@
 //! What NetworkPolicies and EndpointSlices may say; addresses, networks and port names for all kinds that have them.
 
-use super::{Strategy, immutable, template};
+use super::{NameRule, Strategy, immutable, template};
 use edge_api::Object;
 use edge_api::field::{ErrorKind, ErrorList, Path};
 use edge_api::selector::LabelSelector;
@@ -14,6 +14,21 @@ pub(crate) static ENDPOINT_SLICE: Strategy = Strategy {
     generation: true,
     validate: endpoint_slice,
     validate_update: |new, live, errors| immutable(new, live, "/addressType", errors),
+    ..Strategy::DEFAULT
+};
+
+pub(crate) static IP_ADDRESS: Strategy = Strategy {
+    name: NameRule::PathSegment,
+    generation: true,
+    validate: ip_address,
+    validate_update: |new, live, errors| immutable(new, live, "/spec/parentRef", errors),
+    ..Strategy::DEFAULT
+};
+
+pub(crate) static SERVICE_CIDR: Strategy = Strategy {
+    generation: true,
+    validate: service_cidr,
+    validate_update: |new, live, errors| immutable(new, live, "/spec/cidrs", errors),
     ..Strategy::DEFAULT
 };
 
@@ -197,6 +212,62 @@ fn same_prefix(a: IpAddr, b: IpAddr, bits: u8) -> bool {
     }
 }
 
+/// An address is named by its shortest form, so that nobody can have it twice.
+fn ip_address(o: &Object, errors: &mut ErrorList) {
+    let name = o.name();
+    if name.parse::<IpAddr>().is_ok_and(|ip| ip.to_string() == name) {
+        let (parent, at) =
+            (o.pointer("/spec/parentRef").cloned().unwrap_or_default(), Path::new("spec").child("parentRef"));
+        for field in ["resource", "name"].into_iter().filter(|field| text(&parent, field).is_empty()) {
+            errors.required(&at.child(field), "");
+        }
+    } else {
+        errors.invalid(&Path::new("metadata").child("name"), &name.into(), "must be an IP address in canonical form");
+    }
+}
+
+fn service_cidr(o: &Object, errors: &mut ErrorList) {
+    let (spec, path) = (o.get("spec"), Path::new("spec").child("cidrs"));
+    let cidrs = items(spec, "cidrs");
+    if cidrs.is_empty() {
+        errors.required(&path, "at least one CIDR required");
+    } else if cidrs.len() > 2 {
+        errors.invalid(&path, &cidrs.to_vec().into(), "may only hold up to 2 values");
+    }
+    let mut families = Vec::new();
+    for (i, value) in cidrs.iter().enumerate() {
+        let at = path.index(i);
+        let Some((address, bits)) = cidr(value, &at, errors) else { continue };
+        if network_address(address, bits) != address {
+            errors.invalid(&at, value, "must not have bits set beyond the prefix length");
+        }
+        families.push(address.is_ipv4());
+    }
+    if let [first, second] = families.as_slice()
+        && first == second
+    {
+        errors.invalid(
+            &path,
+            &cidrs.to_vec().into(),
+            "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64",
+        );
+    }
+}
+
+/// The first address of a network.
+fn network_address(address: IpAddr, bits: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(v4) => {
+            let mask = u32::MAX.checked_shl(32_u32.saturating_sub(u32::from(bits))).unwrap_or(0);
+            std::net::Ipv4Addr::from_bits(v4.to_bits() & mask).into()
+        }
+        IpAddr::V6(v6) => {
+            let mask = u128::MAX.checked_shl(128_u32.saturating_sub(u32::from(bits))).unwrap_or(0);
+            std::net::Ipv6Addr::from_bits(v6.to_bits() & mask).into()
+        }
+    }
+}
+
 fn endpoint_slice(o: &Object, errors: &mut ErrorList) {
     let kind = o.str_at("/addressType");
     if kind.is_empty() {
@@ -330,6 +401,30 @@ mod tests {
         }
         let kinds = complaints(network_policy, json!({"spec": {"policyTypes": ["Sideways"]}}));
         assert!(kinds.contains("spec.policyTypes[0]: Unsupported value"), "{kinds}");
+    }
+
+    #[test]
+    fn addresses_and_networks_of_services() {
+        let address = |name: &str, parent: Value| {
+            complaints(ip_address, json!({"metadata": {"name": name}, "spec": {"parentRef": parent}}))
+        };
+        let parent = || json!({"resource": "services", "namespace": "a", "name": "b"});
+        assert_eq!(address("10.43.0.1", parent()) + &address("fd43::1", parent()), "");
+        assert!(address("fd43:0::1", parent()).contains("metadata.name"), "not the shortest form");
+        assert!(address("name", parent()).contains("must be an IP address"));
+        assert!(address("10.43.0.1", json!({"name": "b"})).contains("spec.parentRef.resource: Required value"));
+        let cidrs = |cidrs: Value| complaints(service_cidr, json!({"spec": {"cidrs": cidrs}}));
+        assert_eq!(cidrs(json!(["10.43.0.0/16", "fd43::/112"])) + &cidrs(json!(["0.0.0.0/0"])), "");
+        for (given, expected) in [
+            (json!([]), "spec.cidrs: Required value"),
+            (json!(["10.43.0.1/16"]), "must not have bits set beyond the prefix length"),
+            (json!(["fd43::1/112"]), "must not have bits set beyond the prefix length"),
+            (json!(["10.43.0.0"]), "spec.cidrs[0]: Invalid value"),
+            (json!(["10.43.0.0/16", "10.44.0.0/16"]), "no more than one IP for each IP family"),
+        ] {
+            let found = cidrs(given.clone());
+            assert!(found.contains(expected), "{given}: {found}");
+        }
     }
 
     #[test]

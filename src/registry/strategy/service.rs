@@ -24,6 +24,7 @@ pub(crate) static STRATEGY: Strategy = Strategy {
     },
     validate,
     validate_update,
+    validate_status,
     ..Strategy::DEFAULT
 };
 
@@ -86,6 +87,10 @@ fn drop_what_the_type_no_longer_has(new: &mut Object, live: &Object) {
     drop_same(spec, is_balancer, &["allocateLoadBalancerNodePorts"]);
     drop_same(spec, is_balancer, &["loadBalancerClass"]);
     drop_same(spec, is_reached_from_outside, &["externalTrafficPolicy"]);
+    if !is_balancer(&now) {
+        new.section_mut("status").insert("loadBalancer".into(), json!({}));
+    }
+    let spec = new.section_mut("spec");
     if needs_node_ports(&old) && !needs_node_ports(&now) {
         let known: HashSet<i64> = items(&old, "ports").iter().filter_map(|p| p.get("nodePort")?.as_i64()).collect();
         let ports = spec.get_mut("ports").and_then(Value::as_array_mut);
@@ -201,8 +206,14 @@ fn validate(o: &Object, errors: &mut ErrorList) {
     }
     load_balancer(spec, &path, errors);
     policies(spec, &path, errors);
+}
+
+fn validate_status(o: &Object, errors: &mut ErrorList) {
     let ingress = o.pointer("/status/loadBalancer/ingress").and_then(Value::as_array);
     let at = Path::new("status").child("loadBalancer").child("ingress");
+    if !is_balancer(o.get("spec")) && ingress.is_some_and(|ingress| !ingress.is_empty()) {
+        errors.forbidden(&at, "may only be used when `spec.type` is 'LoadBalancer'");
+    }
     for (i, ingress) in ingress.into_iter().flatten().enumerate() {
         let at = at.index(i);
         if !text(ingress, "ip").is_empty() {
@@ -419,6 +430,12 @@ mod tests {
         errors.to_string()
     }
 
+    fn status_complaints(o: &Object) -> String {
+        let mut errors = ErrorList::new();
+        validate_status(o, &mut errors);
+        errors.to_string()
+    }
+
     #[test]
     fn what_is_wrong_is_told() {
         assert_eq!(complaints(&with(json!({}))), "");
@@ -465,8 +482,10 @@ mod tests {
             "status".into(),
             json!({"loadBalancer": {"ingress": [{"ip": "x"}, {"hostname": "h", "ipMode": "VIP"}]}}),
         );
-        let found = complaints(&status);
+        let found = status_complaints(&status);
         assert!(found.contains("ingress[0].ip") && found.contains("ingress[1].ipMode: Forbidden"), "{found}");
+        status.section_mut("spec").insert("type".into(), "NodePort".into());
+        assert!(status_complaints(&status).contains("status.loadBalancer.ingress: Forbidden"));
     }
 
     #[test]

@@ -123,7 +123,9 @@ impl Registry {
         let mut errors = ErrorList::new();
         meta::validate(info, &new, &mut errors);
         meta::validate_update(&new, old, &mut errors);
-        if target.subresource != "status" {
+        if target.subresource == "status" {
+            (info.strategy.validate_status)(&new, &mut errors);
+        } else {
             (info.strategy.validate)(&new, &mut errors);
         }
         if main {
