@@ -72,6 +72,7 @@ impl World {
             cluster_cidrs: vec!["10.77.0.0/16".parse().unwrap()],
             service_cidrs: vec!["10.43.0.0/16".parse().unwrap()],
             dns_addresses: vec!["10.43.0.10".parse().unwrap()],
+            node_port_networks: Vec::new(),
             node_addresses: Vec::new(),
             wireguard_key: self.path("wireguard.key"),
             backend: Backend::None,

@@ -39,6 +39,25 @@ pub enum Error {
     /// A pod network that was assigned to this node is none of the cluster's.
     #[error("the node's pod network {0} is not in the cluster's (--cluster-cidr)")]
     PodNetworkOutside(crate::Cidr),
+    /// A network that was chosen for the cluster is in use on this machine already.
+    #[error(
+        "link {link} of this machine has the address {address}/{prefix}, which is in {network}, the cluster's network of {what}: \
+             give the one or the other another network ({flag})"
+    )]
+    NetworkInUse {
+        /// The link.
+        link: String,
+        /// Its address.
+        address: std::net::IpAddr,
+        /// The length of the prefix of the link's network.
+        prefix: u8,
+        /// The cluster's network.
+        network: crate::Cidr,
+        /// `pods` or `services`.
+        what: &'static str,
+        /// The flag that chooses the cluster's network.
+        flag: &'static str,
+    },
     /// The node's own network is too small for the packets that it has to carry.
     #[error(
         "packets of {available} bytes are too small for pods: link {link} has an MTU of {mtu}, at least {needed} are needed"

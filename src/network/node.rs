@@ -46,6 +46,8 @@ pub struct NodeConfig {
     pub service_cidrs: Vec<Cidr>,
     /// The addresses of the cluster's DNS, put on a link of this node so that a server can bind to them.
     pub dns_addresses: Vec<IpAddr>,
+    /// Networks of the node's addresses that serve node ports; of a family without one, all addresses do.
+    pub node_port_networks: Vec<Cidr>,
     /// The addresses other nodes reach this one by; empty where they are not known.
     pub node_addresses: Vec<IpAddr>,
     /// File of the node's WireGuard key, made when it is needed; it should survive a reboot.
@@ -93,7 +95,7 @@ fn networks(config: &NodeConfig) -> Vec<Networks> {
             cluster: *config.cluster_cidrs.iter().find(same)?,
             services: *config.service_cidrs.iter().find(same)?,
             dns: config.dns_addresses.iter().find(|address| Family::of(**address) == family).copied(),
-            node_ports: Vec::new(),
+            node_ports: config.node_port_networks.iter().filter(same).copied().collect(),
         })
     };
     Family::ALL.into_iter().filter_map(of).collect()
@@ -104,11 +106,19 @@ impl NodeNetwork {
     /// attached once [`Self::assign`] has told the node's networks, which is remembered.
     ///
     /// # Errors
-    /// When the kernel refuses (root is needed) or a file cannot be written.
+    /// [`Error::NetworkInUse`] before anything is changed; when the kernel refuses (root is needed) or a file cannot be written.
     pub fn set_up(config: NodeConfig) -> Result<Self, Error> {
         let netns_dir = config.run_dir.join("netns");
         edge_sys::fsutil::create_dir_all_mode(&netns_dir, 0o755).map_err(|source| Error::file(&netns_dir, source))?;
         let assigned = subnet::load(&config);
+        match subnet::check_free(&mut Socket::route()?, &config) {
+            Ok(()) => {}
+            Err(error @ Error::NetworkInUse { .. }) if !assigned.is_empty() => {
+                // the pods that run have their addresses already
+                tracing::error!(%error, "addresses of pods or services are used twice");
+            }
+            Err(error) => return Err(error),
+        }
         let recover = |uid: &str| pod::addresses_in(&netns_dir.join(uid));
         let leases = Leases::open(config.run_dir.join("leases"), &assigned, recover)?;
 
@@ -361,6 +371,15 @@ impl NodeNetwork {
     /// As [`Self::apply_services`].
     pub fn change_services(&self, changes: ServiceChanges) -> Result<(), Error> {
         lock(&self.rules).change_services(changes)
+    }
+
+    /// What the kernel's tables hold now, in words: elements, endpoints and chains. Equal for tables that mean the same, so
+    /// that two of them can be compared.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn rules_in_kernel(&self) -> Result<BTreeSet<String>, Error> {
+        lock(&self.rules).in_kernel()
     }
 
     /// From now on a pod may exchange nothing from when it is attached until [`Self::change_policies`] has told what it may

@@ -172,6 +172,7 @@ impl World {
             cluster_cidrs: vec![cidr("10.42.0.0/16"), cidr("fd42::/56")],
             service_cidrs: vec![cidr("10.43.0.0/16"), cidr("fd43::/112")],
             dns_addresses: vec![ip("10.43.0.10"), ip("fd43::a")],
+            node_port_networks: Vec::new(),
             node_addresses: vec![self.address(number)],
             wireguard_key: run_dir.join("wireguard.key"),
             run_dir,

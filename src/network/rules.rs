@@ -222,6 +222,11 @@ impl Rules {
         self.apply(services, &Change { pods, ..Change::default() })
     }
 
+    /// What the kernel holds, in words.
+    pub(crate) fn in_kernel(&self) -> Result<BTreeSet<String>, Error> {
+        self.table.in_kernel()
+    }
+
     /// Removes everything.
     pub(crate) fn delete(&mut self) -> Result<(), Error> {
         self.table.delete()

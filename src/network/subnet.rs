@@ -7,9 +7,9 @@ use std::path::PathBuf;
 
 use crate::link::{self, Link};
 use crate::netlink::Socket;
-use crate::node::{BRIDGE, DNS_LINK, NodeConfig};
+use crate::node::{BRIDGE, DNS_LINK, NodeConfig, is_own_link};
 use crate::route::{self, Route};
-use crate::{Cidr, Error, sysctl};
+use crate::{Backend, Cidr, Error, sysctl};
 
 const DEFAULT_MTU: u32 = 1500;
 /// The least that IPv4 hosts, and IPv6 links, have to carry.
@@ -85,6 +85,33 @@ impl Subnet {
     }
 }
 
+/// Sees to it that no link of others has addresses in the cluster's networks, as another cluster's leftovers may: packets
+/// would go to the one or the other by chance. A wider network around them is no problem, as routes to the cluster's are
+/// more specific, but what it has at these addresses cannot be reached.
+pub(crate) fn check_free(socket: &mut Socket, config: &NodeConfig) -> Result<(), Error> {
+    let links = link::list(socket)?;
+    // another plugin makes links of its own for the pods
+    let pods = config.cluster_cidrs.iter().filter(|_| config.backend != Backend::None);
+    let all = pods.map(|network| (*network, "pods", "--cluster-cidr"));
+    let all: Vec<_> = all.chain(config.service_cidrs.iter().map(|n| (*n, "services", "--service-cidr"))).collect();
+    for own in link::addresses(socket)? {
+        let Some(link) = links.iter().find(|link| link.index == own.index && !is_own_link(&link.name)) else {
+            continue;
+        };
+        let Ok(on_link) = Cidr::new(own.address, own.prefix) else { continue };
+        for (network, what, flag) in &all {
+            if network.contains(own.address) {
+                let (link, address, prefix) = (link.name.clone(), own.address, own.prefix);
+                return Err(Error::NetworkInUse { link, address, prefix, network: *network, what, flag });
+            }
+            if on_link.overlaps(network) {
+                tracing::warn!(link = link.name, network = %on_link, cluster = %network, "machines of this network with addresses of {what} are out of reach");
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The link that leads to other nodes: that of the node's address, else that of the default route.
 fn uplink(socket: &mut Socket, addresses: &[IpAddr]) -> Result<Option<Link>, Error> {
     let links = link::list(socket)?;
@@ -118,6 +145,9 @@ pub(crate) fn pod_mtu(socket: &mut Socket, config: &NodeConfig, ipv6: bool) -> R
 
 /// Makes the link with the addresses of the cluster's DNS.
 pub(crate) fn ensure_dns_link(socket: &mut Socket, addresses: &[IpAddr]) -> Result<(), Error> {
+    if addresses.is_empty() {
+        return link::delete(socket, DNS_LINK);
+    }
     let ipv6 = addresses.iter().any(IpAddr::is_ipv6);
     let index = link::ensure_bridge(socket, DNS_LINK, hardware_address(addresses), DEFAULT_MTU, ipv6)?;
     let addresses: Vec<(IpAddr, u8)> = addresses.iter().map(|ip| (*ip, link::host_prefix(*ip))).collect();

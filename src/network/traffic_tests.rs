@@ -53,6 +53,7 @@ pub(crate) struct World {
     dir: Place,
     network: NodeNetwork,
     both_families: bool,
+    node_port_networks: Vec<Cidr>,
 }
 
 impl World {
@@ -108,8 +109,14 @@ impl World {
             }
         })
         .unwrap();
-        let network = set_up(dir.path(), both_families);
-        Self { dir, network, both_families }
+        let network = set_up(dir.path(), both_families, &[]);
+        Self { dir, network, both_families, node_port_networks: Vec::new() }
+    }
+
+    /// Lets only the addresses in these networks serve node ports, from the next process on.
+    fn serve_node_ports_on(&mut self, networks: &[&str]) {
+        self.node_port_networks = networks.iter().map(|text| text.parse().unwrap()).collect();
+        self.restart();
     }
 
     pub(crate) fn node(&self) -> PathBuf {
@@ -136,7 +143,7 @@ impl World {
 
     /// A new process: everything in memory is lost.
     pub(crate) fn restart(&mut self) {
-        self.network = set_up(self.dir.path(), self.both_families);
+        self.network = set_up(self.dir.path(), self.both_families, &self.node_port_networks);
     }
 }
 
@@ -149,7 +156,7 @@ impl Drop for World {
     }
 }
 
-fn set_up(dir: &Path, both_families: bool) -> NodeNetwork {
+fn set_up(dir: &Path, both_families: bool, node_port_networks: &[Cidr]) -> NodeNetwork {
     let cidrs = |texts: [&str; 2]| -> Vec<Cidr> {
         texts.iter().take(1 + usize::from(both_families)).map(|text| text.parse().unwrap()).collect()
     };
@@ -159,6 +166,7 @@ fn set_up(dir: &Path, both_families: bool) -> NodeNetwork {
         cluster_cidrs: cidrs(["10.42.0.0/16", "fd42::/56"]),
         dns_addresses: service_cidrs.iter().map(|network| network.nth(10)).collect(),
         service_cidrs,
+        node_port_networks: node_port_networks.to_vec(),
         node_addresses: vec![NODE.into()],
         wireguard_key: dir.join("wireguard.key"),
         backend: Backend::Auto,
@@ -346,6 +354,33 @@ fn node_ports_on_every_address_of_the_node() {
     assert!(["TimedOut", "WouldBlock"].contains(&ask(&world.outside(), NODE, 30083).as_str()));
     let _node_server = Server::start(&world.node(), "node");
     assert_eq!(ask(&world.outside(), NODE, 8080), format!("node {OUTSIDE}"), "other ports are the node's own");
+}
+
+/// As kube-proxy's `--nodeport-addresses`: elsewhere the port is the node's own.
+#[test]
+fn node_ports_on_some_addresses_of_the_node() {
+    let mut world = World::new();
+    let a = world.pod("a");
+    let _servers = [Server::start(&a.netns, "a"), Server::start(&world.node(), "node")];
+    world.serve_node_ports_on(&["192.0.2.0/24", "2001:db8::/64"]);
+    let services = [(node_port(30080), Route::to(vec![endpoint(&a)])), (node_port(8080), Route::to(Vec::new()))];
+    for round in ["as made", "after a restart"] {
+        world.apply(&services);
+        assert_eq!(ask(&world.outside(), NODE, 30080), format!("a {OUTSIDE}"), "{round}");
+        assert_eq!(ask(&world.node(), NODE, 30080), format!("a {GATEWAY}"), "{round}");
+        assert_eq!(ask(&world.node(), LOCALHOST, 30080), "ConnectionRefused", "{round}");
+        assert_eq!(ask(&a.netns, GATEWAY, 30080), "ConnectionRefused", "{round}");
+        // a service without endpoints refuses at its own addresses only
+        assert_eq!(ask(&world.outside(), NODE, 8080), "ConnectionRefused", "{round}");
+        assert_eq!(ask(&world.node(), NODE, 8080), "ConnectionRefused", "{round}");
+        assert_eq!(ask(&world.node(), LOCALHOST, 8080), "node 127.0.0.1", "{round}");
+        assert_eq!(ask(&a.netns, GATEWAY, 8080), format!("node {}", ip(&a)), "{round}");
+        world.restart();
+    }
+    // Every address again.
+    world.serve_node_ports_on(&[]);
+    world.apply(&services);
+    assert_eq!(ask(&world.node(), LOCALHOST, 30080), format!("a {GATEWAY}"));
 }
 
 #[test]
@@ -573,6 +608,50 @@ fn concurrent_attachments() {
     assert!(world.network.pods().is_empty());
 }
 
+/// A machine that is in the cluster's networks already: nothing is set up. One that comes to be so later goes on.
+#[test]
+fn networks_in_use_are_refused() {
+    let mut world = World::new();
+    world.with(NodeNetwork::teardown).unwrap();
+    let occupy = |world: &World, address: &str, prefix: u8| {
+        world.with(|_| {
+            let mut socket = Socket::route().unwrap();
+            let index = link::find(&mut socket, "wan0").unwrap().unwrap().index;
+            link::ensure_address(&mut socket, index, address.parse().unwrap(), prefix).unwrap();
+            index
+        })
+    };
+    let config = |dir: &Path| NodeConfig {
+        run_dir: dir.join("other"),
+        cluster_cidrs: vec!["10.42.0.0/16".parse().unwrap()],
+        service_cidrs: vec!["10.43.0.0/16".parse().unwrap()],
+        dns_addresses: Vec::new(),
+        node_port_networks: Vec::new(),
+        node_addresses: Vec::new(),
+        wireguard_key: dir.join("wireguard.key"),
+        backend: Backend::Auto,
+        cni: Default::default(),
+    };
+    let links = |world: &World| world.with(|_| link::list(&mut Socket::route().unwrap())).unwrap().len();
+    let before = links(&world);
+    for (address, expected) in [("10.42.7.1", "of pods"), ("10.43.7.1", "of services")] {
+        let index = occupy(&world, address, 24);
+        let refused = world.with(|_| NodeNetwork::set_up(config(world.dir.path()))).unwrap_err().to_string();
+        assert!(refused.contains(&format!("link wan0 of this machine has the address {address}/24")), "{refused}");
+        assert!(refused.contains(expected), "{refused}");
+        assert_eq!(links(&world), before, "nothing was made");
+        world
+            .with(|_| link::delete_address(&mut Socket::route().unwrap(), index, address.parse().unwrap(), 24))
+            .unwrap();
+    }
+    // a wider network around them is none of theirs
+    occupy(&world, "10.1.2.3", 8);
+    world.restart();
+    occupy(&world, "10.42.7.1", 24);
+    world.restart();
+    assert!(world.network.pods().is_empty());
+}
+
 /// Pods may not reach what the node serves on its loopback only, though node ports on 127.0.0.1 need it to be routed.
 #[test]
 fn the_nodes_loopback_is_not_reachable_from_pods() {
@@ -592,4 +671,55 @@ fn the_nodes_loopback_is_not_reachable_from_pods() {
     assert_ne!(ask(&a.netns, Ipv4Addr::new(127, 0, 0, 2), 9090), format!("{:?}", ErrorKind::ConnectionRefused));
     all.set_nonblocking(true).unwrap();
     assert_eq!(all.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+}
+
+/// The checksum of SCTP (CRC-32C), bit by bit.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let step = |crc: u32, _| if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 };
+    !bytes.iter().fold(u32::MAX, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), step))
+}
+
+/// The first packet of an SCTP association: header and INIT chunk.
+fn sctp_init(from: u16, to: u16) -> Vec<u8> {
+    let mut packet = [from.to_be_bytes(), to.to_be_bytes()].concat();
+    packet.extend([0; 8]);
+    // INIT of 20 bytes: tag, window, streams out and in, first sequence number
+    packet.extend([1, 0, 0, 20, 0, 0, 0, 7, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1]);
+    let sum = crc32c(&packet);
+    packet[8..12].copy_from_slice(&sum.to_le_bytes());
+    packet
+}
+
+/// Services over SCTP. Where the kernel has no SCTP of its own, as most small machines' have not, associations are made
+/// nowhere; what this node adds to them, translation, is seen in their first packet.
+#[test]
+fn sctp_is_balanced_too() {
+    use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, ipproto, recv, sendto, socket, sockopt};
+    let world = World::new();
+    let (a, b) = (world.pod("a"), world.pod("b"));
+    world.apply(&[
+        (cluster_ip(Protocol::Sctp), Route::to(vec![endpoint(&a)])),
+        (
+            Frontend::node(Family::V4, Protocol::Sctp, 30080),
+            Route { masquerade: true, ..Route::to(vec![endpoint(&a)]) },
+        ),
+    ]);
+    let raw = || socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::SCTP)).unwrap();
+    let server = netns::run_in(&a.netns, raw).unwrap();
+    sockopt::set_socket_timeout(&server, sockopt::Timeout::Recv, Some(PATIENCE)).unwrap();
+    for (from, to, port) in [(b.netns.clone(), VIP, 80), (world.node(), VIP, 80), (world.outside(), NODE, 30080)] {
+        let client = netns::run_in(&from, raw).unwrap();
+        sendto(&client, &sctp_init(4000, port), SendFlags::empty(), &SocketAddr::from((to, 0))).unwrap();
+        let mut buffer = [0; 256];
+        let (length, _) = recv(&server, &mut buffer[..], RecvFlags::empty()).expect("the endpoint gets the packet");
+        let (ip_header, packet) = buffer[..length].split_at(20);
+        assert_eq!(ip_header[16..20], ip(&a).octets(), "to the endpoint");
+        assert_eq!(packet[2..4], 8080_u16.to_be_bytes(), "at its port");
+        let mut unsummed = packet.to_vec();
+        unsummed[8..12].fill(0);
+        assert_eq!(packet[8..12], crc32c(&unsummed).to_le_bytes(), "with a checksum that fits");
+    }
+    if socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::SCTP)).is_err() {
+        eprintln!("NOT SHOWN: whole associations, as this kernel has no SCTP (CONFIG_IP_SCTP)");
+    }
 }

@@ -347,14 +347,16 @@ impl Networks {
     /// First packets of connections to a frontend without endpoints, and whatever else goes to an unknown cluster IP.
     fn filters(&self, hook: impl Fn(u32, i32) -> Hook) -> [Chain; 3] {
         let family = self.family();
-        let unreachable = |to_node: bool, check: bool| {
-            rule([
-                flags(Ct::State, STATE_NEW, true),
-                flags(Ct::Status, STATUS_DST_NAT, false),
-                if check { to_this_node() } else { Vec::new() },
-                frontend(family, to_node, 0),
-                vec![Expr::VerdictMap(UNREACHABLE, R)],
-            ])
+        let first_packet = || [flags(Ct::State, STATE_NEW, true), flags(Ct::Status, STATUS_DST_NAT, false)];
+        let unreachable = || {
+            let lookup = vec![Expr::VerdictMap(UNREACHABLE, R)];
+            rule(first_packet().into_iter().chain([frontend(family, false, 0), lookup]))
+        };
+        let unreachable_on_node = || {
+            self.node_port_addresses().map(|condition| {
+                let lookup = vec![Expr::VerdictMap(UNREACHABLE, R)];
+                rule(first_packet().into_iter().chain([condition, to_this_node(), frontend(family, true, 0), lookup]))
+            })
         };
         let unknown_cluster_ip = || {
             rule([
@@ -376,14 +378,28 @@ impl Networks {
             verdict(Verdict::Drop),
         ]);
         [
-            base("input", hook(INPUT, PRIORITY_FILTER), vec![unreachable(false, false), unreachable(true, false)]),
-            base("forward", hook(FORWARD, PRIORITY_FILTER), vec![unreachable(false, false), unknown_cluster_ip()]),
+            base(
+                "input",
+                hook(INPUT, PRIORITY_FILTER),
+                [unreachable()].into_iter().chain(unreachable_on_node()).collect(),
+            ),
+            base("forward", hook(FORWARD, PRIORITY_FILTER), vec![unreachable(), unknown_cluster_ip()]),
             base(
                 "output",
                 hook(OUTPUT, PRIORITY_FILTER),
-                vec![redirects, unreachable(false, false), unreachable(true, true), unknown_cluster_ip()],
+                [redirects, unreachable()]
+                    .into_iter()
+                    .chain(unreachable_on_node())
+                    .chain([unknown_cluster_ip()])
+                    .collect(),
             ),
         ]
+    }
+
+    /// The conditions of which one is true of a packet to an address that serves node ports, if it is one of this node.
+    fn node_port_addresses(&self) -> impl Iterator<Item = Vec<Expr>> + '_ {
+        let all = self.node_ports.is_empty().then(Vec::new);
+        self.node_ports.iter().map(|network| in_network(destination_address, *network, true)).chain(all)
     }
 
     /// What isolated pods may exchange. Nothing here looks at traffic between a pod and its own node, which is always
@@ -412,13 +428,7 @@ impl Networks {
         let family = self.family();
         let mut rules = vec![rule([frontend(family, false, 0), vec![Expr::VerdictMap(SOURCES, R)]])];
         rules.extend(maps.iter().map(|map| rule([frontend(family, false, 0), vec![Expr::VerdictMap(map, R)]])));
-        // The node's own networks, or one condition that is always true.
-        let mut conditions: Vec<Vec<Expr>> =
-            self.node_ports.iter().map(|network| in_network(destination_address, *network, true)).collect();
-        if conditions.is_empty() {
-            conditions.push(Vec::new());
-        }
-        for condition in conditions {
+        for condition in self.node_port_addresses() {
             rules.extend(maps.iter().map(|map| {
                 let lookup = vec![Expr::VerdictMap(map, R)];
                 rule([condition.clone(), to_this_node(), frontend(family, true, 0), lookup])

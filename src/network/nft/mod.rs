@@ -174,6 +174,19 @@ impl Table {
         Ok(())
     }
 
+    /// What the kernel holds now, in words: equal for tables that mean the same.
+    pub(crate) fn in_kernel(&self) -> Result<BTreeSet<String>, Error> {
+        let mut socket = Socket::netfilter()?;
+        let mut lines = BTreeSet::new();
+        for part in &self.parts {
+            match read(&mut socket, &part.networks)? {
+                Some(state) => lines.extend(state.describe()),
+                None => drop(lines.insert(format!("{:?}: no table", part.networks.family()))),
+            }
+        }
+        Ok(lines)
+    }
+
     /// Deletes affinities to endpoints that these frontends no longer have.
     pub(crate) fn forget_stale_affinity(&self, frontends: &BTreeSet<Frontend>) -> Result<(), Error> {
         for part in &self.parts {

@@ -207,6 +207,34 @@ impl State {
         state
     }
 
+    /// The state in words, the same for states that mean the same: which of its slots an endpoint has does not matter.
+    pub(super) fn describe(&self) -> BTreeSet<String> {
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let mut lines = BTreeSet::new();
+        let mut balanced: BTreeMap<(Vec<u8>, bool), BTreeSet<String>> = BTreeMap::new();
+        for (set, elements) in &self.sets {
+            if set.starts_with(layout::GROUP) {
+                lines.insert(format!("{:?} set {set}", self.family));
+            }
+            for (key, data) in elements {
+                let slot = key.last_chunk().map(|slot| u32::from_ne_bytes(*slot)).filter(|_| set == ENDPOINTS);
+                match (slot, data) {
+                    (Some(slot), Data::Value(endpoint)) => {
+                        let frontend = key[..key.len() - 4].to_vec();
+                        balanced.entry((frontend, slot >= INTERNAL_SLOTS)).or_default().insert(hex(endpoint));
+                    }
+                    _ => drop(lines.insert(format!("{:?} element of {set}: {} {data:?}", self.family, hex(key)))),
+                }
+            }
+        }
+        for ((frontend, internal), endpoints) in balanced {
+            let clients = if internal { "internal" } else { "all" };
+            lines.insert(format!("{:?} endpoints of {} for {clients}: {endpoints:?}", self.family, hex(&frontend)));
+        }
+        lines.extend(self.chains.keys().map(|chain| format!("{:?} chain {chain}", self.family)));
+        lines
+    }
+
     pub(super) fn sets(&self) -> &BTreeMap<String, Elements> {
         &self.sets
     }
