@@ -19,7 +19,8 @@ pub struct Options {
     pub advertise_port: u16,
     /// The cluster address of the Service `kubernetes`: the first of the service CIDR.
     pub service_ip: IpAddr,
-    /// The cluster addresses of the Service `kube-dns`, one of a family, the primary one first; never empty.
+    /// The cluster addresses of the Service `kube-dns`, one of a family, the primary one first; empty where
+    /// the cluster has no DNS of edge.
     pub dns_ips: Vec<IpAddr>,
     /// The CA certificates that clients should trust, PEM: what `/cacerts` answers.
     pub cluster_ca_pem: Bytes,

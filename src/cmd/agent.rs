@@ -2,15 +2,15 @@
 
 use super::facts::ClusterFacts;
 use super::server::{Failure, doing};
-use crate::config::NodeConfig as NodeSettings;
+use crate::config::{NodeConfig as NodeSettings, Part};
 use edge_apiserver::{NodeDialer, Stream};
-use edge_client::{Client, Informers};
+use edge_client::{Client, EventRecorder, EventType, Informers};
 use edge_image::{ImageStore, ImageStoreConfig, Limits, Platform, Registries};
 use edge_kubelet::{Dependencies, Kubelet, KubeletConfig, Server};
 use edge_network::{Cidr, NodeConfig, NodeNetwork};
 use edge_pki::SharedIdentity;
 use edge_runtime::{Runtime, RuntimeConfig, Zygote};
-use k8s_openapi::api::core::v1::Taint;
+use k8s_openapi::api::core::v1::{ObjectReference, Taint};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -22,6 +22,9 @@ use tokio::task::JoinSet;
 const DUPLEX: usize = 64 << 10;
 /// How many pods a node takes.
 const MAX_PODS: u32 = 110;
+const DNS_PORT: u16 = 53;
+/// Where users of CoreDNS expect its metrics.
+const DNS_METRICS_PORT: u16 = 9153;
 
 /// The way to the kubelet of the same process.
 pub(crate) struct LocalDialer {
@@ -62,6 +65,7 @@ struct UnknownFact(String);
 /// Sets the node's network up.
 pub(crate) fn network(
     data_dir: &Path,
+    node: &NodeSettings,
     facts: &ClusterFacts,
     addresses: &[IpAddr],
 ) -> Result<Arc<NodeNetwork>, Failure> {
@@ -74,7 +78,8 @@ pub(crate) fn network(
         run_dir: data_dir.join("run/network"),
         cluster_cidrs: cidrs(&facts.cluster_cidrs)?,
         service_cidrs: cidrs(&facts.service_cidrs)?,
-        dns_addresses: facts.cluster_dns.clone(),
+        dns_addresses: facts.own_dns(),
+        node_port_networks: node.node_port_networks.clone(),
         node_addresses: addresses.to_vec(),
         wireguard_key: data_dir.join("agent/wireguard.key"),
         backend: facts.network.parse().map_err(|()| unknown(&facts.network))?,
@@ -148,29 +153,68 @@ pub(crate) async fn start(parts: NodeParts<'_>, tasks: &mut JoinSet<()>) -> Resu
         },
     )
     .map_err(doing("opening the container runtime"))?;
-    let proxy = edge_proxy::Node { name: node.name.clone(), dns_addresses: facts.cluster_dns.clone() };
-    let policies = edge_proxy::policy::Enforcement::start(network.clone());
-    tasks.spawn(policies.run(informers.clone(), proxy.clone()));
-    tasks.spawn(edge_proxy::run(informers.clone(), network.clone(), proxy));
+    let proxy = edge_proxy::Node { name: node.name.clone(), dns_addresses: facts.own_dns() };
+    if facts.has(Part::NetworkPolicy) {
+        let policies = edge_proxy::policy::Enforcement::start(network.clone());
+        tasks.spawn(policies.run(informers.clone(), proxy.clone()));
+    } else {
+        // what an earlier process enforced
+        let open = network.pods().into_keys().map(|uid| (uid, Some(edge_network::Isolation::default())));
+        let nothing = edge_network::PolicyChanges { pods: open.collect(), complete: true, ..Default::default() };
+        network.change_policies(&nothing).map_err(doing("ending the enforcement of policies"))?;
+    }
+    if facts.has(Part::ServiceProxy) {
+        tasks.spawn(edge_proxy::run(informers.clone(), network.clone(), proxy));
+    } else {
+        network.apply_services(Default::default()).map_err(doing("ending the services' load balancing"))?;
+    }
     tasks.spawn(edge_proxy::peers::run(informers.clone(), client.clone(), network.clone(), node.name.clone()));
-    let dns = edge_dns::run(
-        informers.clone(),
-        edge_dns::DnsConfig {
-            listen: facts.cluster_dns.iter().map(|address| SocketAddr::new(*address, 53)).collect(),
-            domain: facts.cluster_domain.clone(),
-            resolv_conf: node.resolv_conf.clone(),
-            metrics: Arc::default(),
-        },
-    );
-    tasks.spawn(async {
-        if let Err(error) = dns.await {
-            tracing::error!(error = super::with_causes(&error), "the cluster's DNS does not work");
-        }
-    });
-    let with = Dependencies { client, informers, runtime: Arc::new(runtime), images, network };
+    let dns_metrics = Arc::new(edge_dns::Metrics::default());
+    let has_dns = facts.has(Part::Dns);
+    if has_dns {
+        let config = dns_config(node, facts, &client, dns_metrics.clone());
+        let dns = edge_dns::run(informers.clone(), config);
+        tasks.spawn(async {
+            if let Err(error) = dns.await {
+                tracing::error!(error = super::with_causes(&error), "the cluster's DNS does not work");
+            }
+        });
+    }
+    let other_metrics = Arc::new(move || if has_dns { dns_metrics.text() } else { String::new() });
+    let with = Dependencies { client, informers, runtime: Arc::new(runtime), images, network, other_metrics };
     Kubelet::start(kubelet_config(node, facts, addresses, agent_dir), with)
         .await
         .map_err(doing("starting the node agent"))
+}
+
+fn dns_config(
+    node: &NodeSettings,
+    facts: &ClusterFacts,
+    client: &Client,
+    metrics: Arc<edge_dns::Metrics>,
+) -> edge_dns::DnsConfig {
+    let at = |port: u16| facts.cluster_dns.iter().map(|address| SocketAddr::new(*address, port)).collect();
+    let recorder = EventRecorder::new(client.clone(), "edge-dns", &node.name);
+    let name = node.name.clone();
+    edge_dns::DnsConfig {
+        listen: at(DNS_PORT),
+        domain: facts.cluster_domain.clone(),
+        resolv_conf: node.resolv_conf.clone(),
+        metrics,
+        metrics_listen: at(DNS_METRICS_PORT),
+        on_trouble: Arc::new(move |error| {
+            let text = super::with_causes(error);
+            tracing::error!(error = text, "the cluster's DNS does not serve yet");
+            let about = ObjectReference {
+                kind: Some("Node".into()),
+                name: Some(name.clone()),
+                // a node's events are found by its name
+                uid: Some(name.clone()),
+                ..ObjectReference::default()
+            };
+            recorder.event_ref(about, EventType::Warning, "DNSNotServing", text);
+        }),
+    }
 }
 
 async fn images(registries: &Path, agent_dir: &Path) -> Result<Arc<ImageStore>, Failure> {

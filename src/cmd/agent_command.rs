@@ -75,7 +75,7 @@ async fn run_agent(config: &AgentConfig, mut process: Process) -> Result<(), End
         node: &config.node,
         facts: &membership.facts,
         addresses: addresses.clone(),
-        network: agent::network(&config.data_dir, &membership.facts, &known)?,
+        network: agent::network(&config.data_dir, &config.node, &membership.facts, &known)?,
         zygote,
         client: node,
         informers,

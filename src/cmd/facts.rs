@@ -1,5 +1,6 @@
 //! What every node of a cluster has to know of it: given by the server to whoever joins, and kept by agents on disk.
 
+use crate::config::Part;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
@@ -18,9 +19,22 @@ pub(crate) struct ClusterFacts {
     pub(crate) network: String,
     /// The authority of the cluster's clients, PEM: whom kubelets let in by certificate.
     pub(crate) client_ca: String,
+    /// Names of the parts that are left out.
+    #[serde(default)]
+    pub(crate) disabled: Vec<String>,
 }
 
 impl ClusterFacts {
+    /// Whether the cluster has a part.
+    pub(crate) fn has(&self, part: Part) -> bool {
+        self.disabled.iter().all(|name| name != part.name())
+    }
+
+    /// The addresses at which every node answers the cluster's DNS itself.
+    pub(crate) fn own_dns(&self) -> Vec<IpAddr> {
+        if self.has(Part::Dns) { self.cluster_dns.clone() } else { Vec::new() }
+    }
+
     /// The families of the cluster's networks, in order; true is IPv4.
     pub(crate) fn families(&self) -> Vec<bool> {
         self.cluster_cidrs.iter().map(|c| !c.contains(':')).collect()

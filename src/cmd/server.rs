@@ -9,7 +9,7 @@ use super::net_events::watch_network;
 use super::own_certificates::OwnCertificates;
 use super::signer::Signer;
 use super::{GIT_VERSION, fail, logging, notify::notify};
-use crate::config::ServerConfig;
+use crate::config::{Part, ServerConfig};
 use edge_apiserver::{ApiServer, Component, Parts};
 use edge_auth::{Authenticator, AuthenticatorOptions};
 use edge_client::{Informers, Supervisor};
@@ -123,7 +123,7 @@ async fn run(config: ServerConfig, mut process: Process) -> Result<(), Failure> 
     let fallback = config.agent.then(|| config.cluster_dns[0]);
     let addresses = node_addresses(&config.node.ips, &facts.families(), fallback, watch_network(), &mut tasks)?;
     let known = addresses.borrow().clone();
-    let network = config.agent.then(|| agent::network(&config.data_dir, &facts, &known)).transpose()?;
+    let network = config.agent.then(|| agent::network(&config.data_dir, &config.node, &facts, &known)).transpose()?;
     let dialer = LocalDialer::new(name);
     let control = control_plane(&config, &mut facts, addresses.clone(), dialer.clone(), &shutdown, &mut tasks).await?;
     let api = &control.api;
@@ -202,6 +202,7 @@ fn facts(config: &ServerConfig) -> ClusterFacts {
         cluster_domain: config.cluster_domain.clone(),
         network: config.backend.to_string(),
         client_ca: String::new(),
+        disabled: config.disabled.iter().map(|part| part.name().to_owned()).collect(),
     }
 }
 
@@ -283,7 +284,7 @@ fn api_options(
     advertised: IpAddr,
     ca: String,
 ) -> Result<edge_apiserver::Options, Failure> {
-    let facts = serde_json::to_value(facts).map_err(doing("preparing what nodes are told"))?;
+    let told = serde_json::to_value(facts).map_err(doing("preparing what nodes are told"))?;
     Ok(edge_apiserver::Options {
         git_version: GIT_VERSION.into(),
         git_commit: String::new(),
@@ -291,10 +292,10 @@ fn api_options(
         advertise_address: advertised,
         advertise_port: config.bind.1,
         service_ip: config.service_cidrs[0].nth(1),
-        dns_ips: config.cluster_dns.clone(),
+        dns_ips: facts.own_dns(),
         cluster_ca_pem: ca.into(),
         max_connections: MAX_CONNECTIONS,
-        cluster_facts: Arc::new(facts),
+        cluster_facts: Arc::new(told),
         max_read_only_in_flight: MAX_READ_ONLY,
         max_mutating_in_flight: MAX_MUTATING,
     })
@@ -326,6 +327,7 @@ fn components(
         cluster_cidrs: facts.cluster_cidrs.clone(),
         service_cidrs: facts.service_cidrs.clone(),
         signer: Arc::new(Signer { pki: control.pki.clone(), longest: config.signing_duration }),
+        load_balancers: facts.has(Part::ServiceLb),
         server_node: config.agent.then(|| config.node.name.clone()),
     };
     tasks.spawn(edge_controllers::run(identities, options, control.controllers.clone()));

@@ -7,11 +7,13 @@
 mod agent;
 mod file;
 mod node;
+mod parts;
 mod server;
 mod time;
 
 pub(crate) use agent::{AgentArgs, AgentConfig};
 pub(crate) use file::with_files;
 pub(crate) use node::{NodeConfig, TokenSource};
+pub(crate) use parts::Part;
 pub(crate) use server::{ServerArgs, ServerConfig};
 pub(crate) use time::parse_time;

@@ -1,6 +1,7 @@
 //! What both `edge server` and `edge agent` can be told about their node.
 
 use clap::Args;
+use edge_network::Cidr;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -62,6 +63,9 @@ pub(crate) struct NodeArgs {
     /// Taint for this node when it first registers, KEY=VALUE:EFFECT (can be repeated)
     #[arg(long, value_name = "TAINT", value_delimiter = ',', help_heading = "Node")]
     pub(crate) node_taint: Vec<String>,
+    /// Networks of those addresses of this node that serve node ports (can be repeated) [default: all of its addresses]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', help_heading = "Node")]
+    pub(crate) nodeport_addresses: Vec<String>,
     /// Registries' mirrors and credentials, in k3s's format
     #[arg(long, default_value = "/etc/edge/registries.yaml", value_name = "FILE", help_heading = "Node")]
     pub(crate) private_registry: PathBuf,
@@ -107,6 +111,8 @@ pub(crate) struct NodeConfig {
     pub(crate) ips: Vec<IpAddr>,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) taints: Vec<Taint>,
+    /// Networks of the addresses that serve node ports; of a family without one, all addresses do.
+    pub(crate) node_port_networks: Vec<Cidr>,
     pub(crate) registries: PathBuf,
     pub(crate) resolv_conf: PathBuf,
     pub(crate) pod_logs_dir: PathBuf,
@@ -139,6 +145,11 @@ impl NodeArgs {
             ips: self.node_ip,
             labels: labels(&self.node_label)?,
             taints: self.node_taint.iter().map(|t| taint(t)).collect::<Result<_, _>>()?,
+            node_port_networks: self
+                .nodeport_addresses
+                .iter()
+                .map(|t| node_port_network(t))
+                .collect::<Result<_, _>>()?,
             registries: self.private_registry,
             resolv_conf: self.resolv_conf,
             pod_logs_dir: self.pod_logs_dir,
@@ -171,6 +182,12 @@ fn labels(list: &[String]) -> Result<BTreeMap<String, String>, ConfigError> {
         out.insert(key.to_owned(), value.to_owned());
     }
     Ok(out)
+}
+
+fn node_port_network(text: &str) -> Result<Cidr, ConfigError> {
+    // an address without a prefix may be a mistake for its network
+    let parsed = text.contains('/').then(|| text.trim().parse().ok()).flatten();
+    parsed.ok_or_else(|| wrong("nodeport-addresses", format!("{text:?} is not a network such as 192.0.2.0/24")))
 }
 
 fn taint(text: &str) -> Result<Taint, ConfigError> {

@@ -2,8 +2,10 @@
 
 use super::node::{ConfigError, NodeArgs, NodeConfig, TokenSource, wrong};
 use super::time::parse_time;
+use super::parts::Part;
 use clap::Args;
 use edge_network::{Backend, Cidr};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -81,6 +83,16 @@ pub(crate) struct ServerArgs {
     /// theirs after two thirds of that
     #[arg(long, default_value = "8760h", value_name = "TIME", help_heading = "Cluster")]
     pub(crate) cluster_signing_duration: String,
+    /// Part of edge to leave out in the whole cluster: servicelb (load balancers on the nodes' addresses), coredns (the cluster's
+    /// DNS), kube-proxy (services' addresses and ports), network-policy (can be repeated)
+    #[arg(long, value_name = "PART", value_delimiter = ',', help_heading = "Network")]
+    pub(crate) disable: Vec<String>,
+    /// The same as --disable=network-policy, as k3s has it
+    #[arg(long, help_heading = "Network")]
+    pub(crate) disable_network_policy: bool,
+    /// The same as --disable=kube-proxy, as k3s has it
+    #[arg(long, help_heading = "Network")]
+    pub(crate) disable_kube_proxy: bool,
 
     /// Serve the control plane only, run no pods here
     #[arg(long, help_heading = "Node")]
@@ -122,6 +134,8 @@ pub(crate) struct ServerConfig {
     pub(crate) cluster_domain: String,
     /// How long certificates hold that are signed on request.
     pub(crate) signing_duration: Duration,
+    /// Parts that are left out.
+    pub(crate) disabled: BTreeSet<Part>,
     pub(crate) agent: bool,
     pub(crate) node: NodeConfig,
     /// As given; read and checked when it is used.
@@ -194,6 +208,9 @@ impl ServerArgs {
             wrong("network", format!("{:?} is none of auto, vxlan, host-gw, wireguard, none", self.network))
         })?;
         edge_api::names::dns1123_subdomain(&self.cluster_domain).map_err(|e| wrong("cluster-domain", e))?;
+        let mut disabled = Part::parse(&self.disable)?;
+        disabled.extend(self.disable_network_policy.then_some(Part::NetworkPolicy));
+        disabled.extend(self.disable_kube_proxy.then_some(Part::ServiceProxy));
         let node = self.node.check()?;
         Ok(ServerConfig {
             data_dir: self.data_dir,
@@ -211,6 +228,7 @@ impl ServerArgs {
             signing_duration: parse_time(&self.cluster_signing_duration)
                 .filter(|d| SIGNING_DURATIONS.contains(d))
                 .ok_or_else(|| wrong("cluster-signing-duration", "expected a time from 1s to 7300d, such as 8760h"))?,
+            disabled,
             agent: !self.disable_agent,
             node,
             token: TokenSource { text: self.token, file: self.token_file },
@@ -266,6 +284,13 @@ mod tests {
     }
 
     #[test]
+    fn parts_are_left_out_by_the_names_of_k3s() {
+        let c = check(&["--disable=traefik,servicelb", "--disable=coredns", "--disable-network-policy"]).unwrap();
+        assert_eq!(c.disabled, BTreeSet::from([Part::Dns, Part::ServiceLb, Part::NetworkPolicy]));
+        assert!(check(&[]).unwrap().disabled.is_empty());
+    }
+
+    #[test]
     fn mistakes_name_their_flag() {
         for (args, flag) in [
             (&["--cluster-cidr=10.0.0.0"][..], "--cluster-cidr"),
@@ -275,6 +300,8 @@ mod tests {
             (&["--cluster-cidr=fd42::/16"], "--cluster-cidr"),
             (&["--cluster-cidr=10.42.0.0/16,fd42::/56", "--service-cidr=fd43::/112,10.43.0.0/16"], "--service-cidr"),
             (&["--network=calico"], "--network"),
+            (&["--disable=dns"], "--disable"),
+            (&["--nodeport-addresses=192.0.2.1"], "--nodeport-addresses"),
             (&["--cluster-dns=1.1.1.1"], "--cluster-dns"),
             (&["--node-label=a b=c"], "--node-label"),
             (&["--node-taint=a=b"], "--node-taint"),

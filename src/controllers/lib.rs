@@ -58,6 +58,8 @@ pub struct Options {
     pub service_cidrs: Vec<String>,
     /// Signs certificates.
     pub signer: Arc<dyn CertificateSigner>,
+    /// Whether services of type LoadBalancer get addresses of the cluster's nodes.
+    pub load_balancers: bool,
     /// The name of this server's own node, if it is one.
     pub server_node: Option<String>,
 }
@@ -78,7 +80,9 @@ pub async fn run(identities: Identities, options: Options, supervisor: Superviso
     all.start("disruption-controller", disruption::run);
     all.start("endpointslice-controller", endpointslice::run);
     all.start("endpointslicemirroring-controller", endpointslice_mirroring::run);
-    all.start("service-controller", servicelb::run);
+    if options.load_balancers {
+        all.start("service-controller", servicelb::run);
+    }
     all.start("service-account-controller", serviceaccount::run);
     let root_ca = options.root_ca;
     all.start("root-ca-cert-publisher", move |context| root_ca::run(context, root_ca.clone()));

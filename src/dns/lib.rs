@@ -11,6 +11,7 @@ mod answer;
 mod cache;
 mod forwards;
 mod metrics;
+mod metrics_server;
 mod records;
 mod server;
 mod service;
@@ -22,6 +23,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use edge_client::{Change, Informers, Key};
 use hickory_proto::rr::Name;
@@ -36,8 +38,14 @@ pub use records::{Found, Lookup, Records};
 pub use server::Server;
 pub use upstream::Upstream;
 
+/// How long to wait before an address that is taken is tried again, at first and at most.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// Told of every new reason why the server does not serve yet.
+pub type OnTrouble = Arc<dyn Fn(&Error) + Send + Sync>;
+
 /// What the server needs to know.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct DnsConfig {
     /// Where to listen, UDP and TCP: the cluster's DNS addresses, usually with port 53.
     pub listen: Vec<SocketAddr>,
@@ -47,13 +55,17 @@ pub struct DnsConfig {
     pub resolv_conf: PathBuf,
     /// Counts what the server does.
     pub metrics: Arc<Metrics>,
+    /// Where the counters are served over HTTP, usually the addresses of `listen` with port 9153.
+    pub metrics_listen: Vec<SocketAddr>,
+    /// Told why the server does not serve yet.
+    pub on_trouble: OnTrouble,
 }
 
 /// Why the server did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The address cannot be listened on.
-    #[error("listen on {address}")]
+    #[error("listen on {address}{}", hint(source))]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -72,20 +84,60 @@ pub enum Error {
     },
 }
 
-/// Serves the cluster's DNS. Ends only with an error at the start; drop the future to stop.
+/// What to do about an address that cannot be listened on.
+fn hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => {
+            " (another program on this machine listens on this port, maybe on all addresses: `ss -lntup` shows it; let it \
+             listen on certain addresses)"
+        }
+        _ => "",
+    }
+}
+
+/// Serves the cluster's DNS. Ends only with an error at the start; drop the future to stop. An address that is taken is tried
+/// again until it is free.
 ///
 /// # Errors
-/// When the address cannot be listened on or the domain is none.
+/// When the domain is none.
 pub async fn run(informers: Informers, config: DnsConfig) -> Result<(), Error> {
     let domain = config.domain.trim_end_matches('.');
     let zone = Name::from_ascii(format!("{domain}."))
         .map_err(|source| Error::InvalidDomain { domain: config.domain.clone(), source })?;
     let own: Vec<IpAddr> = config.listen.iter().map(SocketAddr::ip).collect();
     let records = Arc::new(RwLock::new(Records::new(zone, own.clone())));
-    let upstream = Upstream::new(config.resolv_conf, own, config.metrics.clone());
-    let server = Server::bind(&config.listen, records.clone(), upstream.clone(), config.metrics).await?;
-    tokio::join!(server.run(), follow(informers.clone(), records), follow_forwards(informers, upstream));
+    let upstream = Upstream::new(config.resolv_conf.clone(), own, config.metrics.clone());
+    tokio::join!(
+        serve(&config, records.clone(), upstream.clone()),
+        metrics_server::run(&config.metrics_listen, config.metrics.clone()),
+        follow(informers.clone(), records),
+        follow_forwards(informers, upstream),
+    );
     Ok(())
+}
+
+/// Serves as soon as the addresses can be listened on.
+async fn serve(config: &DnsConfig, records: Arc<RwLock<Records>>, upstream: Upstream) {
+    let (mut delay, mut told) = (RETRY.0, String::new());
+    loop {
+        match Server::bind(&config.listen, records.clone(), upstream.clone(), config.metrics.clone()).await {
+            Ok(server) => {
+                if !told.is_empty() {
+                    tracing::info!("the cluster's DNS serves now");
+                }
+                return server.run().await;
+            }
+            Err(error) => {
+                let text = error.to_string();
+                if text != told {
+                    (config.on_trouble)(&error);
+                    told = text;
+                }
+                tokio::time::sleep(delay).await;
+                delay = (delay * 2).min(RETRY.1);
+            }
+        }
+    }
 }
 
 /// Keeps the name servers of certain domains as the administrator wants them.

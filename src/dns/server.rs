@@ -7,7 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use hickory_proto::op::{Message, Query, ResponseCode};
@@ -104,18 +104,19 @@ async fn serve_datagrams(socket: Arc<UdpSocket>, resolver: Arc<Resolver>) {
             }
         };
         count(&resolver.metrics.udp);
+        let since = Instant::now();
         let (outcome, limit) = resolver.consider(&buffer[..length]);
         match outcome {
             Outcome::Ignore => {}
-            Outcome::Answer(message) => send(&socket, client, &resolver.counted(message), limit).await,
+            Outcome::Answer(message) => send(&socket, client, &resolver.counted(message, since), limit).await,
             Outcome::Ask(message, _) if waiting.len() >= MAX_WAITING => {
                 let message = answer::complete(message, Err(ResponseCode::ServFail));
-                send(&socket, client, &resolver.counted(message), limit).await;
+                send(&socket, client, &resolver.counted(message, since), limit).await;
             }
             Outcome::Ask(message, query) => {
                 let (socket, resolver) = (socket.clone(), resolver.clone());
                 waiting.spawn(async move {
-                    let message = resolver.ask(message, query).await;
+                    let message = resolver.ask(message, query, since).await;
                     send(&socket, client, &message, limit).await;
                 });
             }
@@ -180,12 +181,13 @@ async fn serve_stream(stream: TcpStream, resolver: &Arc<Resolver>) -> io::Result
             Err(error) => return Err(error),
         };
         count(&resolver.metrics.tcp);
+        let since = Instant::now();
         match resolver.consider(&query).0 {
             Outcome::Ignore => return Ok(()),
-            Outcome::Answer(message) => write(&writer, &resolver.counted(message)).await?,
+            Outcome::Answer(message) => write(&writer, &resolver.counted(message, since)).await?,
             Outcome::Ask(message, query) => {
                 let (writer, resolver) = (writer.clone(), resolver.clone());
-                waiting.spawn(async move { write(&writer, &resolver.ask(message, query).await).await });
+                waiting.spawn(async move { write(&writer, &resolver.ask(message, query, since).await).await });
             }
         }
     }
@@ -222,13 +224,13 @@ impl Resolver {
         }
     }
 
-    async fn ask(&self, message: Message, query: Query) -> Message {
+    async fn ask(&self, message: Message, query: Query, since: Instant) -> Message {
         let reply = self.upstream.resolve(query).await;
-        self.counted(answer::complete(message, reply))
+        self.counted(answer::complete(message, reply), since)
     }
 
-    fn counted(&self, message: Message) -> Message {
-        self.metrics.answered(message.metadata.response_code);
+    fn counted(&self, message: Message, since: Instant) -> Message {
+        self.metrics.answered(message.metadata.response_code, since);
         message
     }
 }

@@ -606,3 +606,187 @@ async fn dig_understands_the_answers() {
             .await;
     assert_eq!(both, "10.43.0.5\n10.42.0.7\n", "one connection");
 }
+
+/// Queries that are nearly right: the seeds that mutations begin with, hand-made ones with what decoders stumble over.
+fn query_corpus() -> Vec<Vec<u8>> {
+    let mut with_edns = question("web.ns.svc.cluster.local.", RecordType::SRV);
+    with_edns.set_edns(Edns::new());
+    let header = |counts: [u8; 8]| [&[0x12, 0x34, 1, 0][..], &counts].concat();
+    let asks = |name: &[u8]| [&header([0, 1, 0, 0, 0, 0, 0, 0]), name, &[0, 1, 0, 1]].concat();
+    let long_label = [&[63][..], &[b'a'; 63]].concat();
+    vec![
+        question("web.ns.svc.cluster.local.", RecordType::A).to_vec().unwrap(),
+        with_edns.to_vec().unwrap(),
+        // a name that points to itself, behind itself, and behind the end
+        asks(&[0xc0, 12]),
+        asks(&[1, b'a', 0xc0, 12]),
+        asks(&[0xc0, 0xff]),
+        asks(&[0xff, 0xff]),
+        // labels that are too long, names that are, and one of a forbidden kind
+        asks(&[&[64][..], &[b'a'; 64], &[0]].concat()),
+        asks(&[long_label.repeat(5), vec![0]].concat()),
+        asks(&[0x41, 0, 0]),
+        asks(b"\x03a.b\x05clust\x00"),
+        asks(b"\x04\xff\xfe\x00\x80\x00"),
+        // more questions, and more records, than there are
+        header([0, 2, 0, 0, 0, 0, 0, 0]),
+        header([0xff; 8]),
+        [&asks(b"\x01a\x00")[..], &[0, 0, 41, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff]].concat(),
+        // options of EDNS that are longer than the message
+        [
+            &header([0, 1, 0, 0, 0, 0, 0, 1]),
+            &b"\x01a\x00\x00\x01\x00\x01"[..],
+            &[0, 0, 41, 4, 0xd0, 0, 0, 0, 0, 0, 4, 0, 8, 0xff, 0xff],
+        ]
+        .concat(),
+    ]
+}
+
+/// Whatever comes, the server neither panics nor says something that is no answer, and it answers well-formed queries still.
+#[tokio::test]
+async fn malformed_queries_are_survived() {
+    let fixture = serve(cluster(), &[]).await;
+    let corpus = query_corpus();
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.connect(fixture.address).await.unwrap();
+    let mut state = 0x5eed_u64;
+    let mut random = |limit: usize| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) as usize % limit
+    };
+    let records = cluster();
+    for round in 0..30_000 {
+        let mut bytes = corpus[random(corpus.len())].clone();
+        for _ in 0..random(6) {
+            if bytes.is_empty() {
+                break;
+            }
+            let at = random(bytes.len());
+            match random(5) {
+                0 => bytes[at] = random(256) as u8,
+                1 => bytes[at] ^= 1 << random(8),
+                2 => bytes.truncate(at),
+                3 => bytes.insert(at, [0, 0xc0, 0xff, 63, 12][random(5)]),
+                _ => bytes.extend_from_within(at..),
+            }
+        }
+        bytes.truncate(4096);
+        // the decoder and the records alone, quickly; over the socket now and then
+        if let Ok(query) = answer::parse(&bytes)
+            && let answer::Outcome::Answer(message) | answer::Outcome::Ask(message, _) =
+                answer::answer(&records, &query, round)
+        {
+            assert_eq!(message.metadata.id, query.metadata.id);
+            let limit = answer::datagram_limit(&query);
+            assert!(answer::encode(&message, limit).is_none_or(|bytes| bytes.len() <= limit));
+        }
+        if round % 100 == 0 {
+            socket.send(&bytes).await.unwrap();
+        }
+    }
+    let answer = by_udp(fixture.address, &question("web.ns.svc.cluster.local.", RecordType::A)).await;
+    assert_eq!(texts(&answer), ["10.43.0.5"]);
+    // The same over TCP: a length that promises too much, one of nothing, a message in pieces.
+    for bytes in corpus.iter().chain([&vec![0xff; 300], &Vec::new()]) {
+        let mut stream = TcpStream::connect(fixture.address).await.unwrap();
+        stream.write_all(&(bytes.len() as u16).to_be_bytes()).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut answer = Vec::new();
+        let _ = timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("the server lets go");
+    }
+    let answer = by_udp(fixture.address, &question("web.ns.svc.cluster.local.", RecordType::A)).await;
+    assert_eq!(texts(&answer), ["10.43.0.5"]);
+}
+
+/// What other name servers answer is not to be trusted either.
+#[test]
+fn malformed_answers_are_survived() {
+    let corpus = query_corpus();
+    let mut state = 0xa5_u64;
+    for _ in 0..30_000 {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        let mut bytes = corpus[(state >> 33) as usize % corpus.len()].clone();
+        if bytes.len() > 8 {
+            bytes[2] |= 0x80;
+            let at = (state >> 20) as usize % bytes.len();
+            bytes[at] = (state >> 50) as u8;
+        }
+        if let Ok(message) = Message::from_vec(&bytes) {
+            let _ = message.to_vec();
+        }
+    }
+}
+
+/// A port that another program has: the reason is told, and the server serves as soon as it is free.
+#[tokio::test]
+async fn a_taken_port_is_told_and_tried_again() {
+    let taken = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = taken.local_addr().unwrap();
+    let (told, mut troubles) = tokio::sync::mpsc::unbounded_channel();
+    let metrics = Arc::new(Metrics::default());
+    let config = DnsConfig {
+        listen: vec![address],
+        domain: "cluster.local".into(),
+        resolv_conf: "/dev/null".into(),
+        metrics: metrics.clone(),
+        metrics_listen: Vec::new(),
+        on_trouble: Arc::new(move |error| drop(told.send(error.to_string()))),
+    };
+    let upstream = Upstream::new("/dev/null".into(), Vec::new(), metrics);
+    let records = Arc::new(RwLock::new(cluster()));
+    let serving = tokio::spawn(async move { super::serve(&config, records, upstream).await });
+    let reason = timeout(PATIENCE, troubles.recv()).await.unwrap().unwrap();
+    assert!(reason.starts_with(&format!("listen on {address}")) && reason.contains("another program"), "{reason}");
+    drop(taken);
+    let answer = loop {
+        let query = question("web.ns.svc.cluster.local.", RecordType::A);
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        socket.connect(address).await.unwrap();
+        let mut buffer = [0; 512];
+        let asked = async {
+            socket.send(&query.to_vec().unwrap()).await?;
+            socket.recv(&mut buffer).await
+        };
+        match timeout(Duration::from_millis(200), asked).await {
+            Ok(Ok(length)) => break Message::from_vec(&buffer[..length]).unwrap(),
+            _ => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    };
+    assert_eq!(texts(&answer), ["10.43.0.5"]);
+    assert!(troubles.try_recv().is_err(), "told once");
+    serving.abort();
+}
+
+#[tokio::test]
+async fn counters_are_served_as_coredns_serves_them() {
+    let fixture = serve(cluster(), &[]).await;
+    by_udp(fixture.address, &question("web.ns.svc.cluster.local.", RecordType::A)).await;
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let metrics = fixture.metrics.clone();
+    let serving = tokio::spawn(async move { metrics_server::run(&[free], metrics).await });
+    let get = async |path: &str| {
+        let mut stream = loop {
+            match TcpStream::connect(free).await {
+                Ok(stream) => break stream,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        };
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: dns\r\n\r\n").as_bytes()).await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
+    };
+    let text = get("/metrics").await;
+    assert!(text.starts_with("HTTP/1.1 200") && text.contains("content-type: text/plain; version=0.0.4"), "{text}");
+    for line in [
+        "coredns_dns_requests_total{proto=\"udp\"} 1",
+        "coredns_dns_responses_total{rcode=\"NOERROR\"} 1",
+        "coredns_dns_request_duration_seconds_count 1",
+        "coredns_dns_request_duration_seconds_bucket{le=\"+Inf\"} 1",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}: {text}");
+    }
+    assert!(get("/").await.starts_with("HTTP/1.1 404"));
+    serving.abort();
+}

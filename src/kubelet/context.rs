@@ -5,7 +5,7 @@ use crate::env::fields::Facts;
 use crate::node::machine::Machine;
 use crate::objects::Objects;
 use crate::status::StatusWriter;
-use crate::{Dependencies, Error};
+use crate::{Dependencies, Error, OtherMetrics};
 use edge_client::{Client, EventRecorder, Informer, Informers};
 use edge_image::ImageStore;
 use edge_network::NodeNetwork;
@@ -34,6 +34,7 @@ pub(crate) struct Context {
     /// Changes when an archive has brought images; true once those that lay in the drop folder at the start are read.
     pub(crate) imports: watch::Sender<bool>,
     pub(crate) network: Arc<NodeNetwork>,
+    pub(crate) other_metrics: OtherMetrics,
     pub(crate) recorder: EventRecorder,
     pub(crate) status: Arc<StatusWriter>,
     pub(crate) objects: Objects,
@@ -84,6 +85,7 @@ impl Context {
             runtime: with.runtime,
             images: with.images,
             network: with.network,
+            other_metrics: with.other_metrics,
             config,
         }))
     }

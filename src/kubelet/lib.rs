@@ -75,7 +75,12 @@ pub struct Dependencies {
     pub images: Arc<ImageStore>,
     /// Networks of pods.
     pub network: Arc<NodeNetwork>,
+    /// Metrics of other parts of the node, in Prometheus' text format, for whoever asks the kubelet.
+    pub other_metrics: OtherMetrics,
 }
+
+/// Gives metrics in Prometheus' text format.
+pub type OtherMetrics = Arc<dyn Fn() -> String + Send + Sync>;
 
 /// The running node agent. Dropping it ends its tasks; the containers go on.
 pub struct Kubelet {

@@ -28,7 +28,10 @@ pub(crate) async fn run(server: &Server) -> Result<(), Status> {
     all(server, objects::NAMESPACES.iter().map(|n| (objects::namespace(n), Policy::Keep)).collect()).await?;
     let mut rest: Vec<(Value, Policy)> = Vec::new();
     rest.extend(objects::priority_classes().map(|v| (v, Policy::Keep)));
-    rest.extend([objects::kubernetes_service(o), objects::dns_service(o)].map(|v| (v, Policy::Keep)));
+    rest.push((objects::kubernetes_service(o), Policy::Keep));
+    if !o.dns_ips.is_empty() {
+        rest.push((objects::dns_service(o), Policy::Keep));
+    }
     rest.extend(edge_auth::bootstrap_policy().into_iter().map(|v| (v, Policy::Grow)));
     all(server, rest).await?;
     endpoints(server).await

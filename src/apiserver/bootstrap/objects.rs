@@ -88,6 +88,7 @@ pub(super) fn dns_service(o: &Options) -> Value {
             "ports": [
                 {"name": "dns", "protocol": "UDP", "port": 53, "targetPort": 53},
                 {"name": "dns-tcp", "protocol": "TCP", "port": 53, "targetPort": 53},
+                {"name": "metrics", "protocol": "TCP", "port": 9153, "targetPort": 9153},
             ],
         },
     })

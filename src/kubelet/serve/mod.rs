@@ -132,7 +132,9 @@ impl Server {
                 streams::port_forward(self.pod(namespace, pod, Some(uid))?, request)
             }
             ["stats", "summary"] if is_get => Ok(json_answer(metrics::summary(&self.cx, &self.manager).await)),
-            ["metrics"] if is_get => Ok(text_answer(metrics::own(&self.cx, &self.manager))),
+            ["metrics"] if is_get => {
+                Ok(text_answer(metrics::own(&self.cx, &self.manager) + &(self.cx.other_metrics)()))
+            }
             ["metrics", "resource"] if is_get => Ok(text_answer(metrics::resource(&self.cx, &self.manager).await)),
             _ => Err(Refusal::not_found("404 page not found")),
         }

@@ -61,6 +61,7 @@ impl Node {
             cluster_cidrs: vec![cidr([10, 199, 0, 0], 16)],
             service_cidrs: vec![cidr([10, 198, 0, 0], 16)],
             dns_addresses: vec![IpAddr::from([10, 198, 0, 10])],
+            node_port_networks: Vec::new(),
             node_addresses: Vec::new(),
             wireguard_key: self.path("wireguard.key"),
             backend: Backend::Auto,
@@ -86,6 +87,7 @@ impl Node {
             runtime: Arc::new(self.runtime()),
             images: Arc::new(ImageStore::open(images).unwrap()),
             network: Arc::new(network),
+            other_metrics: Arc::new(String::new),
         };
         let config = KubeletConfig {
             node_name: "n".into(),
