@@ -74,9 +74,14 @@ impl<K> InformerKind for K where
 {
 }
 
+/// The objects of a namespace by the value that they have for a label.
+type LabelIndex = HashMap<Key, Vec<Key>>;
+
 struct State<K> {
     objects: HashMap<Key, Arc<K>>,
     by_namespace: HashMap<String, Vec<Key>>,
+    /// Indexes by the labels that somebody has asked for; a key holds the namespace and the label's value.
+    by_label: HashMap<&'static str, LabelIndex>,
     subscribers: Vec<mpsc::UnboundedSender<Change<K>>>,
 }
 
@@ -88,7 +93,12 @@ pub struct Informer<K> {
 
 impl<K: InformerKind> Informer<K> {
     fn new() -> Arc<Self> {
-        let state = State { objects: HashMap::new(), by_namespace: HashMap::new(), subscribers: Vec::new() };
+        let state = State {
+            objects: HashMap::new(),
+            by_namespace: HashMap::new(),
+            by_label: HashMap::new(),
+            subscribers: Vec::new(),
+        };
         Arc::new(Self { state: RwLock::new(state), synced: watch::Sender::new(false) })
     }
 
@@ -112,6 +122,31 @@ impl<K: InformerKind> Informer<K> {
         let state = self.state.read();
         let keys = state.by_namespace.get(namespace).map(Vec::as_slice).unwrap_or_default();
         keys.iter().filter_map(|k| state.objects.get(k).cloned()).collect()
+    }
+
+    /// The objects of a namespace with this value of a label, in no particular order. What it costs depends on their number
+    /// alone, as the first use of a label makes an index.
+    pub fn list_labelled(&self, namespace: &str, label: &'static str, value: &str) -> Vec<Arc<K>> {
+        let key = Key::new(namespace, value);
+        let of = |state: &State<K>, index: &LabelIndex| -> Vec<Arc<K>> {
+            index.get(&key).into_iter().flatten().filter_map(|k| state.objects.get(k).cloned()).collect()
+        };
+        {
+            let state = self.state.read();
+            if let Some(index) = state.by_label.get(label) {
+                return of(&state, index);
+            }
+        }
+        let mut state = self.state.write();
+        let mut index = LabelIndex::new();
+        for (key, object) in &state.objects {
+            if let Some(at) = place(&**object, label) {
+                index.entry(at).or_default().push(key.clone());
+            }
+        }
+        let found = of(&state, &index);
+        state.by_label.insert(label, index);
+        found
     }
 
     /// Everything that is in the cache now, as [`Change::Applied`] without `old`, then every later change.
@@ -144,6 +179,7 @@ impl<K: InformerKind> Informer<K> {
         let new = Arc::new(object);
         let mut state = self.state.write();
         let old = state.objects.insert(key.clone(), new.clone());
+        state.index(&key, old.as_deref(), Some(&*new));
         match &old {
             None => state.by_namespace.entry(key.namespace.clone()).or_default().push(key),
             Some(old) if old.resource_version() == new.resource_version() => return,
@@ -155,6 +191,7 @@ impl<K: InformerKind> Informer<K> {
     fn delete(&self, key: &Key) {
         let mut state = self.state.write();
         let Some(old) = state.objects.remove(key) else { return };
+        state.index(key, Some(&*old), None);
         if let Some(keys) = state.by_namespace.get_mut(&key.namespace) {
             keys.retain(|k| k != key);
             if keys.is_empty() {
@@ -189,6 +226,34 @@ impl<K: InformerKind> Informer<K> {
                 Err(error) => {
                     tracing::debug!(resource = %K::plural(&()), %error, "watch broke, starting again");
                 }
+            }
+        }
+    }
+}
+
+/// Where an object is in the index by a label.
+fn place<K: ResourceExt>(object: &K, label: &str) -> Option<Key> {
+    object.labels().get(label).map(|value| Key::new(object.namespace().unwrap_or_default(), value))
+}
+
+impl<K: ResourceExt> State<K> {
+    /// Moves an object to its place in every index.
+    fn index(&mut self, key: &Key, old: Option<&K>, new: Option<&K>) {
+        for (label, index) in &mut self.by_label {
+            let (before, after) = (old.and_then(|old| place(old, label)), new.and_then(|new| place(new, label)));
+            if before == after {
+                continue;
+            }
+            if let Some(before) = before
+                && let Some(keys) = index.get_mut(&before)
+            {
+                keys.retain(|known| known != key);
+                if keys.is_empty() {
+                    index.remove(&before);
+                }
+            }
+            if let Some(after) = after {
+                index.entry(after).or_default().push(key.clone());
             }
         }
     }
@@ -287,5 +352,30 @@ mod tests {
         assert_eq!(informer.list_namespace("ns").len(), 2);
         assert!(informer.list_namespace("other").is_empty());
         assert!(informer.get("ns", "a").is_some());
+    }
+
+    #[tokio::test]
+    async fn objects_are_found_by_a_label() {
+        let informer = Informer::<ConfigMap>::new();
+        let labelled = |name: &str, version: &str, value: Option<&str>| {
+            let mut object = object(name, version);
+            object.metadata.labels = value.map(|value| [("of".to_owned(), value.to_owned())].into());
+            object
+        };
+        let names = |value: &str| {
+            let mut names: Vec<String> =
+                informer.list_labelled("ns", "of", value).iter().map(|object| object.name_any()).collect();
+            names.sort();
+            names
+        };
+        informer.replace(vec![labelled("a", "1", Some("x")), labelled("b", "1", Some("y")), labelled("c", "1", None)]);
+        assert_eq!((names("x"), names("y"), names("z")), (vec!["a".into()], vec!["b".into()], vec![]));
+        informer.apply(labelled("b", "2", Some("x")));
+        informer.apply(labelled("c", "2", Some("z")));
+        assert_eq!((names("x"), names("y"), names("z")), (vec!["a".into(), "b".into()], vec![], vec!["c".into()]));
+        informer.delete(&Key::new("ns", "a"));
+        informer.apply(labelled("b", "3", None));
+        assert!(names("x").is_empty());
+        assert!(informer.list_labelled("other", "of", "z").is_empty());
     }
 }

@@ -113,9 +113,8 @@ impl Controller {
     async fn reconcile(&self, key: &Key) -> Result<Outcome, Error> {
         let mine: Vec<Arc<EndpointSlice>> = self
             .slices
-            .list_namespace(&key.namespace)
+            .list_labelled(&key.namespace, SERVICE_LABEL, &key.name)
             .into_iter()
-            .filter(|s| s.labels().get(SERVICE_LABEL) == Some(&key.name))
             .filter(|s| s.labels().get(MANAGED_BY).is_some_and(|m| m == MANAGER))
             .collect();
         let service = self.services.get_key(key).filter(|s| s.metadata.deletion_timestamp.is_none());

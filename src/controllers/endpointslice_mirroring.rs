@@ -75,9 +75,8 @@ fn is_mirrored(endpoints: &Endpoints, service: &Service) -> bool {
 
 impl Controller {
     async fn reconcile(&self, key: &Key) -> Result<Outcome, Error> {
-        let mine = self.slices.list_namespace(&key.namespace).into_iter();
-        let mine: Vec<Arc<EndpointSlice>> =
-            mine.filter(|slice| is_mine(slice) && slice.labels().get(SERVICE_LABEL) == Some(&key.name)).collect();
+        let mine = self.slices.list_labelled(&key.namespace, SERVICE_LABEL, &key.name).into_iter();
+        let mine: Vec<Arc<EndpointSlice>> = mine.filter(|slice| is_mine(slice)).collect();
         let endpoints = self.endpoints.get_key(key).zip(self.services.get_key(key));
         let endpoints = endpoints.filter(|(endpoints, service)| is_mirrored(endpoints, service)).map(|(e, _)| e);
         let api: Api<EndpointSlice> = Api::namespaced(self.context.client.clone(), &key.namespace);
