@@ -120,7 +120,7 @@ fn cluster_ips(spec: &ServiceSpec, node: &Node) -> BTreeSet<IpAddr> {
 }
 
 /// The addresses of load balancers that do not translate themselves.
-fn load_balancer_addresses(service: &Service, spec: &ServiceSpec) -> BTreeSet<IpAddr> {
+pub(crate) fn load_balancer_addresses(service: &Service, spec: &ServiceSpec) -> BTreeSet<IpAddr> {
     if spec.type_.as_deref() != Some("LoadBalancer") {
         return BTreeSet::new();
     }

@@ -7,9 +7,12 @@
 //! [`compile`] is pure and looks at one service; [`Model`] keeps the compiled services; [`run`] is the effect. The same for
 //! policies: [`policy::Model`] and [`policy::run`].
 
+#[cfg(test)]
+mod churn_tests;
 mod compile;
 mod health;
 mod model;
+mod occupied;
 pub mod peers;
 pub mod policy;
 
@@ -26,6 +29,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 pub use compile::{Compiled, HealthCheck, compile};
 use health::HealthServer;
 pub use model::Model;
+use occupied::Occupied;
 
 /// How long to wait before rules that the kernel refused are tried again, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -52,6 +56,7 @@ pub async fn run(informers: Informers, network: Arc<NodeNetwork>, node: Node) {
     tokio::join!(services.synced(), slices.synced());
     let mut model = Model::new(node);
     let mut health = HealthServer::default();
+    let mut occupied = Occupied::default();
     let mut retry = Retry::default();
     // The first table is complete: rules of an earlier process may be for services that are gone.
     let mut first = true;
@@ -61,6 +66,7 @@ pub async fn run(informers: Informers, network: Arc<NodeNetwork>, node: Node) {
         drain(&mut node_changes, |change| model.set_zone(zone_of(change)));
         let changes = model.refresh();
         if !changes.is_empty() || first || retry.is_due() {
+            let on_the_node = model.on_the_node(changes.keys());
             let network = network.clone();
             let result = if std::mem::take(&mut first) {
                 let table = model.table();
@@ -70,6 +76,7 @@ pub async fn run(informers: Informers, network: Arc<NodeNetwork>, node: Node) {
             };
             retry.note(result, "service rules refused");
             health.set(model.health_checks()).await;
+            occupied.warn(on_the_node);
         }
         tokio::select! {
             Some(change) = service_changes.recv() => model.service_changed(&change),

@@ -8,7 +8,7 @@ use edge_network::{Frontend, Route, ServiceChanges, ServiceTable};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
-use crate::compile::{Compiled, HealthCheck};
+use crate::compile::{Compiled, HealthCheck, load_balancer_addresses};
 use crate::{Node, compile};
 
 /// Label of an EndpointSlice with the name of its service.
@@ -140,8 +140,27 @@ impl Model {
         self.claims.keys().filter_map(|frontend| Some((*frontend, self.route(frontend)?))).collect()
     }
 
+    /// Those of some frontends that may be on addresses of the node (node ports and load balancers), with the services that
+    /// have them; `None` for those that nobody has any more.
+    pub(crate) fn on_the_node<'a>(
+        &self,
+        frontends: impl Iterator<Item = &'a Frontend>,
+    ) -> Vec<(Frontend, Option<Key>)> {
+        let balances = |frontend: &Frontend, key: &Key| {
+            let service = self.services.get(key);
+            let addresses = service.and_then(|s| Some(load_balancer_addresses(s, s.spec.as_ref()?)));
+            addresses.is_some_and(|addresses| addresses.contains(&frontend.address))
+        };
+        let owned =
+            frontends.map(|frontend| (*frontend, self.claims.get(frontend).and_then(|keys| keys.first().cloned())));
+        owned
+            .filter(|(frontend, owner)| frontend.is_node() || owner.as_ref().is_none_or(|key| balances(frontend, key)))
+            .collect()
+    }
+
     /// The health checks that the node answers, with their services.
     pub fn health_checks(&self) -> Vec<(Key, HealthCheck)> {
-        self.compiled.iter().filter_map(|(key, compiled)| Some((key.clone(), compiled.health?))).collect()
+        let checks = self.compiled.iter().filter_map(|(key, compiled)| compiled.health.map(|health| (key, health)));
+        checks.map(|(key, health)| (key.clone(), health)).collect()
     }
 }
