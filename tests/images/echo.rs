@@ -1,12 +1,14 @@
 //! A small HTTP/1.1 server for the tests, one static binary: answers every request with facts about itself.
 //!
-//! `GET /` gives `version=… host=… peer=…`; `/env/NAME` a variable; `/file/PATH` a file; `/exit/N` ends the process;
-//! `/unhealthy` makes `/healthz` fail from then on. SIGTERM ends it at once: the tests drain with a preStop sleep.
+//! `GET /` gives `version=… host=… peer=… path=… method=…`; `/env/NAME` a variable; `/file/PATH` a file; `/exit/N` ends the
+//! process; `/unhealthy` makes `/healthz` fail from then on; `/page` is HTML with a link, `/moved` leads to it. SIGTERM ends it
+//! at once: the tests drain with a preStop sleep.
 //!
-//! On the port of the variable `RAW_PORT`, if there is one, it sends back whatever comes.
+//! On the port of the variable `RAW_PORT`, if there is one, it sends back whatever comes; on that of `UDP_PORT` it answers
+//! datagrams with its name.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 static HEALTHY: AtomicBool = AtomicBool::new(true);
@@ -16,6 +18,9 @@ fn main() {
     let listener = listen(&port);
     if let Ok(port) = std::env::var("RAW_PORT") {
         std::thread::spawn(move || send_back(&port));
+    }
+    if let Ok(port) = std::env::var("UDP_PORT") {
+        std::thread::spawn(move || answer_datagrams(&port));
     }
     println!("listening on {port}");
     for stream in listener.incoming().flatten() {
@@ -39,6 +44,19 @@ fn send_back(port: &str) {
     }
 }
 
+fn answer_datagrams(port: &str) {
+    let any = UdpSocket::bind(format!("[::]:{port}")).or_else(|_| UdpSocket::bind(format!("0.0.0.0:{port}")));
+    let Ok(socket) = any else { return eprintln!("cannot listen on UDP {port}") };
+    let mut buffer = [0; 1500];
+    while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
+        let _ = socket.send_to(format!("host={} peer={}", host(), peer.ip().to_canonical()).as_bytes(), peer);
+    }
+}
+
+fn host() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
+
 fn serve(mut stream: TcpStream) {
     let Ok(peer) = stream.peer_addr() else { return };
     let Ok(clone) = stream.try_clone() else { return };
@@ -48,6 +66,7 @@ fn serve(mut stream: TcpStream) {
         if reader.read_line(&mut line).unwrap_or(0) == 0 {
             return;
         }
+        let method = line.split(' ').next().unwrap_or_default().to_owned();
         let path = line.split(' ').nth(1).unwrap_or("/").to_owned();
         let (mut length, mut close) = (0usize, false);
         loop {
@@ -65,16 +84,21 @@ fn serve(mut stream: TcpStream) {
         if reader.read_exact(&mut body).is_err() {
             return;
         }
-        let (code, text) = answer(&path, &peer.ip().to_canonical().to_string());
+        let (code, mut text) = answer(&path, &method, &peer.ip().to_canonical().to_string());
         println!("{code} {path}");
-        let head = format!("HTTP/1.1 {code}\r\nContent-Length: {}\r\nContent-Type: text/plain\r\n\r\n", text.len());
+        let kind = if path == "/page" { "text/html" } else { "text/plain" };
+        let more = if path == "/moved" { "Location: /page\r\n" } else { "" };
+        let head = format!("HTTP/1.1 {code}\r\nContent-Length: {}\r\nContent-Type: {kind}\r\n{more}\r\n", text.len());
+        if method == "HEAD" {
+            text.clear();
+        }
         if stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(text.as_bytes())).is_err() || close {
             return;
         }
     }
 }
 
-fn answer(path: &str, peer: &str) -> (&'static str, String) {
+fn answer(path: &str, method: &str, peer: &str) -> (&'static str, String) {
     if let Some(name) = path.strip_prefix("/env/") {
         return ("200 OK", std::env::var(name).unwrap_or_default());
     }
@@ -94,10 +118,11 @@ fn answer(path: &str, peer: &str) -> (&'static str, String) {
         }
         "/healthz" if !HEALTHY.load(Ordering::Relaxed) => ("500 Internal Server Error", "unhealthy\n".into()),
         "/healthz" => ("200 OK", "ok\n".into()),
+        "/page" => ("200 OK", "<a href=\"/elsewhere\">there</a>".into()),
+        "/moved" => ("302 Found", String::new()),
         _ => {
             let version = std::env::var("ECHO_VERSION").unwrap_or_default();
-            let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-            ("200 OK", format!("version={version} host={} peer={peer} path={path}\n", host.trim()))
+            ("200 OK", format!("version={version} host={} peer={peer} path={path} method={method}\n", host()))
         }
     }
 }

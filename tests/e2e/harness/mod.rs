@@ -14,6 +14,7 @@ pub(crate) mod disk;
 pub(crate) mod images;
 mod network;
 mod rogue;
+pub(crate) mod space;
 pub(crate) mod vm;
 
 pub(crate) use agent::Agent;
