@@ -1,8 +1,8 @@
 //! What `edge server` can be told, and the checked form of it.
 
 use super::node::{ConfigError, NodeArgs, NodeConfig, TokenSource, wrong};
-use super::time::parse_time;
 use super::parts::Part;
+use super::time::parse_time;
 use clap::Args;
 use edge_network::{Backend, Cidr};
 use std::collections::BTreeSet;
