@@ -117,7 +117,6 @@ async fn run(config: ServerConfig, mut process: Process) -> Result<(), Failure> 
     let shutdown = CancellationToken::new();
     let mut tasks = JoinSet::new();
     let mut facts = facts(&config);
-    let socket = config.agent.then(|| agent::kubelet_socket(config.node.kubelet_port)).transpose()?;
     let name = &config.node.name;
     // a machine without any network still has the address of the cluster's DNS, which never changes
     let fallback = config.agent.then(|| config.cluster_dns[0]);
@@ -125,7 +124,8 @@ async fn run(config: ServerConfig, mut process: Process) -> Result<(), Failure> 
     let known = addresses.borrow().clone();
     let network = config.agent.then(|| agent::network(&config.data_dir, &config.node, &facts, &known)).transpose()?;
     let dialer = LocalDialer::new(name);
-    let control = control_plane(&config, &mut facts, addresses.clone(), dialer.clone(), &shutdown, &mut tasks).await?;
+    let mut control =
+        control_plane(&config, &mut facts, addresses.clone(), dialer.clone(), &shutdown, &mut tasks).await?;
     let api = &control.api;
     let informers = Informers::new(client(api, user("system:kube-controller-manager")));
     components(&config, &control, &facts, &informers, &mut tasks);
@@ -147,7 +147,7 @@ async fn run(config: ServerConfig, mut process: Process) -> Result<(), Failure> 
             };
             let kubelet = agent::start(parts, &mut tasks).await?;
             dialer.set(kubelet.server());
-            if let Some(socket) = socket {
+            if let Some(socket) = control.kubelet_socket.take() {
                 agent::serve_kubelet(&kubelet, socket, &control.kubelet_identity, &facts.client_ca, &mut tasks)?;
             }
             Some(kubelet)
@@ -210,7 +210,8 @@ fn facts(config: &ServerConfig) -> ClusterFacts {
 struct ControlPlane {
     api: ApiServer,
     pki: Arc<ClusterPki>,
-    /// What the kubelet of this process shows.
+    /// Where the kubelet of this process listens, and what it shows.
+    kubelet_socket: Option<TcpListener>,
     kubelet_identity: SharedIdentity,
     /// Serves until the shutdown.
     serving: JoinHandle<()>,
@@ -235,6 +236,7 @@ async fn control_plane(
         .map_err(doing("opening the store"))?
         .map_err(doing("opening the store"))?;
     let listener = TcpListener::bind(SocketAddr::from(config.bind)).map_err(doing("listening for the API"))?;
+    let kubelet_socket = config.agent.then(|| agent::kubelet_socket(config.node.kubelet_port)).transpose()?;
     let pki = Arc::new(ClusterPki::load_or_create(&tls).map_err(doing("preparing certificates"))?);
     pki.client_ca.pem().clone_into(&mut facts.client_ca);
     let own = OwnCertificates::open(config, pki.clone(), addresses.clone()).map_err(doing("preparing certificates"))?;
@@ -275,7 +277,7 @@ async fn control_plane(
     });
     tasks.spawn(tokens.follow());
     tasks.spawn(own.keep(api.clone()));
-    Ok(ControlPlane { api, pki, kubelet_identity, serving, scheduler, controllers })
+    Ok(ControlPlane { api, pki, kubelet_socket, kubelet_identity, serving, scheduler, controllers })
 }
 
 fn api_options(

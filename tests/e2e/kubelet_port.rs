@@ -138,6 +138,13 @@ fn a_port_that_is_taken_is_told() {
     assert_eq!(out.status.code(), Some(1), "{out:?}");
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     assert!(said.contains("port 10250 (--kubelet-port)") && said.contains("in use"), "{said}");
+    let mut server = Cluster::prepare(&[]);
+    let taken = server.inside(|| TcpListener::bind("0.0.0.0:10250").unwrap());
+    let out = server.server_command().output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(!out.status.success() && said.contains("port 10250 (--kubelet-port)"), "{said}");
+    drop(taken);
+    server.launch();
     agent.args = vec!["--kubelet-port=10260".into()];
     agent.launch();
     cluster.wait_for("node/node-2", "condition=Ready");
