@@ -192,7 +192,8 @@ pub(crate) async fn follow_imports(cx: Arc<Context>, manager: Arc<Manager>) {
     }
 }
 
-fn node_reference(cx: &Context) -> ObjectReference {
+/// The node, as the kubelet's events name it: by its name in place of its UID, as those of every kubelet.
+pub(crate) fn node_reference(cx: &Context) -> ObjectReference {
     let name = Some(cx.config.node_name.clone());
     ObjectReference { kind: Some("Node".to_owned()), name: name.clone(), uid: name, ..ObjectReference::default() }
 }

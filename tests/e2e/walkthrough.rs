@@ -70,7 +70,10 @@ fn first_day(which: Kubectl) {
     for word in ["Scheduled", "Pulled", "Created", "Started", "kube-api-access"] {
         assert!(described.contains(word), "{word} is missing: {described}");
     }
-    k(&["describe", "node", "node-1"]);
+    let told = k(&["describe", "node", "node-1"]);
+    for reason in ["Starting kubelet.", "NodeHasSufficientMemory", "NodeReady"] {
+        assert!(told.contains(reason), "{reason} in {told}");
+    }
     k(&["describe", "service", "hello-world"]);
 
     k(&["delete", "deployment,service", "hello-world"]);

@@ -105,7 +105,9 @@ impl Controller {
         let node = change.object();
         let name = node.name_any();
         let (old, new) = match change {
-            Change::Deleted(_) => {
+            Change::Deleted(node) => {
+                let message = format!("Node {name} event: Removing Node {name} from Controller");
+                self.context.recorder.event(&**node, EventType::Normal, "RemovingNode", message);
                 self.heard.lock().remove(&name);
                 self.zones.lock().dequeue(&name);
                 self.count();
@@ -113,6 +115,10 @@ impl Controller {
             }
             Change::Applied { old, new } => (old, new),
         };
+        if old.is_none() {
+            let message = format!("Node {name} event: Registered Node {name} in Controller");
+            self.context.recorder.event(&**new, EventType::Normal, "RegisteredNode", message);
+        }
         if old.as_ref().is_none_or(|o| heartbeat(o) != heartbeat(new)) {
             self.heard.lock().insert(name.clone(), Instant::now());
         }

@@ -4,6 +4,7 @@
 //! status kept true), the Lease that says the node is alive. Nothing is written while nothing changes, but the lease
 //! (volatile in the API's store) and a heartbeat every five minutes.
 
+mod events;
 pub(crate) mod machine;
 
 use crate::KUBELET_VERSION;
@@ -53,7 +54,8 @@ pub(crate) async fn run(cx: Arc<Context>, ready: watch::Sender<bool>) {
         }
     };
     tracing::info!(node = cx.config.node_name, "node registered");
-    tokio::join!(keep_status(&cx, ready, node.status.clone()), keep_lease(&cx, &node));
+    events::started(&cx, &node);
+    tokio::join!(keep_status(&cx, ready, Written::of(&node)), keep_lease(&cx, &node));
 }
 
 fn nodes(cx: &Context) -> Api<Node> {
@@ -90,7 +92,10 @@ async fn register(cx: &Context) -> Result<Node, edge_client::Error> {
         status: Some(status(cx, &NodeStatus::default(), Pressure::read(cx))),
     };
     match nodes(cx).create(&PostParams::default(), &node).await {
-        Ok(node) => Ok(node),
+        Ok(node) => {
+            events::conditions(cx, &NodeStatus::default(), node.status.as_ref().unwrap_or(&NodeStatus::default()));
+            Ok(node)
+        }
         Err(error) if is_conflict(&error) => {
             let known = nodes(cx).get(name).await?;
             let has = known.metadata.labels.clone().unwrap_or_default();
@@ -244,7 +249,7 @@ fn status_change(before: &NodeStatus, after: &NodeStatus) -> Option<Value> {
     if let Value::Object(change) = &mut change {
         // what others have put into the status is left alone; an empty list is none
         let is_none = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
-        change.retain(|key, value| !value.is_null() && !(is_none(value) && is_none(&before[key.as_str()])));
+        change.retain(|key, value| !(value.is_null() || is_none(value) && is_none(&before[key.as_str()])));
         if change.is_empty() {
             return None;
         }
@@ -253,9 +258,34 @@ fn status_change(before: &NodeStatus, after: &NodeStatus) -> Option<Value> {
     Some(change)
 }
 
+/// The newest status that the API is known to have.
+#[derive(Default)]
+struct Written {
+    status: Option<NodeStatus>,
+    version: u64,
+}
+
+impl Written {
+    fn of(node: &Node) -> Self {
+        Self { status: node.status.clone(), version: version(node) }
+    }
+
+    /// Takes what has been read, unless it is older: what this node wrote itself is known before the watch tells.
+    fn learn(&mut self, node: &Node) {
+        if version(node) >= self.version {
+            *self = Self::of(node);
+        }
+    }
+}
+
+/// A resource version, which Kubernetes lets clients compare as a number.
+fn version(node: &Node) -> u64 {
+    node.metadata.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0)
+}
+
 /// Writes the node's status when it changes: when its object was changed by others, its address changed, an image came or went, the disk or
 /// the memory ran short (looked at with every heartbeat and every renewal of the lease).
-async fn keep_status(cx: &Context, ready: watch::Sender<bool>, mut written: Option<NodeStatus>) {
+async fn keep_status(cx: &Context, ready: watch::Sender<bool>, mut written: Written) {
     let mut changes = cx.node.subscribe();
     let network_changed = Arc::new(Notify::new());
     let told = network_changed.clone();
@@ -269,17 +299,17 @@ async fn keep_status(cx: &Context, ready: watch::Sender<bool>, mut written: Opti
             _ = look.tick() => {}
             Ok(()) = addresses.changed() => {}
             change = changes.recv() => match change {
-                Some(Change::Applied { new, .. }) => written = new.status.clone(),
+                Some(Change::Applied { new, .. }) => written.learn(&new),
                 Some(Change::Deleted(_)) => {
                     tracing::warn!("the node's object was deleted, registering again");
-                    written = register(cx).await.ok().and_then(|node| node.status);
+                    written = register(cx).await.map(|node| Written::of(&node)).unwrap_or_default();
                 }
                 None => return,
             },
             () = network_changed.notified() => {}
             () = sleep_until(heartbeat) => {}
         }
-        let Some(before) = &written else { continue };
+        let Some(before) = &written.status else { continue };
         let after = status(cx, before, Pressure::read(cx));
         let beat = Instant::now() >= heartbeat;
         let change = match status_change(before, &after) {
@@ -294,8 +324,9 @@ async fn keep_status(cx: &Context, ready: watch::Sender<bool>, mut written: Opti
         match nodes(cx).patch_status(&cx.config.node_name, &PatchParams::default(), &patch).await {
             Ok(node) => {
                 heartbeat = Instant::now() + HEARTBEAT;
-                written = node.status;
-                if let Some(written) = &written {
+                events::conditions(cx, before, &after);
+                written.learn(&node);
+                if let Some(written) = &written.status {
                     mark_ready(&ready, written);
                 }
             }
