@@ -125,7 +125,7 @@ impl Context {
         Facts {
             pod_ips: pod_ips.to_vec(),
             host_ips: self.config.ips(),
-            allocatable: self.machine.capacity(self.config.max_pods),
+            allocatable: self.machine.allocatable(self.config.max_pods),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What the machine is and has: read once at start, from the kernel and a few files.
 
+use super::{LEAST_DISK_PERCENT, LEAST_MEMORY};
 use k8s_openapi::api::core::v1::NodeSystemInfo;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use nix::sys::statvfs::statvfs;
@@ -47,18 +48,29 @@ impl Machine {
         }
     }
 
-    /// What the node has, and as nothing is set aside, what pods can have.
+    /// What the node has.
     pub(crate) fn capacity(&self, max_pods: u32) -> BTreeMap<String, Quantity> {
-        let mut capacity = BTreeMap::from([
+        self.resources(max_pods, self.memory, self.disk)
+    }
+
+    /// What pods can have: all but what must stay free lest the node is under pressure, and memory set aside as huge pages.
+    pub(crate) fn allocatable(&self, max_pods: u32) -> BTreeMap<String, Quantity> {
+        let huge: u64 = self.hugepages.values().sum();
+        let memory = self.memory.saturating_sub(LEAST_MEMORY + huge);
+        self.resources(max_pods, memory, self.disk / 100 * (100 - LEAST_DISK_PERCENT))
+    }
+
+    fn resources(&self, max_pods: u32, memory: u64, disk: u64) -> BTreeMap<String, Quantity> {
+        let mut resources = BTreeMap::from([
             ("cpu".to_owned(), Quantity(self.cpus.to_string())),
-            ("memory".to_owned(), Quantity(format!("{}Ki", self.memory / 1024))),
-            ("ephemeral-storage".to_owned(), Quantity(format!("{}Ki", self.disk / 1024))),
+            ("memory".to_owned(), Quantity(format!("{}Ki", memory / 1024))),
+            ("ephemeral-storage".to_owned(), Quantity(format!("{}Ki", disk / 1024))),
             ("pods".to_owned(), Quantity(max_pods.to_string())),
         ]);
         for (size, bytes) in &self.hugepages {
-            capacity.insert(format!("hugepages-{size}"), Quantity(bytes.to_string()));
+            resources.insert(format!("hugepages-{size}"), Quantity(bytes.to_string()));
         }
-        capacity
+        resources
     }
 
     /// The node's `nodeInfo`.
@@ -145,6 +157,20 @@ mod tests {
         }
         let expected = BTreeMap::from([("2Mi".to_owned(), 6 << 20), ("1Gi".to_owned(), 1 << 30)]);
         assert_eq!(hugepages(dir.path()), expected);
+    }
+
+    #[test]
+    fn what_must_stay_free_is_not_allocatable() {
+        let hugepages = BTreeMap::from([("2Mi".to_owned(), 24 << 20)]);
+        let machine = Machine { cpus: 2, memory: 1 << 30, disk: 200_000 << 10, hugepages, ..Machine::default() };
+        let (all, free) = (machine.capacity(110), machine.allocatable(110));
+        assert_eq!((all["memory"].0.as_str(), free["memory"].0.as_str()), ("1048576Ki", "921600Ki"));
+        assert_eq!(
+            (all["ephemeral-storage"].0.as_str(), free["ephemeral-storage"].0.as_str()),
+            ("200000Ki", "180000Ki")
+        );
+        assert_eq!((all["cpu"].0.as_str(), free["cpu"].0.as_str()), ("2", "2"));
+        assert_eq!(Machine { memory: 1, ..Machine::default() }.allocatable(1)["memory"].0, "0Ki");
     }
 
     #[test]

@@ -117,7 +117,7 @@ struct Pressure {
     pids: bool,
 }
 
-/// The kubelet's hard eviction thresholds.
+/// The kubelet's hard eviction thresholds; memory in bytes.
 const LEAST_MEMORY: u64 = 100 << 20;
 const LEAST_DISK_PERCENT: u64 = 10;
 const LEAST_INODES_PERCENT: u64 = 5;
@@ -205,12 +205,11 @@ fn status(cx: &Context, before: &NodeStatus, pressure: Pressure) -> NodeStatus {
     let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
     let mut addresses: Vec<NodeAddress> = config.ips().iter().map(|ip| address("InternalIP", ip.to_string())).collect();
     addresses.push(address("Hostname", config.node_name.clone()));
-    let capacity = cx.machine.capacity(config.max_pods);
     let now = crate::status::compute::whole_seconds(Timestamp::now());
     NodeStatus {
         addresses: Some(addresses),
-        allocatable: Some(capacity.clone()),
-        capacity: Some(capacity),
+        allocatable: Some(cx.machine.allocatable(config.max_pods)),
+        capacity: Some(cx.machine.capacity(config.max_pods)),
         conditions: Some(conditions(before, pressure, &cx.network.readiness(), now)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(config.kubelet_port) }),

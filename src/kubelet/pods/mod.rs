@@ -227,7 +227,7 @@ impl Manager {
             active.map(|h| h.shared.pod()).collect()
         };
         let node = self.cx.node.get("", &self.cx.config.node_name);
-        let allocatable = self.cx.machine.capacity(self.cx.config.max_pods);
+        let allocatable = self.cx.machine.allocatable(self.cx.config.max_pods);
         admit::refusal(pod, node.as_deref(), &others, &allocatable)
     }
 
