@@ -481,6 +481,18 @@ fn affinity_keeps_a_client_at_its_endpoint() {
     let second = all_answers(&world.node(), VIP, 80);
     assert_eq!(second.len(), 1, "{second:?}");
     assert!(second.is_disjoint(&first), "an endpoint that is gone gets nobody");
+    // An endpoint that is the node itself is remembered as well; and nft can show it all.
+    let _server = Server::start(&world.node(), "node");
+    let on_node = Endpoint { address: NODE.into(), port: 8080 };
+    world.apply(&[(cluster_ip(Protocol::Tcp), Route { affinity_seconds: Some(600), ..Route::to(vec![on_node]) })]);
+    assert_eq!(ask(&pods[0].netns, VIP, 80), format!("node {}", ip(&pods[0])));
+    let out = world.with(|_| std::process::Command::new("nft").args(["list", "ruleset"]).output()).unwrap();
+    let shown = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(out.status.success(), "nft: {}", String::from_utf8_lossy(&out.stderr));
+    assert!(
+        shown.contains(&format!("{} . {VIP}", ip(&pods[0]))) && shown.contains(&format!("{NODE} . 8080")),
+        "{shown}"
+    );
 }
 
 #[test]

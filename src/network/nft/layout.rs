@@ -7,6 +7,8 @@
 //!             └─ others ─────▶ external ─┤            masquerade:  postrouting
 //! output ───────────────────▶ internal ──┴─▶ balance-<n> : endpoints[frontend, random slot] ─▶ dnat
 //!
+//! postrouting (first packet of a connection to a service): sticky ─▶ remember-<seconds>: affinity[client, frontend] = endpoint
+//!
 //! forward (policy): established? accept ─▶ egress[source] ─▶ ingress[destination] ─▶ allow-<digest>: return or drop
 //! input (policy):   the same for what pods ask the cluster's DNS; all else between a pod and its node is free
 //! ```
@@ -14,7 +16,7 @@
 use std::net::IpAddr;
 
 use super::expr::{Ct, Expr, Meta, Register, Verdict};
-use super::state::Balancer;
+use super::state::{Balancer, Memory};
 use crate::node::BRIDGE;
 use crate::policy::{Allow, Group, Peers};
 use crate::{Cidr, Family};
@@ -26,6 +28,7 @@ pub(super) const ENDPOINTS: &str = "endpoints";
 pub(super) const UNREACHABLE: &str = "unreachable";
 pub(super) const MASQUERADE: &str = "masquerade";
 pub(super) const SOURCES: &str = "source-ranges";
+pub(super) const STICKY: &str = "sticky";
 pub(super) const HAIRPIN: &str = "hairpin";
 pub(super) const AFFINITY: &str = "affinity";
 pub(super) const INGRESS: &str = "policy-ingress";
@@ -68,13 +71,14 @@ const fn set(name: &'static str, key: &'static [Field], data: SetData) -> SetLay
 }
 
 /// All fixed sets.
-pub(super) const SETS: [SetLayout; 10] = [
+pub(super) const SETS: [SetLayout; 11] = [
     set(SERVICES, FRONTEND, SetData::Verdict),
     set(INTERNAL, FRONTEND, SetData::Verdict),
     set(ENDPOINTS, &[Field::Address, Field::Protocol, Field::Port, Field::Slot], SetData::Endpoint),
     set(UNREACHABLE, FRONTEND, SetData::Verdict),
     set(MASQUERADE, FRONTEND, SetData::Nothing),
     set(SOURCES, FRONTEND, SetData::Verdict),
+    set(STICKY, FRONTEND, SetData::Verdict),
     set(HAIRPIN, &[Field::Address, Field::Address], SetData::Nothing),
     set(INGRESS, &[Field::Address], SetData::Verdict),
     set(EGRESS, &[Field::Address], SetData::Verdict),
@@ -205,6 +209,16 @@ fn original_address(family: Family, to: Register) -> Expr {
     Expr::Ct(if family == Family::V4 { Ct::OriginalAddress } else { Ct::OriginalAddress6 }, to)
 }
 
+/// Loads the frontend that the first packet of a connection was for, after its translation.
+fn original_frontend(family: Family, any_address: bool, first: u32) -> Vec<Expr> {
+    let address = match any_address {
+        true => Expr::Immediate(Register(first), octets(family.unspecified())),
+        false => original_address(family, Register(first)),
+    };
+    let after = first + words(family);
+    vec![address, Expr::Meta(Meta::Protocol, Register(after)), Expr::Ct(Ct::OriginalPort, Register(after + 1))]
+}
+
 fn destination_port(to: Register) -> Expr {
     Expr::TransportHeader { offset: 2, length: 2, to }
 }
@@ -321,6 +335,7 @@ impl Networks {
             reject(family),
             self.dispatch("external", &[SERVICES]),
             self.dispatch("internal", &[INTERNAL, SERVICES]),
+            self.affinities(),
             self.service_source(),
         ];
         if family == Family::V4 {
@@ -338,6 +353,8 @@ impl Networks {
             vec![rule([in_network(source_address, self.cluster, true), go("internal")]), go("external")],
         ));
         chains.push(base("output-nat", nat(OUTPUT, PRIORITY_DNAT), vec![go("internal")]));
+        // Connections that end on this node do not come by there.
+        chains.push(base("input-nat", nat(INPUT, PRIORITY_SNAT), vec![to_service(AFFINITIES_CHAIN)]));
         chains.push(base("postrouting", nat(POSTROUTING, PRIORITY_SNAT), self.postrouting()));
         chains.extend(self.filters(filter));
         chains.extend(self.policies(filter));
@@ -441,14 +458,7 @@ impl Networks {
     fn service_source(&self) -> Chain {
         let family = self.family();
         let after = words(family);
-        let original = |any_address: bool| {
-            let address = match any_address {
-                true => Expr::Immediate(R, octets(family.unspecified())),
-                false => original_address(family, R),
-            };
-            let port = Expr::Ct(Ct::OriginalPort, Register(after + 1));
-            vec![address, Expr::Meta(Meta::Protocol, Register(after)), port]
-        };
+        let original = |any_address: bool| original_frontend(family, any_address, 0);
         let masquerade = || vec![Expr::Masquerade];
         let hairpin = vec![
             source_address(family, R),
@@ -473,10 +483,18 @@ impl Networks {
         )
     }
 
+    /// Remembers the endpoints of clients that shall get them again. Not where they are chosen: what a rule takes out of a map to
+    /// put it into another one, nft before 1.1 cannot print (it aborts, and whoever uses its library with it).
+    fn affinities(&self) -> Chain {
+        let family = self.family();
+        let sticky = |any_address| rule([original_frontend(family, any_address, 0), vec![Expr::VerdictMap(STICKY, R)]]);
+        // A node port's number may be a port of some cluster IP too, which is another frontend.
+        let not_of_cluster_ip = in_network(original_address, self.services, false);
+        regular(AFFINITIES_CHAIN, vec![sticky(false), rule([not_of_cluster_ip, sticky(true)])])
+    }
+
     fn postrouting(&self) -> Rules {
         let family = self.family();
-        let to_service =
-            rule([flags(Ct::Status, STATUS_DST_NAT, true), verdict(Verdict::Jump(SERVICE_SOURCE.to_owned()))]);
         let pod_to_world = rule([
             in_network(source_address, self.cluster, true),
             in_network(destination_address, self.cluster, false),
@@ -485,7 +503,7 @@ impl Networks {
             interface(Meta::InterfaceOut, "lo", false),
             vec![Expr::Masquerade],
         ]);
-        vec![to_service, pod_to_world]
+        vec![to_service(AFFINITIES_CHAIN), to_service(SERVICE_SOURCE), pod_to_world]
     }
 }
 
@@ -494,7 +512,28 @@ fn reject(family: Family) -> Chain {
     regular(REJECT, vec![tcp, vec![Expr::RejectPortUnreachable(family)]])
 }
 
+/// Leads what has been translated to a chain.
+fn to_service(chain: &str) -> Vec<Expr> {
+    rule([flags(Ct::Status, STATUS_DST_NAT, true), verdict(Verdict::Jump(chain.to_owned()))])
+}
+
 const SERVICE_SOURCE: &str = "service-source";
+const AFFINITIES_CHAIN: &str = "affinities";
+
+/// The rules that remember the endpoint that a translated packet leads to.
+pub(super) fn remember(family: Family, memory: &Memory) -> Rules {
+    // Registers: client address, frontend (the two are the key), endpoint.
+    let first = words(family);
+    let address = Register(2 * first + 2);
+    let port = Register(address.0 + first);
+    let seconds = memory.seconds;
+    vec![rule([
+        vec![source_address(family, R)],
+        original_frontend(family, memory.any_address, first),
+        vec![destination_address(family, address), destination_port(port)],
+        vec![Expr::Update { set: AFFINITY, key: R, data: address, seconds }],
+    ])]
+}
 
 /// The rules that send a connection to one of `balancer.count` endpoints of the frontend the packet is for.
 pub(super) fn balance(family: Family, balancer: &Balancer) -> Rules {
@@ -516,17 +555,15 @@ pub(super) fn balance(family: Family, balancer: &Balancer) -> Rules {
         ])
     };
     let mut rules = Vec::new();
-    if let Some(seconds) = balancer.affinity_seconds {
-        let remember = || vec![Expr::Update { set: AFFINITY, key: client, data: address, seconds }];
+    if balancer.affinity_seconds.is_some() {
+        // Who is new, or found the map full, gets any endpoint; `remember` sees to the next time.
         let known = rule([
             vec![source_address(family, client)],
             frontend(family, balancer.any_address, first),
             vec![Expr::Map(AFFINITY, client, address)],
         ]);
-        rules.push(rule([known, remember(), to_endpoint()]));
-        rules.push(rule([vec![source_address(family, client)], choose(), remember(), to_endpoint()]));
+        rules.push(rule([known, to_endpoint()]));
     }
-    // With affinity only reached when its map is full.
     rules.push(rule([choose(), to_endpoint()]));
     rules
 }

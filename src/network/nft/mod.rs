@@ -20,7 +20,7 @@ use crate::{Endpoint, Error, Family, Frontend, Isolation};
 use expr::{NFTA_LIST_ELEM, Verdict};
 pub(crate) use layout::Networks;
 use layout::{AFFINITY, Chain, Rules, SETS, SetData, SetLayout};
-use state::{Balancer, DIGEST_PREFIXES, Data, Edit, Elements, State, Steps, endpoint_of, frontend_of_affinity};
+use state::{Balancer, DIGEST_PREFIXES, Data, Edit, Elements, Memory, State, Steps, endpoint_of, frontend_of_affinity};
 
 /// Name of the tables.
 const TABLE: &str = "edge";
@@ -333,7 +333,11 @@ fn marker(networks: &Networks) -> String {
         let balancer = Balancer { count: 1, any_address, internal, affinity_seconds };
         Chain { name: balancer.chain(), hook: None, rules: layout::balance(family, &balancer) }
     });
-    for chain in networks.chains().iter().chain(&every_kind) {
+    let memories = [false, true].map(|any_address| {
+        let memory = Memory { any_address, seconds: 1 };
+        Chain { name: memory.chain(), hook: None, rules: layout::remember(family, &memory) }
+    });
+    for chain in networks.chains().iter().chain(&every_kind).chain(&memories) {
         chain_operation(family, chain).1.finish(0).hash(&mut hasher);
         for (_, message) in rule_operations(family, chain) {
             message.finish(0).hash(&mut hasher);
@@ -353,7 +357,9 @@ fn read(socket: &mut Socket, networks: &Networks) -> Result<Option<State>, Error
         return Ok(None);
     }
     let changing = |name: &String| {
-        Balancer::parse(name).is_some() || DIGEST_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        Balancer::parse(name).is_some()
+            || Memory::parse(name).is_some()
+            || DIGEST_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
     };
     let mut sets = BTreeMap::new();
     for name in read_sets(socket, family)? {

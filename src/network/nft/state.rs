@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::expr::{Expr, Verdict};
 use super::layout::{
     self, Direction, EGRESS, ENDPOINTS, HAIRPIN, INGRESS, INTERNAL, MASQUERADE, REJECT, Rules, SERVICES, SOURCES,
-    UNREACHABLE, octets,
+    STICKY, UNREACHABLE, octets,
 };
 use crate::policy::{Isolation, Member, Peers};
 use crate::{Endpoint, Family, Frontend, NoEndpoints, Protocol, Route};
@@ -61,6 +61,28 @@ impl Balancer {
 
     pub(super) fn first_slot(&self) -> u32 {
         if self.internal { INTERNAL_SLOTS } else { 0 }
+    }
+}
+
+/// A kind of chain that remembers which endpoint a client got; all frontends with the same properties share one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Memory {
+    /// Whether the frontend is a port of every address of the node.
+    pub(super) any_address: bool,
+    pub(super) seconds: u32,
+}
+
+impl Memory {
+    /// Name of its chain.
+    pub(super) fn chain(&self) -> String {
+        format!("remember-{}{}", self.seconds, if self.any_address { "-node" } else { "" })
+    }
+
+    /// The memory whose chain has that name.
+    pub(super) fn parse(chain: &str) -> Option<Self> {
+        let rest = chain.strip_prefix("remember-")?;
+        let (seconds, any_address) = rest.strip_suffix("-node").map_or((rest, false), |seconds| (seconds, true));
+        Some(Self { any_address, seconds: seconds.parse().ok()? })
     }
 }
 
@@ -241,9 +263,7 @@ impl State {
 
     /// The chains with their rules; after [`Self::close_lost`] none is missing.
     pub(super) fn chains(&self) -> impl Iterator<Item = (&String, Rules)> {
-        self.chains
-            .iter()
-            .filter_map(|(name, rules)| Some((name, rules.clone().or_else(|| self.balancer_rules(name))?)))
+        self.chains.iter().filter_map(|(name, rules)| Some((name, rules.clone().or_else(|| self.rules_by_name(name))?)))
     }
 
     #[cfg(test)]
@@ -251,8 +271,10 @@ impl State {
         self.chains.keys().cloned()
     }
 
-    fn balancer_rules(&self, chain: &str) -> Option<Rules> {
-        Balancer::parse(chain).map(|balancer| layout::balance(self.family, &balancer))
+    /// The rules of a chain whose name says all about it.
+    fn rules_by_name(&self, chain: &str) -> Option<Rules> {
+        let balance = Balancer::parse(chain).map(|balancer| layout::balance(self.family, &balancer));
+        balance.or_else(|| Memory::parse(chain).map(|memory| layout::remember(self.family, &memory)))
     }
 
     /// Makes ready to be written anew: what an earlier process let through by rules of which only the digest is known is
@@ -437,6 +459,11 @@ impl<'a> Edit<'a> {
             if (external || internal) && route.masquerade {
                 wanted.insert(MASQUERADE, Data::Nothing);
             }
+            if let Some(seconds) = route.affinity_seconds.filter(|_| external || internal) {
+                let memory = Memory { any_address: frontend.is_node(), seconds };
+                self.need_chain(&memory.chain(), || layout::remember(family, &memory));
+                wanted.insert(STICKY, Data::Verdict(Verdict::Jump(memory.chain())));
+            }
             if !external {
                 let verdict = match route.no_endpoints {
                     NoEndpoints::Reject => Verdict::Goto(REJECT.to_owned()),
@@ -450,7 +477,7 @@ impl<'a> Edit<'a> {
                 wanted.insert(SOURCES, Data::Verdict(Verdict::Jump(chain)));
             }
         }
-        for set in [SERVICES, INTERNAL, MASQUERADE, UNREACHABLE, SOURCES] {
+        for set in [SERVICES, INTERNAL, MASQUERADE, UNREACHABLE, SOURCES, STICKY] {
             self.put(set, key.clone(), wanted.remove(set));
         }
         for (slot, old) in &old_slots {
