@@ -81,6 +81,10 @@ pub trait PodRuntime: Send + Sync + 'static {
     /// Changes the limits of a container in place.
     async fn update_container(&self, container_id: &str, resources: Resources) -> Result<()>;
 
+    /// Makes a cgroup that holds those of pods (such as `kubepods/burstable`) and sets what is given; what is `None` stays
+    /// as it is.
+    async fn update_group(&self, cgroup: &str, resources: Resources) -> Result<()>;
+
     /// State of a container.
     async fn container_status(&self, container_id: &str) -> Result<ContainerStatus>;
 

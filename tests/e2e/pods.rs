@@ -74,6 +74,13 @@ spec:
     assert_eq!(limit("memory/memory.limit_in_bytes", "memory.max"), "67108864\n");
     let cpu = limit("cpu/cpu.cfs_quota_us", "cpu.max");
     assert!(cpu == "50000\n" || cpu == "50000 100000\n", "{cpu}");
+    // pods that requested nothing stand behind those that did: the weights of their classes
+    eventually("the classes have their weights", || {
+        let weights = ["burstable", "besteffort"].map(|class| cluster.cgroup_value(class, "cpu.shares", "cpu.weight"));
+        // 500 thousandths of a processor; version 2 counts from 1 to 10,000 where version 1 does from 2 to 262,144
+        let known = [["512", "2"], ["59", "1"]];
+        if known.iter().any(|k| weights == *k) { Ok(()) } else { Err(format!("{weights:?}")) }
+    });
     let ipc =
         |c: &str| cluster.kubectl(&["exec", "shared", "-c", c, "--", "sh", "-c", "ls -l /proc/self/ns/ipc | cat"]);
     let inode = |s: String| s.rsplit("ipc:").next().unwrap().trim().to_owned();

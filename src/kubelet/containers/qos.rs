@@ -94,8 +94,9 @@ pub(crate) fn pod_request(pod: &Pod, name: &str) -> i64 {
     (main + sidecars).max(init_peak) + overhead
 }
 
-fn shares(milli_cpu: i64) -> u64 {
-    u64::try_from(milli_cpu * 1024 / 1000).unwrap_or(0).clamp(*SHARES.start(), *SHARES.end())
+/// A weight in cgroup v1's `cpu.shares` for an amount of CPU in thousandths.
+pub(crate) fn shares(milli_cpu: i64) -> u64 {
+    u64::try_from(milli_cpu.saturating_mul(1024) / 1000).unwrap_or(0).clamp(*SHARES.start(), *SHARES.end())
 }
 
 fn limits(cpu_milli_request: i64, limits: Option<&List>) -> Resources {

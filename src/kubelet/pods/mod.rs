@@ -13,6 +13,7 @@ pub(crate) mod shared;
 pub(crate) mod step;
 #[cfg(test)]
 mod tests;
+mod weights;
 mod worker;
 
 use crate::Error;
@@ -52,6 +53,8 @@ pub(crate) struct Manager {
     workers: TaskTracker,
     stop: CancellationToken,
     ended: mpsc::UnboundedSender<String>,
+    /// What Burstable pods request of the processors, in thousandths.
+    burstable: watch::Sender<i64>,
 }
 
 fn uid(pod: &Pod) -> String {
@@ -71,11 +74,15 @@ impl Manager {
         stop: CancellationToken,
     ) -> Result<Arc<Self>, Error> {
         let (ended, ended_rx) = mpsc::unbounded_channel();
-        let manager = Arc::new(Self { cx, handles: Mutex::default(), workers: TaskTracker::new(), stop, ended });
+        let (burstable, burstable_rx) = watch::channel(0);
+        tasks.spawn(weights::keep(cx.clone(), burstable_rx));
+        let workers = TaskTracker::new();
+        let manager = Arc::new(Self { cx, handles: Mutex::default(), workers, stop, ended, burstable });
         // subscribed first, so that no exit falls between
         let runtime_events = manager.cx.runtime.events();
         let adopted = manager.cx.runtime.adopt().await.map_err(Error::Adopt)?;
         let orphans = manager.take_over(adopted).await?;
+        manager.weigh();
         let pods = manager.cx.informers.select::<Pod>(&format!("spec.nodeName={}", manager.cx.config.node_name));
         tasks.spawn(manager.clone().follow(pods, runtime_events, ended_rx, orphans));
         Ok(manager)
@@ -132,6 +139,7 @@ impl Manager {
                 },
                 uid = ended.recv() => if let Some(uid) = uid {
                     self.handles.lock().remove(&uid);
+                    self.weigh();
                 },
                 list = &mut synced, if orphans.is_some() => {
                     // an orphan whose pod is in the list was started anew by its change, which has been or will be seen
@@ -202,8 +210,19 @@ impl Manager {
     fn applied(self: &Arc<Self>, pod: Arc<Pod>) {
         if let Some(handle) = self.handles.lock().get(&uid(&pod)) {
             handle.pod.send_replace(pod);
-            return;
+        } else {
+            self.begin(pod);
         }
+        self.weigh();
+    }
+
+    /// The weight of Burstable pods follows what they request.
+    fn weigh(&self) {
+        let sum = weights::burstable(self.handles.lock().values().map(|h| h.shared.pod()));
+        self.burstable.send_if_modified(|known| std::mem::replace(known, sum) != sum);
+    }
+
+    fn begin(self: &Arc<Self>, pod: Arc<Pod>) {
         let now = Instant::now();
         let start = pod.status.as_ref().and_then(|s| s.start_time.as_ref()).map(|t| t.0);
         let mut record = Record::new(&pod, start.unwrap_or_else(|| whole_seconds(Timestamp::now())), now);

@@ -227,6 +227,11 @@ impl PodRuntime for Runtime {
         blocking(move || cgroups.update(&container.cgroup, &resources)).await
     }
 
+    async fn update_group(&self, cgroup: &str, resources: Resources) -> Result<()> {
+        let (cgroups, cgroup) = (self.inner.cgroups.clone(), cgroup.to_owned());
+        blocking(move || cgroups.create(&cgroup, &resources)).await
+    }
+
     async fn container_status(&self, container_id: &str) -> Result<ContainerStatus> {
         Ok(self.inner.container(container_id)?.1.status())
     }

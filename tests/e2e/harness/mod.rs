@@ -198,6 +198,16 @@ impl Cluster {
         child.wait().unwrap()
     }
 
+    /// A value of the cgroup of a class of pods, by its file's names in versions 1 and 2.
+    pub(crate) fn cgroup_value(&self, class: &str, v1: &str, v2: &str) -> String {
+        let read = |directory: PathBuf| {
+            let directory = directory.join("kubepods").join(class);
+            fs::read_to_string(directory.join(v1)).or_else(|_| fs::read_to_string(directory.join(v2))).ok()
+        };
+        let found = cleanup::cgroup_dirs(self.id()).into_iter().find_map(read);
+        found.unwrap_or_default().trim().to_owned()
+    }
+
     /// The server's process.
     pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().expect("the server runs").id()
