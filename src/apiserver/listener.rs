@@ -106,6 +106,8 @@ async fn connection(
         () = stop.cancelled() => return Ok(()),
     };
     let certificate = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    // a socket of both families shows IPv4 as part of IPv6
+    let address = SocketAddr::new(address.ip().to_canonical(), address.port());
     let certificate_user =
         certificate.and_then(|c| Some((edge_pki::user_of_certificate(c)?, edge_pki::certificate_end(c)?)));
     let peer = Arc::new(Peer { address, certificate_user });

@@ -18,8 +18,12 @@ use edge_pki::{ClusterPki, SharedIdentity};
 use edge_registry::Registry;
 use edge_runtime::Zygote;
 use edge_storage::Lmdb;
+use nix::errno::Errno;
+use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, SockaddrIn6, sockopt};
 use std::error::Error;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV6, TcpListener};
+use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -235,7 +239,7 @@ async fn control_plane(
         .await
         .map_err(doing("opening the store"))?
         .map_err(doing("opening the store"))?;
-    let listener = TcpListener::bind(SocketAddr::from(config.bind)).map_err(doing("listening for the API"))?;
+    let listener = listen(config.bind.0, config.bind.1).map_err(doing("listening for the API"))?;
     let kubelet_socket = config.agent.then(|| agent::kubelet_socket(config.node.kubelet_port)).transpose()?;
     let pki = Arc::new(ClusterPki::load_or_create(&tls).map_err(doing("preparing certificates"))?);
     pki.client_ca.pem().clone_into(&mut facts.client_ca);
@@ -278,6 +282,29 @@ async fn control_plane(
     tasks.spawn(tokens.follow());
     tasks.spawn(own.keep(api.clone()));
     Ok(ControlPlane { api, pki, kubelet_socket, kubelet_identity, serving, scheduler, controllers })
+}
+
+/// A socket on an address, or on all of both families.
+fn listen(address: Option<IpAddr>, port: u16) -> io::Result<TcpListener> {
+    if let Some(address) = address {
+        return TcpListener::bind((address, port));
+    }
+    match listen_on_all(port) {
+        // a machine without IPv6
+        Err(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)),
+        other => Ok(other?),
+    }
+}
+
+/// The same for IPv6, which takes IPv4 too, whatever the machine's default (`net.ipv6.bindv6only`).
+fn listen_on_all(port: u16) -> Result<TcpListener, Errno> {
+    let socket = socket::socket(AddressFamily::Inet6, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    socket::setsockopt(&socket, sockopt::Ipv6V6Only, &false)?;
+    socket::setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    let any = SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, port, 0, 0);
+    socket::bind(socket.as_raw_fd(), &SockaddrIn6::from(any))?;
+    socket::listen(&socket, Backlog::MAXCONN)?;
+    Ok(socket.into())
 }
 
 fn api_options(
@@ -354,7 +381,7 @@ pub(crate) fn node_addresses(
     let is_given = !given.is_empty();
     let mut first = if is_given { given.to_vec() } else { find().map_err(doing("finding the node's address"))? };
     if first.is_empty() {
-        first.push(fallback.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST)));
+        first.push(fallback.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)));
     }
     let (tx, rx) = watch::channel(first);
     tasks.spawn(async move {

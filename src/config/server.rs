@@ -27,9 +27,9 @@ pub(crate) struct ServerArgs {
     #[arg(long, env = "EDGE_DEBUG")]
     pub(crate) debug: bool,
 
-    /// Address on which the API is served
-    #[arg(long, default_value = "0.0.0.0", value_name = "IP", help_heading = "Listener")]
-    pub(crate) bind_address: IpAddr,
+    /// Address on which the API is served [default: all, of both families]
+    #[arg(long, value_name = "IP", help_heading = "Listener")]
+    pub(crate) bind_address: Option<IpAddr>,
     /// Port on which the API is served
     #[arg(long, default_value_t = 6443, value_name = "PORT", help_heading = "Listener")]
     pub(crate) https_listen_port: u16,
@@ -118,7 +118,8 @@ pub(crate) struct ServerArgs {
 #[derive(Clone, Debug)]
 pub(crate) struct ServerConfig {
     pub(crate) data_dir: PathBuf,
-    pub(crate) bind: (IpAddr, u16),
+    /// Address, where not all are meant, and port.
+    pub(crate) bind: (Option<IpAddr>, u16),
     pub(crate) advertise_address: Option<IpAddr>,
     pub(crate) tls_san: Vec<String>,
     pub(crate) kubeconfig: PathBuf,
