@@ -169,6 +169,7 @@ pub(crate) async fn start(parts: NodeParts<'_>, tasks: &mut JoinSet<()>) -> Resu
         network.apply_services(Default::default()).map_err(doing("ending the services' load balancing"))?;
     }
     tasks.spawn(edge_proxy::peers::run(informers.clone(), client.clone(), network.clone(), node.name.clone()));
+    tasks.spawn(edge_proxy::firewall::run(client.clone(), network.clone(), node.name.clone()));
     let dns_metrics = Arc::new(edge_dns::Metrics::default());
     let has_dns = facts.has(Part::Dns);
     if has_dns {

@@ -4,7 +4,7 @@ use super::agent::{self, NodeParts};
 use super::join::{JoinError, Membership};
 use super::net_events::watch_network;
 use super::server::{Failure, Process, crash, doing, node_addresses};
-use super::{fail, notify::notify, server};
+use super::{fail, instance, notify::notify, server};
 use crate::config::AgentConfig;
 use edge_client::{Informers, Uplink};
 use http::{HeaderMap, HeaderValue};
@@ -46,6 +46,7 @@ impl From<Failure> for Ended {
 async fn run_agent(config: &AgentConfig, mut process: Process) -> Result<(), Ended> {
     let secret = |dir: &str| edge_sys::fsutil::create_dir_all_mode(&config.data_dir.join(dir), 0o700);
     ["agent", "run"].into_iter().try_for_each(secret).map_err(doing("making the data directory"))?;
+    let _instance = instance::claim(&config.data_dir)?;
     let Some(zygote) = process.zygote.take() else { return Ok(()) };
     let socket = agent::kubelet_socket(config.node.kubelet_port)?;
     let network_changes = watch_network();

@@ -4,6 +4,7 @@ mod agent;
 mod agent_command;
 mod facts;
 mod identities;
+mod instance;
 mod join;
 mod join_tokens;
 mod logging;
@@ -12,6 +13,7 @@ mod notify;
 mod own_certificates;
 mod server;
 mod signer;
+mod teardown_command;
 mod token_command;
 
 use crate::config::{AgentArgs, ServerArgs, with_files};
@@ -49,6 +51,12 @@ enum Commands {
     Agent(Box<AgentArgs>),
     /// Manage the tokens with which machines join
     Token(token_command::TokenArgs),
+    /// End all pods of this machine and take away what edge has made of it
+    ///
+    /// Containers, control groups, mounts, links, routes and packet filter tables go; the data directory stays, and
+    /// forwarding of packets stays switched on. edge must not run. It goes by what the kernel knows, so it works after any
+    /// crash, and can be repeated.
+    Teardown(teardown_command::TeardownArgs),
 }
 
 /// Runs the command that the arguments name.
@@ -85,6 +93,7 @@ pub(crate) fn main() -> ExitCode {
             }
         }
         Commands::Token(args) => token_command::main(args),
+        Commands::Teardown(args) => teardown_command::main(&args),
     }
 }
 

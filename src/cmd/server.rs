@@ -8,7 +8,7 @@ use super::join_tokens::JoinTokens;
 use super::net_events::watch_network;
 use super::own_certificates::OwnCertificates;
 use super::signer::Signer;
-use super::{GIT_VERSION, fail, logging, notify::notify};
+use super::{GIT_VERSION, fail, instance, logging, notify::notify};
 use crate::config::{Part, ServerConfig};
 use edge_apiserver::{ApiServer, Component, Parts};
 use edge_auth::{Authenticator, AuthenticatorOptions};
@@ -117,6 +117,7 @@ pub(crate) fn main(config: ServerConfig, debug: bool) -> ExitCode {
 async fn run(config: ServerConfig, mut process: Process) -> Result<(), Failure> {
     let secret = |dir: &str| edge_sys::fsutil::create_dir_all_mode(&config.data_dir.join(dir), 0o700);
     ["server", "agent", "run"].into_iter().try_for_each(secret).map_err(doing("making the data directory"))?;
+    let _instance = instance::claim(&config.data_dir)?;
 
     let shutdown = CancellationToken::new();
     let mut tasks = JoinSet::new();

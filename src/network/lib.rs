@@ -12,7 +12,7 @@
 //! netfilter being loaded.
 //!
 //! Where another table of the host drops forwarded packets (a `FORWARD` policy of `DROP`), no table of ours can overrule
-//! it: a packet has to be accepted by every table.
+//! it: a packet has to be accepted by every table. [`NodeNetwork::check_firewall`] finds that out.
 
 mod backend;
 mod cidr;
@@ -21,6 +21,9 @@ mod cni;
 mod cni_tests;
 mod conntrack;
 mod error;
+mod firewall;
+#[cfg(test)]
+mod firewall_tests;
 mod ipam;
 mod link;
 mod monitor;
@@ -42,6 +45,7 @@ mod rules_tests;
 mod service;
 mod subnet;
 mod sysctl;
+mod teardown;
 #[cfg(test)]
 mod traffic_tests;
 mod wireguard;
@@ -50,6 +54,7 @@ pub use backend::Backend;
 pub use cidr::Cidr;
 pub use cni::{CniError, CniPaths, CniWatch, PodIdentity};
 pub use error::Error;
+pub use firewall::{Blocker, FirewallChange, FirewallWatch};
 pub use ipam::HostPort;
 pub use monitor::Monitor;
 pub use node::{BRIDGE, DNS_LINK, NodeConfig, NodeNetwork, PodNetwork};
@@ -59,4 +64,5 @@ pub use peers::{Peer, Reach, Reaches, Tunnel};
 pub use policy::{Allow, Group, Isolation, Member, Peers, PolicyChanges, Ports};
 pub use readiness::Readiness;
 pub use service::{Endpoint, Family, Frontend, NoEndpoints, Protocol, Route, ServiceChanges, ServiceTable};
+pub use teardown::tear_down;
 pub use wireguard::{PublicKey, WIREGUARD_PORT};

@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::cni::{Cni, CniPaths, PodIdentity};
 use crate::ipam::{HostPort, Lease, Leases, validate_uid};
-use crate::link;
 use crate::netlink::Socket;
 use crate::nft::Networks;
 use crate::overlay::{self, VXLAN_LINK, VXLAN6_LINK};
@@ -17,10 +16,11 @@ use crate::peers::{self, Peer, Reaches, Tunnel, Wanted};
 use crate::readiness::Announcer;
 use crate::rules::Rules;
 use crate::subnet::{self, Subnet};
+use crate::teardown::tear_down;
 use crate::wireguard::{self, Device};
 use crate::{
-    Backend, Cidr, Endpoint, Error, Family, Frontend, PolicyChanges, Readiness, Route, ServiceChanges, ServiceTable,
-    pod, sysctl,
+    Backend, Blocker, Cidr, Endpoint, Error, Family, Frontend, PolicyChanges, Readiness, Route, ServiceChanges,
+    ServiceTable, firewall, pod, sysctl,
 };
 
 /// The bridge all pods of the node hang on.
@@ -147,21 +147,29 @@ impl NodeNetwork {
         if network.cni.is_some() {
             network.reload_cni();
         } else if !assigned.is_empty() {
-            network.assign(&assigned)?;
+            match network.assign(&assigned, &network.config.node_addresses) {
+                // it says why it is not ready, until the link is what it should be
+                Err(error @ Error::MtuTooSmall { .. }) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "pods cannot be connected");
+                }
+                other => other?,
+            }
         }
         Ok(network)
     }
 
     /// Tells which networks the pods of this node get their addresses from, one of a family, the primary one first: the
-    /// node's `podCIDRs`. Their first addresses are the gateways. Pods that are connected keep what they have.
+    /// node's `podCIDRs`. Their first addresses are the gateways. Pods that are connected keep what they have, but for the MTU
+    /// of their links, which follows that of the link with the node's address (one of `node_addresses`): call it again
+    /// when links have changed.
     ///
     /// # Errors
     /// [`Error::PodNetworkOutside`] and [`Error::MtuTooSmall`] before anything is changed, or the kernel's refusal.
-    pub fn assign(&self, networks: &[Cidr]) -> Result<(), Error> {
+    pub fn assign(&self, networks: &[Cidr], node_addresses: &[IpAddr]) -> Result<(), Error> {
         if self.cni.is_some() {
             return Ok(());
         }
-        let result = self.try_assign(networks);
+        let result = self.try_assign(networks, node_addresses);
         self.readiness.set(match &result {
             Ok(()) => Readiness::Ready,
             Err(error) => Readiness::NotReady(error.to_string()),
@@ -169,13 +177,16 @@ impl NodeNetwork {
         result
     }
 
-    fn try_assign(&self, networks: &[Cidr]) -> Result<(), Error> {
+    fn try_assign(&self, networks: &[Cidr], node_addresses: &[IpAddr]) -> Result<(), Error> {
         let mut held = lock(&self.subnet);
-        if held.as_ref().is_some_and(|subnet| subnet.networks == networks) {
+        subnet::check(&self.config, networks)?;
+        let mut socket = Socket::route()?;
+        let before = held.as_ref().map(|subnet| subnet.mtu);
+        let mtu = subnet::pod_mtu(&mut socket, self.config.backend, node_addresses, networks, before)?;
+        if held.as_ref().is_some_and(|subnet| subnet.networks == networks && subnet.mtu == mtu) {
             return Ok(());
         }
-        let mut socket = Socket::route()?;
-        let subnet = Arc::new(Subnet::set_up(&mut socket, &self.config, networks)?);
+        let subnet = Arc::new(Subnet::set_up(&mut socket, &self.config, networks, mtu)?);
         if self.config.backend == Backend::WireGuard {
             *lock(&self.wireguard) = Some(Device::set_up(&self.config.wireguard_key, &subnet)?);
         }
@@ -185,15 +196,22 @@ impl NodeNetwork {
             leases.set_networks(networks);
             leases.all().clone()
         };
-        let moved = held.replace(subnet.clone()).is_some();
+        let moved = held.replace(subnet.clone()).is_some_and(|before| before.networks != networks);
         drop(held);
         for (uid, lease) in leases {
             // after a move their gateway is another one
             if moved && let Err(error) = pod::connect(&self.netns_path(&uid), &uid, &lease, &subnet) {
                 tracing::warn!(pod = uid, error = &error as &dyn std::error::Error, "pod not moved to the new gateway");
             }
+            if let Err(error) = pod::set_mtu(&mut socket, &self.netns_path(&uid), &uid, mtu) {
+                tracing::warn!(
+                    pod = uid,
+                    error = &error as &dyn std::error::Error,
+                    "MTU of the pod's link not changed"
+                );
+            }
         }
-        tracing::info!(networks = ?networks.iter().map(Cidr::to_string).collect::<Vec<_>>(), mtu = subnet.mtu, "pod network");
+        tracing::info!(networks = ?networks.iter().map(Cidr::to_string).collect::<Vec<_>>(), mtu, "pod network");
         Ok(())
     }
 
@@ -265,6 +283,11 @@ impl NodeNetwork {
         self.cni.as_ref().map(|_| &self.config.cni)
     }
 
+    /// Whether the rules were in the kernel when this process began: an earlier one of the same boot has written them.
+    pub fn has_adopted_rules(&self) -> bool {
+        lock(&self.rules).adopted()
+    }
+
     /// Connects a pod as [`Self::attach`] does, or by another network plugin, which is told who it is.
     ///
     /// # Errors
@@ -290,7 +313,13 @@ impl NodeNetwork {
         let lease = lock(&self.leases).acquire(uid, host_ports)?;
         // The rules come first: what a pod may not do, it may not do from its first packet on.
         lock(&self.rules).attach(uid, lease.addresses.clone(), host_port_routes(&lease))?;
-        pod::connect(&self.netns_path(uid), uid, &lease, &subnet)?;
+        let netns = self.netns_path(uid);
+        pod::connect(&netns, uid, &lease, &subnet)?;
+        // the uplink may have changed since
+        let mtu = lock(&self.subnet).as_ref().map(|now| now.mtu);
+        if let Some(mtu) = mtu.filter(|mtu| *mtu != subnet.mtu) {
+            pod::set_mtu(&mut Socket::route()?, &netns, uid, mtu)?;
+        }
         Ok(self.pod_network(uid, &lease))
     }
 
@@ -397,6 +426,18 @@ impl NodeNetwork {
         lock(&self.rules).change_policies(changes)
     }
 
+    /// Looks what others have done to the packet filter ([`FirewallWatch`](crate::FirewallWatch) tells when): writes this
+    /// room's tables anew if they are gone, and gives the chains of others that drop the packets of pods.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn check_firewall(&self) -> Result<Vec<Blocker>, Error> {
+        if lock(&self.rules).restore()? {
+            tracing::warn!("another program had removed edge's packet filter rules; they are back");
+        }
+        firewall::blockers(&self.config.cluster_cidrs)
+    }
+
     /// Removes everything this room made: pods' namespaces, links, the packet filter table, files. Forwarding stays on, as
     /// others on the host may have come to depend on it.
     ///
@@ -404,18 +445,15 @@ impl NodeNetwork {
     /// The first error; the rest is removed nevertheless.
     pub fn teardown(&self) -> Result<(), Error> {
         let mut result = self.cleanup_stale(&BTreeSet::new());
-        let mut socket = Socket::route()?;
-        result = result.and(peers::clean_up(&mut socket));
-        for name in [BRIDGE, DNS_LINK] {
-            result = result.and(link::delete(&mut socket, name));
-        }
         *lock(&self.subnet) = None;
         result = result.and(lock(&self.rules).delete());
-        let dir = &self.config.run_dir;
-        let remove = |result: io::Result<()>| result.map_err(|source| Error::file(dir, source));
-        result = result.and(remove(lock(&self.leases).remove_all()));
+        let removed = lock(&self.leases).remove_all();
+        result = result.and(removed.map_err(|source| Error::file(&self.config.run_dir, source)));
+        result = result.and(tear_down(&self.config.run_dir));
         result = result.and(subnet::forget(&self.config));
-        result.and(remove(edge_sys::fsutil::remove_dir_all_if_exists(&dir.join("netns"))))
+        let netns = self.config.run_dir.join("netns");
+        let removed = edge_sys::fsutil::remove_dir_all_if_exists(&netns);
+        result.and(removed.map_err(|source| Error::file(netns, source)))
     }
 }
 

@@ -181,7 +181,7 @@ impl World {
         };
         netns::run_in(&self.ns(name), || {
             let network = NodeNetwork::set_up(config)?;
-            network.assign(&Self::networks(number))?;
+            network.assign(&Self::networks(number), &self.told[number])?;
             Ok(network)
         })
         .unwrap()
@@ -666,7 +666,7 @@ fn bad_input_is_refused_and_named() {
         assert!(matches!(&reaches[name], Reach::Unreachable(reason) if reason.contains(why)), "{name}: {reaches:?}");
     }
     assert_eq!(world.kernel(0).0.len(), 1);
-    let refused = world.on(0, |network| network.assign(&[cidr("10.44.0.0/24")]));
+    let refused = world.on(0, |network| network.assign(&[cidr("10.44.0.0/24")], &[]));
     assert!(matches!(refused, Err(Error::PodNetworkOutside(_))));
     assert_eq!(world.on(0, NodeNetwork::pod_networks), World::networks(0), "what was, stays");
 }
@@ -691,6 +691,46 @@ fn a_network_too_small_and_a_port_that_is_taken() {
     world.nodes[0] = world.set_up(0).unwrap();
     let refused = world.on(0, |network| network.apply_peers(&own, &peers));
     assert!(matches!(refused, Err(Error::PortInUse { port: 8472, .. })), "{refused:?}");
+}
+
+/// The uplink's MTU changes: new pods and those that are there go by it, and so does the overlay. One that is too small is
+/// refused with what was there left as it is.
+#[test]
+fn the_mtu_follows_the_uplink() {
+    let world = World::new(Underlay::V4, Backend::Vxlan);
+    let pod = world.pod(0, "pod");
+    world.join_all();
+    let mtu = |namespace: &Path, name: &str| {
+        netns::run_in(namespace, || link::find(&mut Socket::route().unwrap(), name).unwrap().unwrap().mtu).unwrap()
+    };
+    let follow = |wanted: u32| {
+        ip_command(&world.ns("a"), &format!("link set eth0 mtu {wanted}"));
+        let followed = world.on(0, |network| network.assign(&World::networks(0), &world.told[0]));
+        world.join(0);
+        followed
+    };
+    let mut known = vec![pod];
+    for (uplink, pods) in [(1500, 1450), (1400, 1350), (1500, 1450), (1330, 1280)] {
+        follow(uplink).unwrap();
+        known.push(world.pod(0, &format!("pod-{uplink}-{}", known.len())));
+        for pod in &known {
+            assert_eq!(mtu(&pod.netns, "eth0"), pods, "{}", pod.netns.display());
+        }
+        for link in [crate::BRIDGE, VXLAN_LINK] {
+            assert_eq!(mtu(&world.ns("a"), link), pods, "{link}");
+        }
+        let host = netns::run_in(&world.ns("a"), || link::list(&mut Socket::route().unwrap()).unwrap()).unwrap();
+        assert!(host.iter().filter(|link| link.name.starts_with("veth")).all(|link| link.mtu == pods));
+    }
+    let refused = follow(1300);
+    assert!(matches!(refused, Err(Error::MtuTooSmall { needed: 1330, .. })), "{refused:?}");
+    assert!(
+        matches!(world.on(0, NodeNetwork::readiness), crate::Readiness::NotReady(why) if why.contains("eth0") && why.contains("1330"))
+    );
+    assert_eq!(mtu(&known[0].netns, "eth0"), 1280);
+    follow(1500).unwrap();
+    assert_eq!(world.on(0, NodeNetwork::readiness), crate::Readiness::Ready);
+    assert_eq!(mtu(&known[0].netns, "eth0"), 1450);
 }
 
 #[test]
@@ -723,7 +763,7 @@ fn another_pod_network_leaves_pods_connected() {
     let (old, older) = (world.pod(0, "old"), world.pod(0, "older"));
     [&old, &older].into_iter().for_each(|pod| serve(&pod.netns));
     let mut stream = Client::connect(&old.netns, older.addresses[0]).unwrap().0;
-    world.on(0, |network| network.assign(&World::networks(7))).unwrap();
+    world.on(0, |network| network.assign(&World::networks(7), &[ip("192.0.2.1")])).unwrap();
     stream.echo(b"still there?").unwrap();
     let new = world.pod(0, "new");
     assert_eq!(new.addresses[0], ip("10.42.7.2"));

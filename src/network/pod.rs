@@ -97,6 +97,21 @@ pub(crate) fn connect(path: &Path, uid: &str, lease: &Lease, subnet: &Subnet) ->
     Ok(())
 }
 
+/// Gives both ends of a pod's link an MTU; a pod without a link is fine. Connections that go on use it from their next packet
+/// on.
+pub(crate) fn set_mtu(socket: &mut Socket, path: &Path, uid: &str, mtu: u32) -> Result<(), Error> {
+    let Some(host) = link::find(socket, &veth_name(uid))? else { return Ok(()) };
+    if host.mtu == mtu {
+        return Ok(());
+    }
+    let mut inside = netns::run_in(path, Socket::route).map_err(|source| Error::file(path, source))??;
+    if let Some(eth0) = link::find(&mut inside, POD_INTERFACE)? {
+        link::configure(&mut inside, &eth0, None, mtu)?;
+    }
+    // this end is last: it tells whether both were changed
+    link::configure(socket, &host, None, mtu)
+}
+
 /// Removes a pod's link and namespace; what is not there is fine.
 pub(crate) fn disconnect(path: &Path, uid: &str, lease: Option<&Lease>, subnet: Option<&Subnet>) -> Result<(), Error> {
     let mut socket = Socket::route()?;

@@ -227,6 +227,16 @@ impl Rules {
         self.table.in_kernel()
     }
 
+    /// Whether the tables were in the kernel when this process began.
+    pub(crate) fn adopted(&self) -> bool {
+        self.table.adopted
+    }
+
+    /// Writes the tables anew if others have taken one away; tells whether it was so.
+    pub(crate) fn restore(&mut self) -> Result<bool, Error> {
+        self.table.restore()
+    }
+
     /// Removes everything.
     pub(crate) fn delete(&mut self) -> Result<(), Error> {
         self.table.delete()

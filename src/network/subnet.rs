@@ -42,18 +42,9 @@ pub(crate) fn hardware_address(addresses: &[IpAddr]) -> [u8; 6] {
 }
 
 impl Subnet {
-    /// Makes the bridge carry the gateways of `networks`.
-    pub(crate) fn set_up(socket: &mut Socket, config: &NodeConfig, networks: &[Cidr]) -> Result<Self, Error> {
-        for network in networks {
-            if !config.cluster_cidrs.iter().any(|cluster| cluster.contains_network(network)) {
-                return Err(Error::PodNetworkOutside(*network));
-            }
-        }
-        if networks.is_empty() {
-            return Err(Error::NoPodNetwork);
-        }
+    /// Makes the bridge carry the gateways of `networks`, with links of `mtu` bytes.
+    pub(crate) fn set_up(socket: &mut Socket, config: &NodeConfig, networks: &[Cidr], mtu: u32) -> Result<Self, Error> {
         let ipv6 = networks.iter().any(|network| network.base().is_ipv6());
-        let mtu = pod_mtu(socket, config, ipv6)?;
         let mut subnet = Self { networks: networks.to_vec(), bridge: 0, mtu };
         let gateways = subnet.gateways();
         subnet.bridge = link::ensure_bridge(socket, BRIDGE, hardware_address(&gateways), mtu, ipv6)?;
@@ -130,11 +121,29 @@ fn uplink(socket: &mut Socket, addresses: &[IpAddr]) -> Result<Option<Link>, Err
     Ok(None)
 }
 
-/// The MTU of pods' links: what is left of the uplink's for packets on their way to other nodes.
-pub(crate) fn pod_mtu(socket: &mut Socket, config: &NodeConfig, ipv6: bool) -> Result<u32, Error> {
-    let overhead = config.backend.overhead(config.node_addresses.first().is_some_and(IpAddr::is_ipv6));
+/// Whether the networks are such as this node may have.
+pub(crate) fn check(config: &NodeConfig, networks: &[Cidr]) -> Result<(), Error> {
+    for network in networks {
+        if !config.cluster_cidrs.iter().any(|cluster| cluster.contains_network(network)) {
+            return Err(Error::PodNetworkOutside(*network));
+        }
+    }
+    if networks.is_empty() { Err(Error::NoPodNetwork) } else { Ok(()) }
+}
+
+/// The MTU of pods' links: what is left of the uplink's for packets on their way to other nodes. `before` is what it was; it
+/// stays while the machine has no uplink.
+pub(crate) fn pod_mtu(
+    socket: &mut Socket,
+    backend: Backend,
+    node_addresses: &[IpAddr],
+    networks: &[Cidr],
+    before: Option<u32>,
+) -> Result<u32, Error> {
+    let overhead = backend.overhead(node_addresses.first().is_some_and(IpAddr::is_ipv6));
+    let ipv6 = networks.iter().any(|network| network.base().is_ipv6());
     let needed = if ipv6 { LEAST_MTU.1 } else { LEAST_MTU.0 };
-    let Some(link) = uplink(socket, &config.node_addresses)? else { return Ok(DEFAULT_MTU - overhead) };
+    let Some(link) = uplink(socket, node_addresses)? else { return Ok(before.unwrap_or(DEFAULT_MTU - overhead)) };
     let available = link.mtu.saturating_sub(overhead);
     if available < needed {
         return Err(Error::MtuTooSmall { link: link.name, mtu: link.mtu, available, needed: needed + overhead });

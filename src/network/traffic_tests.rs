@@ -174,7 +174,7 @@ fn set_up(dir: &Path, both_families: bool, node_port_networks: &[Cidr]) -> NodeN
     };
     netns::run_in(&dir.join("node"), || {
         let network = NodeNetwork::set_up(config)?;
-        network.assign(&cidrs(["10.42.0.0/24", "fd42::/64"]))?;
+        network.assign(&cidrs(["10.42.0.0/24", "fd42::/64"]), &[])?;
         Ok::<_, Error>(network)
     })
     .unwrap()

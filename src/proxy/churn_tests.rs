@@ -206,7 +206,7 @@ impl Process {
             cni: Default::default(),
         })
         .unwrap();
-        network.assign(&cidrs(["10.42.0.0/24", "fd42::/64"])).unwrap();
+        network.assign(&cidrs(["10.42.0.0/24", "fd42::/64"]), &[]).unwrap();
         Self { network, services: Model::new(node()), policies: policy::Model::new(&node()) }
     }
 

@@ -10,6 +10,7 @@
 #[cfg(test)]
 mod churn_tests;
 mod compile;
+pub mod firewall;
 mod health;
 mod model;
 mod occupied;

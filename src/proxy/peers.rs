@@ -154,7 +154,7 @@ impl Follower {
         let network = self.network.clone();
         let (networks, addresses, peers) = (picture.networks.clone(), picture.addresses.clone(), picture.peers.clone());
         let work = move || -> Result<Reaches, Error> {
-            network.assign(&networks)?;
+            network.assign(&networks, &addresses)?;
             network.apply_peers(&addresses, &peers)
         };
         let applied = match tokio::task::spawn_blocking(work).await {

@@ -27,6 +27,7 @@ mod seccomp;
 pub mod session;
 pub mod spec;
 pub mod status;
+mod teardown;
 pub mod users;
 mod zygote;
 
@@ -40,6 +41,7 @@ pub use error::{Error, Result};
 pub use session::{AttachSession, AttachStreams, ExecSession, Terminal};
 pub use spec::{ContainerSpec, ExecSpec, Resources, SandboxSpec, WindowSize};
 pub use status::{AdoptedSandbox, ContainerEvent, ContainerState, ContainerStatus, ExitStatus, Usage};
+pub use teardown::tear_down;
 pub use zygote::Zygote;
 
 /// Runs pods. [`Runtime`] does it with Linux containers; another engine can stand behind the same interface.

@@ -1,12 +1,13 @@
 //! Mounts that `mount(2)` cannot make: copies of a mount tree that are attached nowhere until [`attach`] puts them somewhere.
+//! And the way back: [`unmount_below`].
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// A detached copy of the mount tree at `path` (what a recursive bind mount would show). It stays in the peer group of the
 /// original, so mounts keep propagating between the two wherever the copy is attached.
@@ -54,7 +55,86 @@ pub fn make_all_slave() -> io::Result<()> {
     Ok(mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)?)
 }
 
+/// Unmounts everything that is mounted below a directory (not on itself), the deepest first, whoever still uses it. A
+/// directory that does not exist has nothing below it.
+///
+/// # Errors
+/// The first error; everything else is unmounted nevertheless.
+pub fn unmount_below(directory: &Path) -> io::Result<()> {
+    let directory = match directory.canonicalize() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    let table = std::fs::read("/proc/self/mountinfo")?;
+    let mut points: Vec<PathBuf> = table
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4).map(unescape))
+        .filter(|point| *point != directory && point.starts_with(&directory))
+        .collect();
+    // what was mounted last is on top
+    points.reverse();
+    let mut result = Ok(());
+    for point in points {
+        match umount2(&point, MntFlags::MNT_DETACH) {
+            // it went with the one it was on
+            Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
+            Err(error) => result = result.and(Err(error.into())),
+        }
+    }
+    result
+}
+
+/// A path as `/proc/self/mountinfo` has it: `\040` for a blank, and so on.
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut path = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((byte, after)) = rest.split_first() {
+        let digits = (*byte == b'\\').then(|| after.get(..3).and_then(|d| std::str::from_utf8(d).ok())).flatten();
+        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(escaped) => {
+                path.push(escaped);
+                rest = &after[3..];
+            }
+            None => {
+                path.push(*byte);
+                rest = after;
+            }
+        }
+    }
+    OsString::from_vec(path).into()
+}
+
 fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes())
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "path contains a NUL byte"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn paths_with_blanks_and_backslashes() {
+        assert_eq!(unescape(br"/a\040b\134c"), Path::new(r"/a b\c"));
+        assert_eq!(unescape(br"/a\9"), Path::new(r"/a\9"));
+    }
+
+    #[test]
+    fn all_mounts_below_a_directory_go() {
+        assert!(nix::unistd::geteuid().is_root(), "this test needs root");
+        let own = std::env::temp_dir().join(format!("edge-sys mounts {}", std::process::id()));
+        let below = [own.clone(), own.join("one"), own.join("one/two"), own.join("one/two")];
+        for point in &below {
+            std::fs::create_dir_all(point).unwrap();
+            mount(Some("test"), point, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        }
+        unmount_below(&own).unwrap();
+        let mounted = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let name = own.to_string_lossy().replace(' ', "\\040");
+        assert_eq!(mounted.lines().filter(|line| line.contains(&name)).count(), 1, "the directory itself");
+        umount2(&own, MntFlags::MNT_DETACH).unwrap();
+        std::fs::remove_dir(&own).unwrap();
+        unmount_below(&own).unwrap();
+    }
 }

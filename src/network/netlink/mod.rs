@@ -54,6 +54,11 @@ impl Socket {
         Self::open(SockProtocol::NetlinkRoute, groups)
     }
 
+    /// The same for nfnetlink.
+    pub(crate) fn watch_netfilter(groups: u32) -> Result<Self, Error> {
+        Self::open(SockProtocol::NetlinkNetFilter, groups)
+    }
+
     fn open(protocol: SockProtocol, groups: u32) -> Result<Self, Error> {
         let failed = |errno: Errno| Error::kernel("open netlink socket", errno);
         let fd =

@@ -23,22 +23,23 @@ use layout::{AFFINITY, Chain, Rules, SETS, SetData, SetLayout};
 use state::{Balancer, DIGEST_PREFIXES, Data, Edit, Elements, Memory, State, Steps, endpoint_of, frontend_of_affinity};
 
 /// Name of the tables.
-const TABLE: &str = "edge";
+pub(crate) const TABLE: &str = "edge";
 /// Name of the empty chain that tells by which layout the table was made.
 const LAYOUT_PREFIX: &str = "layout-";
 
 const SUBSYSTEM: u16 = 10;
 const NEWTABLE: u16 = 0;
-const DELTABLE: u16 = 2;
-const NEWCHAIN: u16 = 3;
-const GETCHAIN: u16 = 4;
-const DELCHAIN: u16 = 5;
-const NEWRULE: u16 = 6;
+const GETTABLE: u16 = 1;
+pub(crate) const DELTABLE: u16 = 2;
+pub(crate) const NEWCHAIN: u16 = 3;
+pub(crate) const GETCHAIN: u16 = 4;
+pub(crate) const DELCHAIN: u16 = 5;
+pub(crate) const NEWRULE: u16 = 6;
 const NEWSET: u16 = 9;
-const GETSET: u16 = 10;
+pub(crate) const GETSET: u16 = 10;
 const DELSET: u16 = 11;
 const NEWSETELEM: u16 = 12;
-const GETSETELEM: u16 = 13;
+pub(crate) const GETSETELEM: u16 = 13;
 const DELSETELEM: u16 = 14;
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
@@ -72,6 +73,8 @@ pub(crate) struct Table {
     parts: Vec<Part>,
     /// Whether the kernel is known to hold what `parts` say.
     in_kernel: bool,
+    /// Whether all of it was in the kernel when it was opened.
+    pub(crate) adopted: bool,
 }
 
 /// Something new for the kernel, applied in one step.
@@ -101,9 +104,11 @@ impl Table {
         let mut socket = Socket::netfilter()?;
         let mut parts = Vec::new();
         let mut operations = Operations::new();
+        let mut adopted = true;
         for networks in networks {
             let family = networks.family();
             let found = read(&mut socket, &networks)?;
+            adopted &= found.is_some();
             if found.is_none() {
                 operations.extend(replacement(&networks, &State::new(family)));
             }
@@ -117,7 +122,7 @@ impl Table {
         if !operations.is_empty() {
             batch(&mut socket, operations)?;
         }
-        Ok(Self { parts, in_kernel: true })
+        Ok(Self { parts, in_kernel: true, adopted })
     }
 
     /// The frontends that the kernel knows.
@@ -216,6 +221,19 @@ impl Table {
         Ok(())
     }
 
+    /// Writes the tables anew if others have taken one away; tells whether it was so.
+    pub(crate) fn restore(&mut self) -> Result<bool, Error> {
+        let mut socket = Socket::netfilter()?;
+        for part in &self.parts {
+            self.in_kernel &= read_chains(&mut socket, part.networks.family())?.contains(&marker(&part.networks));
+        }
+        let lost = !self.in_kernel;
+        if lost {
+            self.apply(&Change::default())?;
+        }
+        Ok(lost)
+    }
+
     /// Removes the tables; one that does not exist is fine.
     pub(crate) fn delete(&mut self) -> Result<(), Error> {
         self.in_kernel = false;
@@ -226,6 +244,19 @@ impl Table {
         };
         batch(&mut Socket::netfilter()?, self.parts.iter().flat_map(both).collect())
     }
+}
+
+/// Removes the tables of all families, whatever is in them.
+pub(crate) fn delete_all() -> Result<(), Error> {
+    let mut socket = Socket::netfilter()?;
+    let mut operations = Operations::new();
+    for family in Family::ALL {
+        let tables = socket.dump("list tables", Message::new(kind(GETTABLE), 0, &header(family)))?;
+        if names(&tables, 1).contains(TABLE) {
+            operations.push(table_operation(family, DELTABLE, 0));
+        }
+    }
+    if operations.is_empty() { Ok(()) } else { batch(&mut socket, operations) }
 }
 
 impl Change<'_> {
@@ -258,7 +289,9 @@ impl Change<'_> {
         }
     }
 }
-fn kind(message: u16) -> u16 {
+
+/// The type of an nfnetlink message about nftables.
+pub(crate) fn kind(message: u16) -> u16 {
     (SUBSYSTEM << 8) | message
 }
 

@@ -68,7 +68,7 @@ impl Node {
             cni: Default::default(),
         };
         let network = NodeNetwork::set_up(network).unwrap();
-        network.assign(&[cidr([10, 199, 0, 0], 24)]).unwrap();
+        network.assign(&[cidr([10, 199, 0, 0], 24)], &[]).unwrap();
         let images = ImageStoreConfig {
             content_dir: self.path("agent/content"),
             platform: Platform::host(),
