@@ -14,7 +14,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("registry", &["api", "schema", "storage"]),
     ("auth", &["api", "pki"]),
     ("apiserver", &["api", "schema", "registry", "auth", "pki"]),
-    ("client", &["api"]),
+    ("client", &["api", "sys"]),
     ("controllers", &["api", "client"]),
     ("scheduler", &["api", "client"]),
     ("proxy", &["api", "client", "network"]),

@@ -3,16 +3,19 @@
 //! An informer lists, then watches, and relists by itself after an expired or broken watch; what changed in between
 //! reaches the subscribers as ordinary changes. No change is lost and none is polled for.
 
+use crate::snapshot::{Keep, Save, Snapshot};
 use futures::StreamExt;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use parking_lot::{Mutex, RwLock};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 /// Namespace (empty for cluster-scoped objects) and name of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -85,10 +88,22 @@ struct State<K> {
     subscribers: Vec<mpsc::UnboundedSender<Change<K>>>,
 }
 
+/// Where what is in a cache comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Source {
+    /// Nothing is in it yet.
+    None,
+    /// From the disk: what was known when edge ran last.
+    Memory,
+    /// From the server.
+    Server,
+}
+
 /// The cache of one resource.
 pub struct Informer<K> {
     state: RwLock<State<K>>,
-    synced: watch::Sender<bool>,
+    source: watch::Sender<Source>,
+    changed: Notify,
 }
 
 impl<K: InformerKind> Informer<K> {
@@ -99,7 +114,7 @@ impl<K: InformerKind> Informer<K> {
             by_label: HashMap::new(),
             subscribers: Vec::new(),
         };
-        Arc::new(Self { state: RwLock::new(state), synced: watch::Sender::new(false) })
+        Arc::new(Self { state: RwLock::new(state), source: watch::Sender::new(Source::None), changed: Notify::new() })
     }
 
     /// An object of the cache.
@@ -163,15 +178,36 @@ impl<K: InformerKind> Informer<K> {
         rx
     }
 
-    /// Waits until the first list is in the cache.
+    /// Waits until the first list from the server is in the cache.
     pub async fn synced(&self) {
-        // the sender lives as long as self, so waiting cannot fail
-        let _ = self.synced.subscribe().wait_for(|done| *done).await;
+        self.comes_from(Source::Server).await;
     }
 
-    /// Whether the first list is in the cache.
+    /// Waits until something complete is in the cache: what was known when edge ran last ([`Informers::remember`]), or the
+    /// first list from the server.
+    pub async fn known(&self) {
+        self.comes_from(Source::Memory).await;
+    }
+
+    async fn comes_from(&self, at_least: Source) {
+        // the sender lives as long as self, so waiting cannot fail
+        let _ = self.source.subscribe().wait_for(|source| *source >= at_least).await;
+    }
+
+    /// Whether the first list from the server is in the cache.
     pub fn has_synced(&self) -> bool {
-        *self.synced.borrow()
+        *self.source.borrow() == Source::Server
+    }
+
+    /// Waits for a change since the last call; there is one caller.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Fills the cache with what was known earlier.
+    pub(crate) fn restore(&self, objects: Vec<K>) {
+        objects.into_iter().for_each(|object| self.apply(object));
+        self.source.send_replace(Source::Memory);
     }
 
     fn apply(&self, object: K) {
@@ -182,10 +218,12 @@ impl<K: InformerKind> Informer<K> {
         state.index(&key, old.as_deref(), Some(&*new));
         match &old {
             None => state.by_namespace.entry(key.namespace.clone()).or_default().push(key),
-            Some(old) if old.resource_version() == new.resource_version() => return,
+            // what comes from memory has no version
+            Some(old) if old.resource_version() == new.resource_version() && new.resource_version().is_some() => return,
             Some(_) => {}
         }
         state.publish(&Change::Applied { old, new });
+        self.changed.notify_one();
     }
 
     fn delete(&self, key: &Key) {
@@ -199,6 +237,7 @@ impl<K: InformerKind> Informer<K> {
             }
         }
         state.publish(&Change::Deleted(old));
+        self.changed.notify_one();
     }
 
     fn replace(&self, objects: Vec<K>) {
@@ -210,7 +249,8 @@ impl<K: InformerKind> Informer<K> {
         for key in gone {
             self.delete(&key);
         }
-        self.synced.send_replace(true);
+        self.source.send_replace(Source::Server);
+        self.changed.notify_one();
     }
 
     async fn run(self: Arc<Self>, api: Api<K>, config: watcher::Config) {
@@ -284,6 +324,7 @@ pub struct Informers {
 #[derive(Default)]
 struct Shared {
     informers: HashMap<(TypeId, String), Arc<dyn Any + Send + Sync>>,
+    snapshots: Vec<Arc<dyn Save>>,
     tasks: tokio::task::JoinSet<()>,
 }
 
@@ -306,19 +347,50 @@ impl Informers {
     /// The informer of the objects that a field selector matches, for instance `spec.nodeName=a`; empty selects all.
     pub fn select<K: InformerKind>(&self, field_selector: &str) -> Arc<Informer<K>> {
         let mut shared = self.shared.lock();
-        let id = (TypeId::of::<K>(), field_selector.to_owned());
-        if let Some(known) = shared.informers.get(&id) {
+        if let Some(known) = shared.informers.get(&id_of::<K>(field_selector)) {
             return known.clone().downcast().expect("invariant: informers are filed under their own type");
         }
         let informer = Informer::<K>::new();
-        shared.informers.insert(id, informer.clone());
+        self.begin(&mut shared, field_selector, &informer);
+        informer
+    }
+
+    /// From now on the informer of a kind (and field selector) begins with what it knew when edge ran last, until the server is
+    /// there; `keep` takes away what need not be kept of an object. The file is in `dir`. Call it before anybody asks for the
+    /// informer: later it has no effect.
+    pub fn remember<K: InformerKind + Serialize>(&self, dir: &Path, field_selector: &str, keep: Keep<K>) {
+        let mut shared = self.shared.lock();
+        if shared.informers.contains_key(&id_of::<K>(field_selector)) {
+            tracing::error!(resource = %K::plural(&()), "an informer that is in use already does not remember");
+            return;
+        }
+        let informer = Informer::<K>::new();
+        let snapshot = Snapshot::open(informer.clone(), dir, field_selector, keep);
+        self.begin(&mut shared, field_selector, &informer);
+        shared.tasks.spawn(snapshot.clone().follow());
+        shared.snapshots.push(snapshot);
+    }
+
+    /// Writes what the informers that remember know, as far as it has changed. For the end of a process.
+    pub async fn save(&self) {
+        let all = self.shared.lock().snapshots.clone();
+        // a panic in there has been told of already
+        let _ = tokio::task::spawn_blocking(move || all.iter().filter(|snapshot| snapshot.save()).count()).await;
+    }
+
+    fn begin<K: InformerKind>(&self, shared: &mut Shared, field_selector: &str, informer: &Arc<Informer<K>>) {
+        shared.informers.insert(id_of::<K>(field_selector), informer.clone());
         let mut config = watcher::Config::default();
         if !field_selector.is_empty() {
             config = config.fields(field_selector);
         }
         shared.tasks.spawn(informer.clone().run(Api::all(self.client.clone()), config));
-        informer
     }
+}
+
+/// Under what an informer is filed.
+fn id_of<K: 'static>(field_selector: &str) -> (TypeId, String) {
+    (TypeId::of::<K>(), field_selector.to_owned())
 }
 
 #[cfg(test)]

@@ -71,6 +71,9 @@ async fn run_agent(config: &AgentConfig, mut process: Process) -> Result<(), End
         HeaderValue::from_static(NETWORK_USER),
     )]);
     let informers = Informers::new(uplink.client(as_network));
+    let memory = config.data_dir.join("agent/memory");
+    edge_sys::fsutil::create_dir_all_mode(&memory, 0o700).map_err(doing("making the data directory"))?;
+    edge_proxy::memory::remember(&informers, &memory, &config.node.name, edge_dns::CONFIG_MAP);
     let parts = NodeParts {
         data_dir: &config.data_dir,
         node: &config.node,
@@ -79,7 +82,7 @@ async fn run_agent(config: &AgentConfig, mut process: Process) -> Result<(), End
         network: agent::network(&config.data_dir, &config.node, &membership.facts, &known)?,
         zygote,
         client: node,
-        informers,
+        informers: informers.clone(),
     };
     let kubelet = agent::start(parts, &mut tasks).await?;
     agent::serve_kubelet(&kubelet, socket, &membership.serving, &membership.facts.client_ca, &mut tasks)?;
@@ -109,6 +112,7 @@ async fn run_agent(config: &AgentConfig, mut process: Process) -> Result<(), End
     notify("STOPPING=1");
     tracing::info!("stopping; containers go on");
     kubelet.stop().await;
+    informers.save().await;
     tasks.shutdown().await;
     crash.map_or(Ok(()), |crash| Err(crash.into()))
 }

@@ -11,8 +11,8 @@ use hickory_proto::rr::Name;
 use k8s_openapi::api::core::v1::ConfigMap;
 use std::collections::BTreeMap;
 
-/// Name of the ConfigMap.
-pub(crate) const CONFIG_MAP: &str = "coredns-custom";
+/// Name of the ConfigMap, in `kube-system`, in which administrators say where certain names are asked for.
+pub const CONFIG_MAP: &str = "coredns-custom";
 /// Its namespace.
 pub(crate) const NAMESPACE: &str = "kube-system";
 

@@ -33,6 +33,7 @@ use parking_lot::RwLock;
 
 use forwards::Forwards;
 
+pub use forwards::CONFIG_MAP;
 pub use metrics::Metrics;
 pub use records::{Found, Lookup, Records};
 pub use server::Server;
@@ -142,7 +143,7 @@ async fn serve(config: &DnsConfig, records: Arc<RwLock<Records>>, upstream: Upst
 
 /// Keeps the name servers of certain domains as the administrator wants them.
 async fn follow_forwards(informers: Informers, upstream: Upstream) {
-    let maps = informers.select::<ConfigMap>(&format!("metadata.name={}", forwards::CONFIG_MAP));
+    let maps = informers.select::<ConfigMap>(&format!("metadata.name={CONFIG_MAP}"));
     let mut changes = maps.subscribe();
     while let Some(change) = changes.recv().await {
         if Key::of(change.object().as_ref()).namespace != forwards::NAMESPACE {
@@ -161,7 +162,7 @@ async fn follow(informers: Informers, records: Arc<RwLock<Records>>) {
         (informers.of::<Service>(), informers.of::<EndpointSlice>(), informers.of::<Namespace>());
     let (mut service_changes, mut slice_changes) = (services.subscribe(), slices.subscribe());
     let mut namespace_changes = namespaces.subscribe();
-    let synced = async { tokio::join!(services.synced(), slices.synced(), namespaces.synced()) };
+    let synced = async { tokio::join!(services.known(), slices.known(), namespaces.known()) };
     let mut synced = std::pin::pin!(synced);
     let mut complete = false;
     loop {

@@ -12,6 +12,7 @@ mod churn_tests;
 mod compile;
 pub mod firewall;
 mod health;
+pub mod memory;
 mod model;
 mod occupied;
 pub mod peers;
@@ -54,7 +55,7 @@ pub async fn run(informers: Informers, network: Arc<NodeNetwork>, node: Node) {
     let (mut service_changes, mut slice_changes) = (services.subscribe(), slices.subscribe());
     let mut node_changes = nodes.subscribe();
     // An incomplete picture would take endpoints away from rules that an earlier process left.
-    tokio::join!(services.synced(), slices.synced());
+    tokio::join!(memory::enough(&services, &network), memory::enough(&slices, &network));
     let mut model = Model::new(node);
     let mut health = HealthServer::default();
     let mut occupied = Occupied::default();

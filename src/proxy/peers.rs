@@ -17,6 +17,8 @@ use edge_network::{Backend, Cidr, CniPaths, CniWatch, Error, Monitor, NodeNetwor
 use k8s_openapi::api::core::v1::Node;
 use serde_json::{Value, json};
 
+use crate::memory;
+
 /// How long to wait before what was refused is tried again, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Links and addresses often change in bursts: so long after the first news all of them are looked at together.
@@ -25,7 +27,8 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// How long at most before another network plugin that is not ready is asked again.
 const PLUGIN_PATIENCE: Duration = Duration::from_secs(5);
 
-const PREFIX: &str = "flannel.alpha.coreos.com/";
+/// What the names of annotations about a node's pod network begin with.
+pub(crate) const PREFIX: &str = "flannel.alpha.coreos.com/";
 const PUBLIC_IP: [&str; 2] = ["public-ip", "public-ipv6"];
 /// Set by administrators, where other nodes reach a node by another address than it knows of (behind a NAT).
 const PUBLIC_IP_OVERWRITE: [&str; 2] = ["public-ip-overwrite", "public-ipv6-overwrite"];
@@ -55,7 +58,7 @@ pub async fn run(informers: Informers, client: Client, network: Arc<NodeNetwork>
             tracing::warn!(error = error as &dyn std::error::Error, "changes of links are not noticed")
         })
         .ok();
-    nodes.synced().await;
+    memory::enough(&nodes, &network).await;
     let mut follower = Follower { network, client, node, applied: None, reaches: Reaches::new() };
     let mut retry: Option<Duration> = None;
     loop {

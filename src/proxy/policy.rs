@@ -22,7 +22,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::compile::parse_protocol;
-use crate::{Node, Retry, blocking, drain};
+use crate::{Node, Retry, blocking, drain, memory};
 
 type Labels = BTreeMap<String, String>;
 
@@ -559,7 +559,12 @@ impl Enforcement {
         let (mut policy_changes, mut pod_changes) = (policies.subscribe(), pods.subscribe());
         let mut namespace_changes = namespaces.subscribe();
         // An incomplete picture would open what an earlier process closed.
-        tokio::join!(policies.synced(), pods.synced(), namespaces.synced());
+        let network = &self.network;
+        tokio::join!(
+            memory::enough(&policies, network),
+            memory::enough(&pods, network),
+            memory::enough(&namespaces, network)
+        );
         let mut model = Model::new(&node);
         let mut retry = Retry::default();
         let mut first = true;
