@@ -45,6 +45,6 @@ fn a_second_server_on_the_same_data_is_refused() {
     let out = cluster.server_command().arg("--https-listen-port=7443").output().unwrap();
     assert!(!out.status.success());
     let reason = text(&out.stderr);
-    assert!(reason.contains("opening the store") && !reason.contains("kubelet"), "{reason}");
+    assert!(reason.contains("another edge works there (process "), "{reason}");
     cluster.kubectl(&["get", "nodes"]);
 }

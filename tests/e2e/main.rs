@@ -8,6 +8,7 @@ mod harness;
 
 mod bad_input;
 mod cli;
+mod coexistence;
 mod conformance;
 mod controllers;
 mod healing;
@@ -21,6 +22,7 @@ mod node_clock;
 mod node_joining;
 mod node_life;
 mod offline;
+mod pod_network;
 mod pods;
 mod restart;
 mod rust_client;

@@ -361,6 +361,93 @@ fn no_acknowledged_write_is_lost_by_a_power_cut() {
     }
 }
 
+/// A second machine in the first: a network namespace, with a link between the two.
+const SECOND_NODE: &str = "
+    ip netns add far
+    ip link add near type veth peer name eth0 netns far
+    ip addr add 10.99.0.1/24 dev near
+    ip link set near up
+    ip -n far link set lo up
+    ip -n far addr add 10.99.0.2/24 dev eth0
+    ip -n far link set eth0 up
+    ip -n far route add default via 10.99.0.1
+    mkdir -p /var/lib/far/agent/images
+    cp /var/lib/edge/agent/images/busybox.tar /var/lib/far/agent/images/
+    EDGE_TOKEN=$(cat /var/lib/edge/server/agent-token) setsid nsenter -n/run/netns/far edge agent \\
+        --server https://10.99.0.1:6443 --data-dir /var/lib/far --config /var/lib/far/none --cgroup-root /far \\
+        --node-name node-2 --pod-logs-dir /var/log/far </dev/null >/var/log/far.log 2>&1 &";
+
+fn web(name: &str, node: &str) -> String {
+    format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: {{app: {name}}}}}, spec: {{nodeName: {node},
+            terminationGracePeriodSeconds: 0, containers: [{{name: main, image: 'busybox:test', command: [sh, -c,
+            'mkdir /www && head -c 300000 /dev/urandom > /www/large && hostname > /www/index.html && exec httpd -f -p 8080 -h /www'],
+            readinessProbe: {{tcpSocket: {{port: 8080}}, periodSeconds: 1}}}}]}}}}"
+    )
+}
+
+/// Two nodes, a pod on each, connected by `backend`: what is sent arrives, also when the way between them is bad.
+fn two_nodes(backend: &str, link: &str, mtu: u32) {
+    let mut vm = Machine::with(&format!("network: {backend}\n"), &["/usr/sbin/ip", "/usr/sbin/tc"]);
+    vm.boot(&format!("driver=raw,cache.no-flush=on,file.driver=file,file.filename={}", vm.disk().display()));
+    vm.shell(SECOND_NODE);
+    for (node, pod) in [("node-1", "one"), ("node-2", "two")] {
+        eventually("the node is there", || {
+            let out = vm.try_kubectl(Kubectl::Newest, &["get", "node", node]);
+            if out.status.success() { Ok(()) } else { Err(vm.shell("cat /var/log/far.log || true")) }
+        });
+        vm.wait_for(&format!("node/{node}"), "condition=Ready");
+        vm.apply(&web(pod, node));
+    }
+    eventually("images are imported", || {
+        let log = vm.shell("cat /var/log/far.log");
+        if log.contains("busybox.tar") { Ok(()) } else { Err(log) }
+    });
+    let ip = |pod: &str| {
+        vm.wait_for(&format!("pod/{pod}"), "condition=Ready");
+        vm.kubectl(&["get", "pod", pod, "-o", "jsonpath={.status.podIP}"])
+    };
+    let (one, two) = (ip("one"), ip("two"));
+    let sh = |pod: &str, script: &str| vm.kubectl(&["exec", pod, "--", "sh", "-c", script]);
+    let carried =
+        || -> u64 { vm.shell(&format!("cat /sys/class/net/{link}/statistics/tx_bytes")).trim().parse().unwrap() };
+    let before = carried();
+    for (from, to, name) in [("one", &two, "two"), ("two", &one, "one")] {
+        let got = eventually("a pod reaches the other", || {
+            let fetch = ["exec", from, "--", "timeout", "10", "wget", "-qO-", &format!("http://{to}:8080/")];
+            let out = vm.try_kubectl(Kubectl::Newest, &fetch);
+            if out.status.success() {
+                Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+            } else {
+                Err(format!("{out:?}"))
+            }
+        });
+        assert_eq!(got.trim(), name);
+    }
+    assert!(carried() > before, "the packets went by {link}");
+    assert!(sh("one", "cat /sys/class/net/eth0/mtu").trim() == mtu.to_string());
+    let wanted = sh("two", "md5sum < /www/large");
+    vm.shell("tc qdisc add dev near root netem delay 20ms 15ms reorder 25% 50% loss 2%");
+    for _ in 0..2 {
+        assert_eq!(
+            sh("one", &format!("wget -qO- http://{two}:8080/large | md5sum")),
+            wanted,
+            "late, out of order, some lost"
+        );
+    }
+    vm.shell("tc qdisc del dev near root");
+}
+
+#[test]
+fn wireguard_between_two_nodes() {
+    two_nodes("wireguard", "edge-wg", 1440);
+}
+
+#[test]
+fn vxlan_of_a_module_between_two_nodes() {
+    two_nodes("vxlan", "edge-vxlan", 1450);
+}
+
 /// A resourceVersion of something that is only in memory.
 async fn volatile_version(client: &kube::Client) -> u64 {
     let lease = Api::<Lease>::namespaced(client.clone(), "kube-node-lease").get("node-1").await.unwrap();

@@ -4,6 +4,7 @@ use super::images::{busybox_archive, echo_archive};
 use super::network::{self, ip};
 use super::{Cluster, await_ready, enter};
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -66,7 +67,7 @@ impl Agent {
 
     /// `edge agent` with all that keeps it apart from the machine and from other nodes.
     pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_edge"));
+        let mut command = Command::new(super::edge_binary());
         command
             .arg("agent")
             .arg(format!("--server={}", self.server))
@@ -144,6 +145,56 @@ impl Agent {
         self
     }
 
+    /// Moves the node into a network of its own behind a router that translates nothing, with links of `mtu` bytes; gives its
+    /// new addresses. Nobody has a default route: each side knows the way to the other's network. With `ipv6`, in both
+    /// families.
+    pub(crate) fn routed(&self, cluster: &Cluster, router: &Agent, mtu: u32, ipv6: bool) -> [IpAddr; 2] {
+        let (own, between) = (&self.namespace, &router.namespace);
+        let (far, far6) = (Ipv4Addr::new(172, 29, 5, 2), Ipv6Addr::new(0xfd00, 0x29, 0, 0, 0, 0, 0, 2));
+        ip(&["link", "del", &network::port(own)]);
+        ip(&["-n", own, "link", "add", "eth0", "type", "veth", "peer", "name", "lan0", "netns", between]);
+        for (namespace, link, last) in [(own, "eth0", 2), (between, "lan0", 1)] {
+            ip(&["-n", namespace, "link", "set", link, "mtu", &mtu.to_string()]);
+            ip(&["-n", namespace, "addr", "add", &format!("172.29.5.{last}/24"), "dev", link]);
+            if ipv6 {
+                ip(&["-n", namespace, "-6", "addr", "add", &format!("fd00:29::{last}/64"), "dev", link, "nodad"]);
+            }
+            ip(&["-n", namespace, "link", "set", link, "up"]);
+        }
+        let router_last = 10 + router.number();
+        ip(&["-n", own, "route", "add", &format!("{}/24", cluster.address(0)), "via", "172.29.5.1"]);
+        let mut others = vec![cluster.net.name.clone()];
+        others.extend((1..router.number()).map(|n| format!("{}-{n}", cluster.net.name)));
+        others.retain(|name| name != own && network::exists(name));
+        for other in &others {
+            let via = cluster.address(router_last).to_string();
+            ip(&["-n", other, "route", "add", "172.29.5.0/24", "via", &via]);
+        }
+        if ipv6 {
+            cluster.net.add_ipv6(between, router_last);
+            ip(&["-n", own, "-6", "route", "add", &format!("{}/64", cluster.address6(0)), "via", "fd00:29::1"]);
+            for other in &others {
+                let via = cluster.address6(router_last).to_string();
+                ip(&["-n", other, "-6", "route", "add", "fd00:29::/64", "via", &via]);
+            }
+        }
+        network::inside(&network::open(between), || {
+            for family in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+                fs::write(format!("/proc/sys/net/{family}"), "1").unwrap();
+            }
+        });
+        [far.into(), far6.into()]
+    }
+
+    fn number(&self) -> u8 {
+        self.namespace.rsplit('-').next().unwrap().parse().unwrap()
+    }
+
+    /// Gives the machine an IPv6 address.
+    pub(crate) fn add_ipv6(&self, cluster: &Cluster) {
+        cluster.net.add_ipv6(&self.namespace, 10 + self.number());
+    }
+
     /// How many processes run in the node's pods.
     pub(crate) fn container_processes(&self) -> usize {
         super::cleanup::cgroup_dirs(&self.namespace).iter().map(|d| super::cleanup::cgroup_pids(d).len()).sum()
@@ -171,6 +222,11 @@ impl Agent {
         for link in ["edge0", "edge-dns", "edge-vxlan"] {
             let _ = Command::new("ip").args(["-n", &self.namespace, "link", "del", link]).output();
         }
+        self.inside(|| {
+            for family in ["ip", "ip6"] {
+                let _ = Command::new("nft").args(["delete", "table", family, "edge"]).output();
+            }
+        });
     }
 
     /// Gives the machine a new network namespace, as a reboot does: no links but those of a machine, no rules.

@@ -65,14 +65,7 @@ fn kill_processes(name: &str) {
 /// Kills the processes that have `mark` in their environment, and those in the cgroups of `name`.
 pub(super) fn kill_marked(mark: &str, name: &str) {
     for _ in 0..100 {
-        let mut pids: Vec<i32> = cgroup_dirs(name).iter().flat_map(|d| cgroup_pids(d)).collect();
-        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|s| s.parse::<i32>().ok()) else { continue };
-            let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
-            if environment.split(|b| *b == 0).any(|v| v == mark.as_bytes()) {
-                pids.push(pid);
-            }
-        }
+        let pids = marked(mark, name);
         if pids.is_empty() {
             return;
         }
@@ -81,6 +74,19 @@ pub(super) fn kill_marked(mark: &str, name: &str) {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// The processes that have `mark` in their environment, and those in the cgroups of `name`.
+pub(super) fn marked(mark: &str, name: &str) -> Vec<i32> {
+    let mut pids: Vec<i32> = cgroup_dirs(name).iter().flat_map(|d| cgroup_pids(d)).collect();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|s| s.parse::<i32>().ok()) else { continue };
+        let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+        if environment.split(|b| *b == 0).any(|v| v == mark.as_bytes()) {
+            pids.push(pid);
+        }
+    }
+    pids
 }
 
 pub(super) fn cgroup_pids(dir: &Path) -> Vec<i32> {

@@ -12,7 +12,7 @@ mod cleanup;
 mod clock;
 pub(crate) mod disk;
 pub(crate) mod images;
-mod network;
+pub(crate) mod network;
 mod rogue;
 pub(crate) mod space;
 pub(crate) mod vm;
@@ -177,6 +177,21 @@ impl Cluster {
         command.stdin(Stdio::null()).output().unwrap()
     }
 
+    /// `edge teardown` of the server's machine; gives what it did.
+    pub(crate) fn tear_down(&self) -> Output {
+        self.edge(&["teardown", &format!("--cgroup-root=/{}", self.id())])
+    }
+
+    /// Names of the cgroups of the server's pods that exist.
+    pub(crate) fn pod_cgroups(&self) -> Vec<PathBuf> {
+        cleanup::cgroup_dirs(self.id()).into_iter().map(|dir| dir.join("kubepods")).filter(|dir| dir.exists()).collect()
+    }
+
+    /// Processes that edge has started for the server's pods and that still run.
+    pub(crate) fn processes(&self) -> Vec<i32> {
+        cleanup::marked(&format!("EDGE_E2E={}", self.id()), self.id())
+    }
+
     /// Starts `edge server` and waits for its readiness notification.
     pub(crate) fn launch(&mut self) {
         assert!(self.child.is_none(), "the server runs already");
@@ -298,6 +313,31 @@ impl Cluster {
     pub(crate) fn reaches(&self, pod_ip: &str) {
         reaches(|| self.net.open(), pod_ip);
     }
+
+    /// The server's namespace.
+    pub(crate) fn namespace(&self) -> fs::File {
+        self.net.open()
+    }
+
+    /// Runs ip(8) in the server's namespace.
+    pub(crate) fn ip_command(&self, args: &[&str]) {
+        network::ip(&[&["-n", self.id()], args].concat());
+    }
+
+    /// An IPv6 address of the cluster's network, as [`Self::address`].
+    pub(crate) fn address6(&self, last: u8) -> std::net::Ipv6Addr {
+        self.net.address6(last)
+    }
+
+    /// Gives the server's machine an IPv6 address.
+    pub(crate) fn add_ipv6(&self) {
+        self.net.add_ipv6(self.id(), 2);
+    }
+
+    /// A further flag for `edge server`, from its next start on.
+    pub(crate) fn add_flag(&mut self, flag: String) {
+        self.extra_args.push(flag);
+    }
 }
 
 impl Drop for Cluster {
@@ -322,14 +362,7 @@ impl Drop for Cluster {
 
 /// Runs a closure on a thread inside a network namespace.
 fn inside<T: Send>(netns: fs::File, work: impl FnOnce() -> T + Send) -> T {
-    std::thread::scope(|s| {
-        s.spawn(|| {
-            nix::sched::setns(&netns, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-            work()
-        })
-        .join()
-        .unwrap()
-    })
+    network::inside(&netns, work)
 }
 
 /// The echo server of a pod answers somebody in a network namespace.

@@ -1,7 +1,7 @@
 //! The network of a test: a namespace for each node, joined by a bridge of the host, which plays the outside.
 
 use std::fs::File;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::Command;
 
 pub(crate) struct TestNetwork {
@@ -46,6 +46,18 @@ impl TestNetwork {
         Ipv4Addr::new(10, 254, self.number, last)
     }
 
+    /// The same of IPv6, for nodes that [`Self::add_ipv6`] was asked for.
+    pub(crate) fn address6(&self, last: u8) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd00, 0x254, self.number.into(), 0, 0, 0, 0, last.into())
+    }
+
+    /// Gives a node, and the outside, an address of IPv6.
+    pub(crate) fn add_ipv6(&self, namespace: &str, last: u8) {
+        let [outside, node] = [1, last].map(|last| format!("{}/64", self.address6(last)));
+        ip(&["-6", "addr", "replace", &outside, "dev", &host_end(&self.name), "nodad"]);
+        ip(&["-n", namespace, "-6", "addr", "replace", &node, "dev", "eth0", "nodad"]);
+    }
+
     /// Connects a namespace with the bridge.
     fn plug(&self, namespace: &str, address: Ipv4Addr) {
         let port = port(namespace);
@@ -70,6 +82,11 @@ pub(crate) fn open(namespace: &str) -> File {
     File::open(format!("/run/netns/{namespace}")).expect("the namespace exists")
 }
 
+/// Whether there is such a namespace.
+pub(crate) fn exists(namespace: &str) -> bool {
+    std::path::Path::new("/run/netns").join(namespace).exists()
+}
+
 /// The bridge of a test's network.
 pub(crate) fn host_end(name: &str) -> String {
     format!("eev{}", name.trim_start_matches("edge-e2e-"))
@@ -78,6 +95,17 @@ pub(crate) fn host_end(name: &str) -> String {
 /// The host's end of the link to a namespace.
 pub(crate) fn port(namespace: &str) -> String {
     format!("eep{}", namespace.trim_start_matches("edge-e2e-"))
+}
+
+/// Runs a closure on a thread inside a namespace. What it opens there (sockets, processes) stays there.
+pub(crate) fn inside<T: Send>(namespace: &File, work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|s| {
+        let run = s.spawn(|| {
+            nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        });
+        run.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// Runs ip(8), which must succeed.

@@ -84,9 +84,17 @@ impl std::ops::Deref for Machine {
 impl Machine {
     /// Makes a machine and what is on its disk. It is switched off.
     pub(crate) fn new() -> Self {
+        Self::with("", &[])
+    }
+
+    /// The same with further lines of edge's configuration, and programs of this machine.
+    pub(crate) fn with(config: &str, programs: &[&str]) -> Self {
         let machine = Self { cluster: Cluster::prepare(&[]), qemu: None, clock: None, starts: 0 };
         let root = machine.dir.join("root");
-        machine.make_root(&root);
+        machine.make_root(&root, config);
+        for program in programs {
+            install(&root, Path::new(program));
+        }
         run(Command::new("/usr/sbin/mke2fs")
             .args(["-q", "-t", "ext4", "-d"])
             .args([&root, &machine.disk()])
@@ -166,7 +174,7 @@ impl Machine {
         text.to_owned()
     }
 
-    fn make_root(&self, root: &Path) {
+    fn make_root(&self, root: &Path, config: &str) {
         for directory in ["bin", "etc/edge", "proc", "sys", "dev", "run", "tmp", "root", "var/lib/edge/agent/images"] {
             fs::create_dir_all(root.join(directory)).unwrap();
         }
@@ -178,11 +186,7 @@ impl Machine {
         }
         let edge = root.join("bin/edge");
         run(Command::new("strip").arg("-o").arg(&edge).arg(env!("CARGO_BIN_EXE_edge")));
-        for library in shared_libraries(&edge) {
-            let target = root.join(library.strip_prefix("/").unwrap());
-            fs::create_dir_all(target.parent().unwrap()).unwrap();
-            fs::copy(&library, target).unwrap();
-        }
+        install_libraries(root, &edge);
         run(Command::new("cp").arg("-r").arg(kernel_files().join("lib/modules")).arg(root.join("lib")));
         let write = |path: &str, text: &str, mode| {
             // init is a link to busybox otherwise
@@ -194,7 +198,8 @@ impl Machine {
         write("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n", 0o644);
         write("etc/group", "root:x:0:\n", 0o644);
         write("etc/resolv.conf", "nameserver 10.0.2.3\n", 0o644);
-        write("etc/edge/config.yaml", &format!("node-name: node-1\ntls-san: [\"{}\"]\n", self.ip), 0o644);
+        let names = format!("tls-san: [\"{}\", 10.99.0.1]\n", self.ip);
+        write("etc/edge/config.yaml", &format!("node-name: node-1\n{names}{config}"), 0o644);
         fs::copy(images::busybox_archive(), root.join("var/lib/edge/agent/images/busybox.tar")).unwrap();
     }
 
@@ -227,6 +232,22 @@ fn kernel_files() -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools/vm");
     assert!(path.join("vmlinuz").exists(), "{} is missing: run scripts/setup test", path.display());
     path
+}
+
+/// Puts a program of this machine into the root, in place of busybox's of that name.
+fn install(root: &Path, program: &Path) {
+    let target = root.join("bin").join(program.file_name().unwrap());
+    let _ = fs::remove_file(&target);
+    fs::copy(program, &target).unwrap_or_else(|e| panic!("{}: {e}", program.display()));
+    install_libraries(root, &target);
+}
+
+fn install_libraries(root: &Path, program: &Path) {
+    for library in shared_libraries(program) {
+        let target = root.join(library.strip_prefix("/").unwrap());
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        fs::copy(&library, target).unwrap();
+    }
 }
 
 /// The shared libraries of a program, the dynamic linker among them, where the program looks for them.
