@@ -361,17 +361,17 @@ fn no_acknowledged_write_is_lost_by_a_power_cut() {
     }
 }
 
-/// A second machine in the first: a network namespace, with a link between the two.
+/// A second machine in the first: a network namespace, with a link between the two. (busybox's own ip knows too little.)
 const SECOND_NODE: &str = "
-    ip netns add far
-    ip link add near type veth peer name eth0 netns far
-    ip addr add 10.99.0.1/24 dev near
-    ip link set near up
-    ip -n far link set lo up
-    ip -n far addr add 10.99.0.2/24 dev eth0
-    ip -n far link set eth0 up
-    ip -n far route add default via 10.99.0.1
-    mkdir -p /var/lib/far/agent/images
+    /bin/ip netns add far
+    /bin/ip link add near type veth peer name eth0 netns far
+    /bin/ip addr add 10.99.0.1/24 dev near
+    /bin/ip link set near up
+    /bin/ip -n far link set lo up
+    /bin/ip -n far addr add 10.99.0.2/24 dev eth0
+    /bin/ip -n far link set eth0 up
+    /bin/ip -n far route add default via 10.99.0.1
+    mkdir -p /var/lib/far/agent/images /var/log
     cp /var/lib/edge/agent/images/busybox.tar /var/lib/far/agent/images/
     EDGE_TOKEN=$(cat /var/lib/edge/server/agent-token) setsid nsenter -n/run/netns/far edge agent \\
         --server https://10.99.0.1:6443 --data-dir /var/lib/far --config /var/lib/far/none --cgroup-root /far \\
@@ -427,7 +427,7 @@ fn two_nodes(backend: &str, link: &str, mtu: u32) {
     assert!(carried() > before, "the packets went by {link}");
     assert!(sh("one", "cat /sys/class/net/eth0/mtu").trim() == mtu.to_string());
     let wanted = sh("two", "md5sum < /www/large");
-    vm.shell("tc qdisc add dev near root netem delay 20ms 15ms reorder 25% 50% loss 2%");
+    vm.shell("/bin/tc qdisc add dev near root netem delay 20ms 15ms reorder 25% 50% loss 2%");
     for _ in 0..2 {
         assert_eq!(
             sh("one", &format!("wget -qO- http://{two}:8080/large | md5sum")),
@@ -435,7 +435,7 @@ fn two_nodes(backend: &str, link: &str, mtu: u32) {
             "late, out of order, some lost"
         );
     }
-    vm.shell("tc qdisc del dev near root");
+    vm.shell("/bin/tc qdisc del dev near root");
 }
 
 #[test]
