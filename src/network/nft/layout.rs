@@ -3,9 +3,9 @@
 //! on that of policies.
 //!
 //! ```text
-//! prerouting ─┬─ from pods ──▶ internal ─┐            unreachable: input, forward, output (first packet only)
-//!             └─ others ─────▶ external ─┤            masquerade:  postrouting
-//! output ───────────────────▶ internal ──┴─▶ balance-<n> : endpoints[frontend, random slot] ─▶ dnat
+//! prerouting ─┬─ from pods ──▶ services-internal ──┐   unreachable: input, forward, output (first packet only)
+//! output ─────┘                                    │   masquerade:  postrouting
+//!             └─ all ────────▶ services, node-ports ┴─▶ balance-<n> : endpoints[frontend, random slot] ─▶ dnat
 //!
 //! postrouting (first packet of a connection to a service): sticky ─▶ remember-<seconds>: affinity[client, frontend] = endpoint
 //!
@@ -23,6 +23,7 @@ use crate::{Cidr, Family};
 
 /// Names of the sets and maps; [`SETS`] describes them.
 pub(super) const SERVICES: &str = "services";
+pub(super) const NODE_PORTS: &str = "node-ports";
 pub(super) const INTERNAL: &str = "services-internal";
 pub(super) const ENDPOINTS: &str = "endpoints";
 pub(super) const UNREACHABLE: &str = "unreachable";
@@ -71,8 +72,9 @@ const fn set(name: &'static str, key: &'static [Field], data: SetData) -> SetLay
 }
 
 /// All fixed sets.
-pub(super) const SETS: [SetLayout; 11] = [
+pub(super) const SETS: [SetLayout; 12] = [
     set(SERVICES, FRONTEND, SetData::Verdict),
+    set(NODE_PORTS, FRONTEND, SetData::Verdict),
     set(INTERNAL, FRONTEND, SetData::Verdict),
     set(ENDPOINTS, &[Field::Address, Field::Protocol, Field::Port, Field::Slot], SetData::Endpoint),
     set(UNREACHABLE, FRONTEND, SetData::Verdict),
@@ -331,13 +333,7 @@ impl Networks {
         let nat = |number, priority| Hook { kind: "nat", number, priority };
         let filter = |number, priority| Hook { kind: "filter", number, priority };
         let family = self.family();
-        let mut chains = vec![
-            reject(family),
-            self.dispatch("external", &[SERVICES]),
-            self.dispatch("internal", &[INTERNAL, SERVICES]),
-            self.affinities(),
-            self.service_source(),
-        ];
+        let mut chains = vec![reject(family), self.affinities(), self.service_source()];
         if family == Family::V4 {
             // Node ports on 127.0.0.1 need `route_localnet` on the bridge; pods must not reach the node's loopback by it.
             let from_pod_to_loopback = rule([
@@ -347,12 +343,9 @@ impl Networks {
             ]);
             chains.push(base("raw", filter(PREROUTING, PRIORITY_RAW), vec![from_pod_to_loopback]));
         }
-        chains.push(base(
-            "prerouting",
-            nat(PREROUTING, PRIORITY_DNAT),
-            vec![rule([in_network(source_address, self.cluster, true), go("internal")]), go("external")],
-        ));
-        chains.push(base("output-nat", nat(OUTPUT, PRIORITY_DNAT), vec![go("internal")]));
+        let from_pod = in_network(source_address, self.cluster, true);
+        chains.push(base("prerouting", nat(PREROUTING, PRIORITY_DNAT), self.dispatch(from_pod)));
+        chains.push(base("output-nat", nat(OUTPUT, PRIORITY_DNAT), self.dispatch(Vec::new())));
         // Connections that end on this node do not come by there.
         chains.push(base("input-nat", nat(INPUT, PRIORITY_SNAT), vec![to_service(AFFINITIES_CHAIN)]));
         chains.push(base("postrouting", nat(POSTROUTING, PRIORITY_SNAT), self.postrouting()));
@@ -440,18 +433,25 @@ impl Networks {
         chains
     }
 
-    /// Leads to the balancing chain of the frontend in the first of `maps` that has it.
-    fn dispatch(&self, name: &str, maps: &[&'static str]) -> Chain {
+    /// Leads to the balancing chain of the frontend; clients that `internal` matches go to endpoints of their own where the
+    /// frontend has such. Each map is looked up once: whenever an element of one changes, the kernel walks through all rules
+    /// to see where they lead, and through all elements of the maps that it finds there.
+    fn dispatch(&self, internal: Vec<Expr>) -> Rules {
         let family = self.family();
-        let mut rules = vec![rule([frontend(family, false, 0), vec![Expr::VerdictMap(SOURCES, R)]])];
-        rules.extend(maps.iter().map(|map| rule([frontend(family, false, 0), vec![Expr::VerdictMap(map, R)]])));
+        let lookup = |map: &'static str, any_address: bool, conditions: Vec<Vec<Expr>>| {
+            let found = [frontend(family, any_address, 0), vec![Expr::VerdictMap(map, R)]];
+            rule(conditions.into_iter().chain(found))
+        };
+        let mut rules = vec![
+            lookup(SOURCES, false, Vec::new()),
+            lookup(INTERNAL, false, vec![internal.clone()]),
+            lookup(SERVICES, false, Vec::new()),
+        ];
         for condition in self.node_port_addresses() {
-            rules.extend(maps.iter().map(|map| {
-                let lookup = vec![Expr::VerdictMap(map, R)];
-                rule([condition.clone(), to_this_node(), frontend(family, true, 0), lookup])
-            }));
+            rules.push(lookup(INTERNAL, true, vec![internal.clone(), condition.clone(), to_this_node()]));
+            rules.push(lookup(NODE_PORTS, true, vec![condition, to_this_node()]));
         }
-        regular(name, rules)
+        rules
     }
 
     /// Which connections to services get this node as their source, so that the answers come back through it.

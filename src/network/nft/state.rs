@@ -7,8 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::expr::{Expr, Verdict};
 use super::layout::{
-    self, Direction, EGRESS, ENDPOINTS, HAIRPIN, INGRESS, INTERNAL, MASQUERADE, REJECT, Rules, SERVICES, SOURCES,
-    STICKY, UNREACHABLE, octets,
+    self, Direction, EGRESS, ENDPOINTS, HAIRPIN, INGRESS, INTERNAL, MASQUERADE, NODE_PORTS, REJECT, Rules, SERVICES,
+    SOURCES, STICKY, UNREACHABLE, octets,
 };
 use crate::policy::{Isolation, Member, Peers};
 use crate::{Endpoint, Family, Frontend, NoEndpoints, Protocol, Route};
@@ -305,7 +305,7 @@ impl State {
 
     /// All frontends that lead somewhere or nowhere.
     pub(super) fn frontends(&self) -> BTreeSet<Frontend> {
-        let keys = [SERVICES, INTERNAL, UNREACHABLE].into_iter().filter_map(|set| self.sets.get(set));
+        let keys = [SERVICES, NODE_PORTS, INTERNAL, UNREACHABLE].into_iter().filter_map(|set| self.sets.get(set));
         keys.flat_map(Elements::keys).filter_map(|key| frontend_of(self.family, key)).collect()
     }
 
@@ -328,7 +328,7 @@ impl State {
     /// Whether clients come back to the same endpoint of a frontend.
     pub(super) fn has_affinity(&self, frontend: &Frontend) -> bool {
         let key = frontend_key(frontend);
-        let chains = [SERVICES, INTERNAL].into_iter().filter_map(|set| self.get(set, &key)?.chain());
+        let chains = [SERVICES, NODE_PORTS, INTERNAL].into_iter().filter_map(|set| self.get(set, &key)?.chain());
         chains.filter_map(Balancer::parse).any(|balancer| balancer.affinity_seconds.is_some())
     }
 
@@ -454,7 +454,8 @@ impl<'a> Edit<'a> {
                 wanted.insert(set, Data::Verdict(Verdict::Goto(balancer.chain())));
                 true
             };
-            let external = balance(SERVICES, &route.endpoints, false);
+            let all = if frontend.is_node() { NODE_PORTS } else { SERVICES };
+            let external = balance(all, &route.endpoints, false);
             let internal = route.internal_endpoints.as_ref().is_some_and(|all| balance(INTERNAL, all, true));
             if (external || internal) && route.masquerade {
                 wanted.insert(MASQUERADE, Data::Nothing);
@@ -477,7 +478,7 @@ impl<'a> Edit<'a> {
                 wanted.insert(SOURCES, Data::Verdict(Verdict::Jump(chain)));
             }
         }
-        for set in [SERVICES, INTERNAL, MASQUERADE, UNREACHABLE, SOURCES, STICKY] {
+        for set in [SERVICES, NODE_PORTS, INTERNAL, MASQUERADE, UNREACHABLE, SOURCES, STICKY] {
             self.put(set, key.clone(), wanted.remove(set));
         }
         for (slot, old) in &old_slots {
