@@ -61,8 +61,13 @@ pub(crate) struct Leases {
     pools: Vec<Pool>,
     by_pod: BTreeMap<String, Lease>,
     used: BTreeSet<IpAddr>,
+    /// What pods had that gave it back: one that is made anew (after the machine's start, say) gets the same, where nobody
+    /// else has it, since others may know it by that.
+    had: BTreeMap<String, Vec<IpAddr>>,
 }
 
+/// So many of those are remembered.
+const MAX_HAD: usize = 256;
 /// First offset given to pods: 0 names the network, 1 is the gateway.
 const FIRST: u32 = 2;
 
@@ -82,7 +87,8 @@ impl Leases {
     /// node's pods, one of a family; empty while they are not known.
     pub(crate) fn open(dir: PathBuf, cidrs: &[Cidr], recover: impl Fn(&str) -> Vec<IpAddr>) -> Result<Self, Error> {
         edge_sys::fsutil::create_dir_all_mode(&dir, 0o755).map_err(|source| Error::file(&dir, source))?;
-        let mut leases = Self { dir, pools: Vec::new(), by_pod: BTreeMap::new(), used: BTreeSet::new() };
+        let mut leases =
+            Self { dir, pools: Vec::new(), by_pod: BTreeMap::new(), used: BTreeSet::new(), had: BTreeMap::new() };
         leases.set_networks(cidrs);
         let entries = fs::read_dir(&leases.dir).map_err(|source| Error::file(&leases.dir, source))?;
         for entry in entries {
@@ -155,12 +161,23 @@ impl Leases {
         let addresses = match self.by_pod.get(uid) {
             Some(lease) if lease.host_ports == host_ports => return Ok(lease.clone()),
             Some(lease) => lease.addresses.clone(),
-            None => self.free_addresses()?,
+            None => match self.had_before(uid) {
+                Some(addresses) => addresses,
+                None => self.free_addresses()?,
+            },
         };
         let lease = Lease { addresses, host_ports: host_ports.to_vec() };
         self.write(uid, &lease)?;
         self.remember(uid, lease.clone());
         Ok(lease)
+    }
+
+    /// The addresses that a pod had, if it can have them again.
+    fn had_before(&mut self, uid: &str) -> Option<Vec<IpAddr>> {
+        let had = self.had.remove(uid)?;
+        let fits = had.len() == self.pools.len()
+            && had.iter().zip(&self.pools).all(|(ip, pool)| pool.cidr.contains(*ip) && !self.used.contains(ip));
+        fits.then_some(had)
     }
 
     fn check_host_ports(&self, uid: &str, host_ports: &[HostPort]) -> Result<(), Error> {
@@ -197,6 +214,10 @@ impl Leases {
             lease.addresses.iter().for_each(|address| {
                 self.used.remove(address);
             });
+            if self.had.len() >= MAX_HAD {
+                self.had.clear();
+            }
+            self.had.insert(uid.to_owned(), lease.addresses);
         }
         Ok(())
     }
@@ -263,6 +284,28 @@ mod tests {
         let before = leases.acquire("a", &[]).unwrap();
         leases.release("a").unwrap();
         assert_ne!(leases.acquire("b", &[]).unwrap(), before);
+    }
+
+    #[test]
+    fn a_pod_that_comes_back_gets_the_same_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut leases = open(dir.path(), "10.42.0.0/29");
+        let before: Vec<Lease> = ["a", "b"].iter().map(|p| leases.acquire(p, &[]).unwrap()).collect();
+        for pod in ["a", "b"] {
+            leases.release(pod).unwrap();
+        }
+        assert_eq!(leases.acquire("b", &[]).unwrap(), before[1]);
+        // others take what is left, one of them a's
+        let others: BTreeSet<IpAddr> = (0..4).map(|i| first(&leases.acquire(&format!("o{i}"), &[]).unwrap())).collect();
+        assert!(others.contains(&first(&before[0])));
+        assert!(matches!(leases.acquire("a", &[]), Err(Error::AddressesExhausted(_))));
+        for i in 0..2 * MAX_HAD {
+            leases.release("b").unwrap();
+            leases.acquire("b", &[]).unwrap();
+            leases.had.insert(format!("x{i}"), Vec::new());
+            leases.release("b").unwrap();
+            assert!(leases.had.len() <= MAX_HAD + 1);
+        }
     }
 
     #[test]

@@ -3,8 +3,11 @@
 use crate::harness::{Agent, Cluster, Kubectl, eventually};
 use nix::sys::signal::Signal;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// A pod with everything that comes from the API; it writes what it got into the directory `out` of the node.
 fn pod(name: &str, out: &Path, secrets: bool) -> String {
@@ -207,4 +210,84 @@ fn what_is_damaged_counts_as_absent() {
     });
     cluster.launch();
     assert_eq!(written(&out)[..3], before[..3]);
+}
+
+#[test]
+fn the_network_of_pods_comes_back() {
+    let mut cluster = Cluster::start();
+    let mut agent = Agent::start(&cluster, 1);
+    // something on the local network that pods talk to
+    let outside = TcpListener::bind((cluster.address(1), 0)).unwrap();
+    let thing = outside.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in outside.incoming().flatten() {
+            let mut request = [0; 1024];
+            let _ = stream.read(&mut request);
+            let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n");
+        }
+    });
+    let out = agent.dir.join("out");
+    let client = |name: &str| {
+        let command = format!(
+            "while :; do for to in web.default.svc.cluster.local {thing}; do \
+            timeout 2 wget -q -O - http://$to/ > /dev/null && touch /out/{name}.${{to%%.*}}.ok || touch /out/{name}.${{to%%.*}}.no; \
+            done; sleep 1; done"
+        );
+        format!(
+            r#"{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: {{role: {name}}}}}, spec: {{nodeName: node-2,
+            terminationGracePeriodSeconds: 0, containers: [{{name: c, image: "busybox:test", command: [sh, -c, {}],
+            volumeMounts: [{{name: out, mountPath: /out}}]}}],
+            volumes: [{{name: out, hostPath: {{path: "{}", type: DirectoryOrCreate}}}}]}}}}"#,
+            serde_json::Value::from(command),
+            out.display()
+        )
+    };
+    cluster.apply(
+        r#"{apiVersion: v1, kind: Pod, metadata: {name: web, labels: {app: web}}, spec: {nodeName: node-2,
+        terminationGracePeriodSeconds: 0, containers: [{name: web, image: "echo:v1", ports: [{containerPort: 8080}]}]}}"#,
+    );
+    cluster.kubectl(&["create", "service", "clusterip", "web", "--tcp=80:8080"]);
+    cluster.apply(
+        r#"{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: friends}, spec: {
+        podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {role: friend}}}]}]}}"#,
+    );
+    cluster.apply(&client("friend"));
+    cluster.apply(&client("stranger"));
+    let first = thing.to_string().split('.').next().unwrap().to_owned();
+    let is_as_it_should_be = || {
+        eventually("pods reach what they may", || {
+            let there = |name: &str| out.join(name).exists();
+            let wanted = ["friend.web.ok".to_owned(), "stranger.web.no".to_owned(), format!("friend.{first}.ok")];
+            let missing: Vec<&String> = wanted.iter().filter(|n| !there(n)).collect();
+            if missing.is_empty() { Ok(()) } else { Err(format!("{missing:?}")) }
+        });
+    };
+    is_as_it_should_be();
+    let ip = cluster.kubectl(&["get", "pod", "stranger", "-o", "jsonpath={.status.podIP}"]);
+    eventually("the node has noted what it knows", || {
+        let files = fs::read_dir(agent.dir.join("data/agent/memory")).unwrap().flatten();
+        let out = Command::new("gzip").arg("-dc").args(files.map(|f| f.path())).output().unwrap();
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        let slice = text
+            .lines()
+            .any(|l| l.contains("discovery.k8s.io") && l.contains("\"web\"") && l.contains("\"ready\":true"));
+        if text.contains(&ip) && text.contains("friends") && slice { Ok(()) } else { Err(text) }
+    });
+
+    cluster.stop(Signal::SIGKILL);
+    agent.cut_power();
+    agent.new_network(&cluster);
+    fs::remove_dir_all(&out).unwrap();
+    drop(agent.spawn());
+    is_as_it_should_be();
+    // and not more
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    assert!(!out.join("stranger.web.ok").exists());
+
+    // the server is back, and with it what has changed
+    cluster.launch();
+    cluster.kubectl(&["delete", "networkpolicy", "friends"]);
+    eventually("the policy is gone", || {
+        if out.join("stranger.web.ok").exists() { Ok(()) } else { Err("still closed".into()) }
+    });
 }
