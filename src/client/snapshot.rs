@@ -70,7 +70,8 @@ pub(crate) trait Save: Send + Sync {
 impl<K: InformerKind + Serialize> Snapshot<K> {
     /// Reads what was written before into the informer, which nobody watches for yet.
     pub(crate) fn open(informer: Arc<Informer<K>>, dir: &Path, selector: &str, keep: Keep<K>) -> Arc<Self> {
-        let mut name = format!("{}.{}", K::plural(&()), K::group(&()));
+        // `services`, `endpointslices.discovery.k8s.io`
+        let mut name = format!("{}.{}", K::plural(&()), K::group(&())).trim_end_matches('.').to_owned();
         if !selector.is_empty() {
             // what a selector may contain is no matter for a file's name; which selector it was is in the file
             let mut hasher = DefaultHasher::new();

@@ -220,8 +220,8 @@ impl FirewallWatch {
                     }
                 }
                 Err(Errno::EAGAIN) => return Ok(found),
-                // more than the socket could hold: anything may have changed
-                Err(Errno::ENOBUFS | Errno::EMSGSIZE) => found = Some(FirewallChange::Lost),
+                // more than the socket could hold, as when this room writes thousands of services: anything may have changed
+                Err(Errno::ENOBUFS | Errno::EMSGSIZE) => found = found.or(Some(FirewallChange::Others)),
                 Err(errno) => return Err(Error::kernel("watch the packet filter", errno)),
             }
         }

@@ -1,6 +1,6 @@
 //! Idle is idle: when nothing happens, nothing is asked and nothing is written.
 
-use crate::harness::{Cluster, Kubectl};
+use crate::harness::{Agent, Cluster, Kubectl, eventually};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -55,9 +55,9 @@ fn requests(cluster: &Cluster) -> BTreeMap<String, u64> {
     all
 }
 
-/// Bytes that the server has had written to disk.
-fn written(cluster: &Cluster) -> u64 {
-    let io = std::fs::read_to_string(format!("/proc/{}/io", cluster.pid())).unwrap();
+/// Bytes that a process has had written to disk.
+fn written(pid: u32) -> u64 {
+    let io = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
     io.lines().find_map(|l| l.strip_prefix("write_bytes: ")).unwrap().parse().unwrap()
 }
 
@@ -79,13 +79,13 @@ fn nothing_is_asked_and_nothing_is_written() {
     assert!(cluster.try_kubectl(Kubectl::Newest, &["get", "--raw", "/metrics"]).status.success());
     let mut found = String::new();
     for _ in 0..WINDOWS {
-        let (asked, bytes) = (requests(&cluster), written(&cluster));
+        let (asked, bytes) = (requests(&cluster), written(cluster.pid()));
         std::thread::sleep(WINDOW);
         let more = |(labels, count): (String, u64)| {
             let before = asked.get(&labels).copied().unwrap_or(0);
             (count > before && !is_expected(&labels)).then(|| format!("{} more of {labels}", count - before))
         };
-        let bytes = written(&cluster) - bytes;
+        let bytes = written(cluster.pid()) - bytes;
         let asked: Vec<String> = requests(&cluster).into_iter().filter_map(more).collect();
         if asked.is_empty() && bytes == 0 {
             return;
@@ -93,4 +93,30 @@ fn nothing_is_asked_and_nothing_is_written() {
         found = format!("{bytes} bytes were written; {asked:#?}");
     }
     panic!("an idle cluster is not idle: {found}");
+}
+
+/// An agent remembers what its services, policies and names are made of: it writes that once, and not what only looks new.
+#[test]
+fn an_agent_writes_nothing_either() {
+    let cluster = Cluster::start();
+    let agent = Agent::start(&cluster, 1);
+    cluster.apply(OBJECTS);
+    for what in ["deployment/web", "daemonset/each", "statefulset/db"] {
+        cluster.kubectl(&["rollout", "status", what, "--timeout=120s"]);
+    }
+    cluster.wait_for("job/once", "condition=Complete");
+    let remembered = agent.dir.join("data/agent/memory/services.json.gz");
+    eventually("services are remembered", || std::fs::metadata(&remembered).map_err(|e| e.to_string()));
+    let mut bytes = 0;
+    for window in 0..2 * WINDOWS {
+        // heartbeats and labels change objects, but nothing that is remembered
+        cluster.kubectl(&["annotate", "--overwrite", "pod", "nowhere", &format!("window={window}")]);
+        let before = written(agent.pid());
+        std::thread::sleep(WINDOW);
+        bytes = written(agent.pid()) - before;
+        if bytes == 0 {
+            return;
+        }
+    }
+    panic!("an idle agent is not idle: {bytes} bytes were written");
 }

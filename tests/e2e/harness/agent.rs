@@ -195,6 +195,11 @@ impl Agent {
         cluster.net.add_ipv6(&self.namespace, 10 + self.number());
     }
 
+    /// The agent's process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().expect("the agent runs").id()
+    }
+
     /// How many processes run in the node's pods.
     pub(crate) fn container_processes(&self) -> usize {
         super::cleanup::cgroup_dirs(&self.namespace).iter().map(|d| super::cleanup::cgroup_pids(d).len()).sum()
