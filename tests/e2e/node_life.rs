@@ -84,6 +84,13 @@ fn a_node_returns_after_its_certificates_have_ended() {
         let log = agent.log()[before..].to_owned();
         if log.contains("does not accept the token") { Ok(()) } else { Err(log) }
     });
+    // meanwhile it does not keep the server busy with connections that are refused
+    let knocked = || cluster.log().matches("certificate expired").count();
+    let before = knocked();
+    assert!(before > 0, "the server tells of connections that it refuses");
+    std::thread::sleep(Duration::from_secs(5));
+    let knocked = knocked() - before;
+    assert!(knocked < 30, "{knocked} connections in five seconds");
     agent.stop(Signal::SIGTERM);
     agent.token = token;
     agent.launch();
