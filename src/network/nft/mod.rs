@@ -70,6 +70,8 @@ struct Part {
 /// The tables on this node.
 #[derive(Debug)]
 pub(crate) struct Table {
+    /// Kept open: closing a socket waits until the kernel has freed all that transactions of this namespace have removed.
+    socket: Socket,
     parts: Vec<Part>,
     /// Whether the kernel is known to hold what `parts` say.
     in_kernel: bool,
@@ -122,7 +124,7 @@ impl Table {
         if !operations.is_empty() {
             batch(&mut socket, operations)?;
         }
-        Ok(Self { parts, in_kernel: true, adopted })
+        Ok(Self { socket, parts, in_kernel: true, adopted })
     }
 
     /// The frontends that the kernel knows.
@@ -160,12 +162,11 @@ impl Table {
             change.write(family, &mut edit);
             operations.extend(steps_operations(family, edit.finish()));
         }
-        let mut socket = Socket::netfilter()?;
         if self.in_kernel {
             if operations.is_empty() {
                 return Ok(());
             }
-            match batch(&mut socket, operations) {
+            match batch(&mut self.socket, operations) {
                 Ok(()) => return Ok(()),
                 // Somebody else changed the table.
                 Err(error) => tracing::warn!(%error, "nftables table changed by others, writing it anew"),
@@ -174,7 +175,7 @@ impl Table {
         self.in_kernel = false;
         self.parts.iter_mut().for_each(|part| part.state.close_lost());
         let whole = self.parts.iter().flat_map(|part| replacement(&part.networks, &part.state)).collect();
-        batch(&mut socket, whole)?;
+        batch(&mut self.socket, whole)?;
         self.in_kernel = true;
         Ok(())
     }
@@ -193,14 +194,13 @@ impl Table {
     }
 
     /// Deletes affinities to endpoints that these frontends no longer have.
-    pub(crate) fn forget_stale_affinity(&self, frontends: &BTreeSet<Frontend>) -> Result<(), Error> {
+    pub(crate) fn forget_stale_affinity(&mut self, frontends: &BTreeSet<Frontend>) -> Result<(), Error> {
         for part in &self.parts {
             let family = part.networks.family();
             if frontends.iter().all(|frontend| frontend.family() != family) {
                 continue;
             }
-            let mut socket = Socket::netfilter()?;
-            let Some(remembered) = read_elements(&mut socket, family, AFFINITY)? else { continue };
+            let Some(remembered) = read_elements(&mut self.socket, family, AFFINITY)? else { continue };
             let stale = |key: &[u8], data: &Data| {
                 let Data::Value(data) = data else { return true };
                 let frontend = frontend_of_affinity(family, key);
@@ -210,7 +210,7 @@ impl Table {
             };
             for (key, _) in remembered.into_iter().filter(|(key, data)| stale(key, data)) {
                 let one = Elements::from([(key, Data::Nothing)]);
-                match batch(&mut socket, element_operations(family, DELSETELEM, AFFINITY, &one)) {
+                match batch(&mut self.socket, element_operations(family, DELSETELEM, AFFINITY, &one)) {
                     Ok(()) => {}
                     // It timed out in the meantime.
                     Err(error) if error.errno() == Some(libc::ENOENT) => {}
@@ -223,9 +223,8 @@ impl Table {
 
     /// Writes the tables anew if others have taken one away; tells whether it was so.
     pub(crate) fn restore(&mut self) -> Result<bool, Error> {
-        let mut socket = Socket::netfilter()?;
         for part in &self.parts {
-            self.in_kernel &= read_chains(&mut socket, part.networks.family())?.contains(&marker(&part.networks));
+            self.in_kernel &= read_chains(&mut self.socket, part.networks.family())?.contains(&marker(&part.networks));
         }
         let lost = !self.in_kernel;
         if lost {
@@ -242,7 +241,7 @@ impl Table {
             let family = part.networks.family();
             [table_operation(family, NEWTABLE, CREATE), table_operation(family, DELTABLE, 0)]
         };
-        batch(&mut Socket::netfilter()?, self.parts.iter().flat_map(both).collect())
+        batch(&mut self.socket, self.parts.iter().flat_map(both).collect())
     }
 }
 
