@@ -101,7 +101,6 @@ async fn run_agent(config: &AgentConfig, mut process: Process) -> Result<(), End
             Err(_) => tracing::warn!("the server does not know of this node yet; its pods run nevertheless"),
         }
         notify("READY=1");
-        edge_sys::memory::release_startup();
         std::future::pending::<()>().await;
     };
     let crash = tokio::select! {

@@ -165,7 +165,6 @@ async fn run(config: ServerConfig, mut process: Process) -> Result<(), Failure> 
             let _ = kubelet.ready().wait_for(|ready| *ready).await;
         }
         notify("READY=1");
-        edge_sys::memory::release_startup();
         let address = addresses.borrow().first().copied();
         tracing::info!(node = name, ?address, kubeconfig = %config.kubeconfig.display(), "edge is ready");
         std::future::pending::<()>().await;
