@@ -24,7 +24,7 @@ pub use kube::api::{
 pub use kube::core::Status;
 pub use kube::{Client, Error, Resource, ResourceExt};
 pub use local::{LocalRequest, LocalResponse, local};
-pub use recorder::{EventRecorder, EventType, object_reference};
+pub use recorder::{EventRecorder, EventType, node_reference, object_reference};
 pub use remote::Uplink;
 pub use servers::{Connection, Protocol, Server, ServerUrlError, Servers, Unreachable};
 pub use snapshot::Keep;

@@ -96,6 +96,18 @@ pub fn object_reference<K: Resource<DynamicType = ()>>(object: &K) -> ObjectRefe
     }
 }
 
+/// The reference by which a node's own components name it in events: by its name in place of its UID, as every kubelet
+/// does, and as `kubectl describe node` looks for them.
+pub fn node_reference(name: &str) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Node".to_owned()),
+        name: Some(name.to_owned()),
+        uid: Some(name.to_owned()),
+        ..ObjectReference::default()
+    }
+}
+
 struct Writer {
     client: Client,
     source: EventSource,

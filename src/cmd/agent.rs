@@ -4,13 +4,13 @@ use super::facts::ClusterFacts;
 use super::server::{Failure, doing};
 use crate::config::{NodeConfig as NodeSettings, Part};
 use edge_apiserver::{NodeDialer, Stream};
-use edge_client::{Client, EventRecorder, EventType, Informers};
+use edge_client::{Client, EventRecorder, EventType, Informers, node_reference};
 use edge_image::{ImageStore, ImageStoreConfig, Limits, Platform, Registries};
 use edge_kubelet::{Dependencies, Kubelet, KubeletConfig, Server};
 use edge_network::{Cidr, NodeConfig, NodeNetwork};
 use edge_pki::SharedIdentity;
 use edge_runtime::{Runtime, RuntimeConfig, Zygote};
-use k8s_openapi::api::core::v1::{ObjectReference, Taint};
+use k8s_openapi::api::core::v1::Taint;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -206,14 +206,7 @@ fn dns_config(
         on_trouble: Arc::new(move |error| {
             let text = super::with_causes(error);
             tracing::error!(error = text, "the cluster's DNS does not serve yet");
-            let about = ObjectReference {
-                kind: Some("Node".into()),
-                name: Some(name.clone()),
-                // a node's events are found by its name
-                uid: Some(name.clone()),
-                ..ObjectReference::default()
-            };
-            recorder.event_ref(about, EventType::Warning, "DNSNotServing", text);
+            recorder.event_ref(node_reference(&name), EventType::Warning, "DNSNotServing", text);
         }),
     }
 }

@@ -4,7 +4,7 @@ use crate::context::Context;
 use crate::pods::Manager;
 use crate::pods::record::{ImageRef, Problem};
 use crate::pods::shared::PodShared;
-use edge_client::EventType;
+use edge_client::{EventType, node_reference};
 use edge_image::{ArchiveEvent, Digest, GarbagePolicy, Image, Keyring, PullOptions, Reference, error_chain};
 use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod};
 use std::collections::HashSet;
@@ -178,7 +178,12 @@ pub(crate) async fn follow_imports(cx: Arc<Context>, manager: Arc<Manager>) {
                 ArchiveEvent::Failed { path, error } => {
                     let error = error_chain(&error);
                     tracing::warn!(archive = %path.display(), error, "image archive not imported");
-                    cx.recorder.event_ref(node_reference(&cx), EventType::Warning, "ImageImportFailed", error);
+                    cx.recorder.event_ref(
+                        node_reference(&cx.config.node_name),
+                        EventType::Warning,
+                        "ImageImportFailed",
+                        error,
+                    );
                 }
                 ArchiveEvent::Ready => {
                     cx.imports.send_replace(true);
@@ -190,12 +195,6 @@ pub(crate) async fn follow_imports(cx: Arc<Context>, manager: Arc<Manager>) {
         tracing::error!(folder = %folder.display(), error = error_chain(&error), "drop folder of images not watched");
         cx.imports.send_replace(true);
     }
-}
-
-/// The node, as the kubelet's events name it: by its name in place of its UID, as those of every kubelet.
-pub(crate) fn node_reference(cx: &Context) -> ObjectReference {
-    let name = Some(cx.config.node_name.clone());
-    ObjectReference { kind: Some("Node".to_owned()), name: name.clone(), uid: name, ..ObjectReference::default() }
 }
 
 /// Removes unused images when the disk gets full, for ever.

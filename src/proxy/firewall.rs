@@ -5,9 +5,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use edge_client::{Client, EventRecorder, EventType};
+use edge_client::{Client, EventRecorder, EventType, node_reference};
 use edge_network::{Blocker, Error, FirewallChange, FirewallWatch, NodeNetwork};
-use k8s_openapi::api::core::v1::ObjectReference;
 
 use crate::Retry;
 
@@ -41,23 +40,12 @@ pub async fn run(client: Client, network: Arc<NodeNetwork>, node: String) {
             }
         };
         for (kind, reason, text) in news {
-            recorder.event_ref(about(&node), kind, reason, text);
+            recorder.event_ref(node_reference(&node), kind, reason, text);
         }
         tokio::select! {
             () = change(&mut watch) => {}
             () = retry.wait() => {}
         }
-    }
-}
-
-/// The node as events name it: kubelets, too, take its name for its UID, and `kubectl describe` looks for that.
-fn about(node: &str) -> ObjectReference {
-    ObjectReference {
-        api_version: Some("v1".into()),
-        kind: Some("Node".into()),
-        name: Some(node.into()),
-        uid: Some(node.into()),
-        ..ObjectReference::default()
     }
 }
 

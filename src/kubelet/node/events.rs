@@ -1,8 +1,7 @@
 //! What a node tells about itself, as `kubectl describe node` shows it.
 
 use crate::context::Context;
-use crate::images::node_reference;
-use edge_client::EventType;
+use edge_client::{EventType, node_reference};
 use k8s_openapi::api::core::v1::{Node, NodeStatus};
 
 /// Tells that the kubelet has started, and that the machine has, if it has since `node` was last written.
@@ -26,7 +25,7 @@ pub(super) fn conditions(cx: &Context, before: &NodeStatus, after: &NodeStatus) 
 }
 
 fn tell(cx: &Context, kind: EventType, reason: &str, message: String) {
-    cx.recorder.event_ref(node_reference(cx), kind, reason, message);
+    cx.recorder.event_ref(node_reference(&cx.config.node_name), kind, reason, message);
 }
 
 /// The kubelet's names for the changes of its conditions.
