@@ -21,9 +21,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("dns", &["api", "client"]),
     ("network", &["sys"]),
     ("image", &["pki", "sys"]),
-    ("runtime", &["sys"]),
+    ("wasm", &["sys"]),
+    ("runtime", &["sys", "wasm"]),
     ("streaming", &[]),
-    ("kubelet", &["api", "client", "image", "network", "pki", "runtime", "streaming", "sys"]),
+    ("kubelet", &["api", "client", "image", "network", "pki", "runtime", "streaming", "sys", "wasm"]),
 ];
 
 #[test]

@@ -1,0 +1,15 @@
+//! Room `wasm`: WebAssembly modules and components, from their bytes to a program that runs.
+//!
+//! Comes in: a module's file, an [`Invocation`] (plain data). Goes out: a file of machine code that only this engine on this
+//! machine reads, a running program, how it ended ([`Outcome`]).
+//!
+//! The room knows nothing of containers: who calls it has made the process that it runs in what it should be (namespaces,
+//! cgroup, system call filter, identity).
+
+mod engine;
+mod invocation;
+mod world;
+
+pub use engine::{Profile, engine, engine_key};
+pub use invocation::{Invocation, Limits, Outcome, Preopen};
+pub use world::World;
