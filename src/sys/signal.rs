@@ -84,3 +84,50 @@ pub fn ignore(signal: Signal) -> io::Result<()> {
     unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigIgn) }?;
     Ok(())
 }
+
+/// Makes every signal whose default action ends a process end this one at once, with 128 and the signal's number as its status, and lets
+/// none of them wait. Unlike the default action this holds for the first process of a PID namespace, too, and whatever the process
+/// is doing. Left alone are SIGPIPE (ignored: a write fails), and those that faults raise.
+///
+/// # Errors
+/// When the signals cannot be set.
+pub fn exit_on_signals() -> io::Result<()> {
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, sigaction};
+
+    extern "C" fn exit(signal: libc::c_int) {
+        crate::process::exit_now(128 + signal);
+    }
+
+    ignore(Signal::SIGPIPE)?;
+    let action = SigAction::new(SigHandler::Handler(exit), SaFlags::SA_RESTART, SigSet::empty());
+    for signal in ENDING {
+        // SAFETY: the handler calls nothing but _exit(2), which may be called in a signal handler.
+        unsafe { sigaction(*signal, &action) }?;
+    }
+    for signal in libc::SIGRTMIN()..=libc::SIGRTMAX() {
+        // SAFETY: as above; signal(2) takes a number that nix has no name for, and a function that lives as long as the process.
+        if unsafe { libc::signal(signal, exit as *const () as libc::sighandler_t) } == libc::SIG_ERR {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+    Ok(())
+}
+
+/// The signals whose default action ends a process, without SIGKILL, SIGPIPE, the real-time ones, and those that faults raise.
+pub const ENDING: &[Signal] = &[
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGALRM,
+    Signal::SIGTERM,
+    Signal::SIGSTKFLT,
+    Signal::SIGXCPU,
+    Signal::SIGXFSZ,
+    Signal::SIGVTALRM,
+    Signal::SIGPROF,
+    Signal::SIGIO,
+    Signal::SIGPWR,
+];

@@ -7,9 +7,23 @@
 //! cgroup, system call filter, identity).
 
 mod engine;
+mod host;
+mod inspect;
 mod invocation;
+mod limits;
+mod machine_code;
+mod outgoing;
+mod run;
+mod shutdown;
+mod stdio;
+#[cfg(test)]
+mod tests;
 mod world;
 
 pub use engine::{Profile, engine, engine_key};
+pub use inspect::{ModuleError, inspect};
 pub use invocation::{Invocation, Limits, Outcome, Preopen};
+pub use machine_code::check;
+pub use run::{PrepareError, Program};
+pub use shutdown::{Shutdown, ShutdownHandle};
 pub use world::World;

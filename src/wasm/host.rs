@@ -1,0 +1,91 @@
+//! What is behind a program's imports.
+
+use wasmtime::Engine;
+use wasmtime::component::{self, ResourceTable};
+use wasmtime_wasi::p1::WasiP1Ctx;
+use wasmtime_wasi::{FsPerms, I32Exit, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+
+use crate::invocation::Invocation;
+use crate::limits::MemoryLimiter;
+use crate::outgoing::Outgoing;
+use crate::run::PrepareError;
+use crate::stdio::Output;
+use crate::world::PREVIEW1;
+
+/// Data of a module's store.
+pub(crate) struct ModuleHost {
+    pub(crate) wasi: WasiP1Ctx,
+    pub(crate) limiter: MemoryLimiter,
+}
+
+impl ModuleHost {
+    /// Of a program that has nothing.
+    pub(crate) fn empty() -> Self {
+        Self { wasi: WasiCtxBuilder::new().build_p1(), limiter: MemoryLimiter::new(None) }
+    }
+}
+
+/// Data of a component's store.
+pub(crate) struct ComponentHost {
+    pub(crate) table: ResourceTable,
+    pub(crate) wasi: WasiCtx,
+    pub(crate) http: WasiHttpCtx,
+    pub(crate) outgoing: Outgoing,
+    pub(crate) limiter: MemoryLimiter,
+}
+
+impl WasiView for ComponentHost {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for ComponentHost {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.outgoing }
+    }
+}
+
+/// The imports of modules.
+pub(crate) fn module_linker(engine: &Engine) -> wasmtime::Result<wasmtime::Linker<ModuleHost>> {
+    let mut linker = wasmtime::Linker::new(engine);
+    wasmtime_wasi::p1::add_to_linker_async(&mut linker, |host: &mut ModuleHost| &mut host.wasi)?;
+    // The library's own takes codes from 126 on for an error; for us they are codes like all others, as far as a process has them.
+    linker.allow_shadowing(true);
+    linker
+        .func_wrap(PREVIEW1, "proc_exit", |code: i32| -> wasmtime::Result<()> { Err(I32Exit(code & 0xff).into()) })?;
+    linker.allow_shadowing(false);
+    Ok(linker)
+}
+
+/// The imports of components.
+pub(crate) fn component_linker(engine: &Engine) -> wasmtime::Result<component::Linker<ComponentHost>> {
+    let mut linker = component::Linker::new(engine);
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+    Ok(linker)
+}
+
+/// What an invocation gives a program, apart from its standard input.
+pub(crate) fn wasi_builder(invocation: &Invocation) -> Result<WasiCtxBuilder, PrepareError> {
+    let mut builder = WasiCtxBuilder::new();
+    builder.args(&invocation.args).envs(&invocation.env);
+    builder.stdout(Output::new(std::io::stdout()).map_err(PrepareError::Output)?);
+    builder.stderr(Output::new(std::io::stderr()).map_err(PrepareError::Output)?);
+    if invocation.network {
+        builder.inherit_network().allow_ip_name_lookup(true);
+    }
+    Ok(builder)
+}
+
+/// Opens the directories that the program sees.
+pub(crate) fn preopen(builder: &mut WasiCtxBuilder, invocation: &Invocation) -> Result<(), PrepareError> {
+    for preopen in &invocation.preopens {
+        let permissions = if preopen.read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
+        builder
+            .preopened_dir(&preopen.host, &preopen.guest, permissions)
+            .map_err(|e| PrepareError::Preopen { path: preopen.host.clone(), reason: format!("{e:#}") })?;
+    }
+    Ok(())
+}

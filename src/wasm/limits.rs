@@ -1,0 +1,66 @@
+//! What an instance may use of memory.
+
+use wasmtime::ResourceLimiter;
+
+/// Bytes that an element of a table takes.
+const TABLE_ELEMENT: usize = size_of::<usize>();
+
+/// Counts the bytes of all memories and tables of an instance, and refuses to let them grow beyond a limit.
+#[derive(Debug)]
+pub(crate) struct MemoryLimiter {
+    limit: usize,
+    used: usize,
+    denied: Option<usize>,
+}
+
+impl MemoryLimiter {
+    pub(crate) fn new(limit: Option<u64>) -> Self {
+        let limit = limit.map_or(usize::MAX, |l| usize::try_from(l).unwrap_or(usize::MAX));
+        Self { limit, used: 0, denied: None }
+    }
+
+    /// In words what was refused, if anything was.
+    pub(crate) fn denied(&self) -> Option<String> {
+        let wanted = self.denied?;
+        Some(format!("it wanted {wanted} bytes of memory and may use {}", self.limit))
+    }
+
+    fn grow(&mut self, bytes: usize) -> bool {
+        let wanted = self.used.saturating_add(bytes);
+        if wanted > self.limit {
+            self.denied = Some(wanted);
+            return false;
+        }
+        self.used = wanted;
+        true
+    }
+}
+
+impl ResourceLimiter for MemoryLimiter {
+    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        // Beyond what the module itself declared: the engine refuses, and that is no matter of the limit.
+        if maximum.is_some_and(|max| desired > max) {
+            return Ok(false);
+        }
+        Ok(self.grow(desired.saturating_sub(current)))
+    }
+
+    fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        if maximum.is_some_and(|max| desired > max) {
+            return Ok(false);
+        }
+        Ok(self.grow(desired.saturating_sub(current).saturating_mul(TABLE_ELEMENT)))
+    }
+
+    fn instances(&self) -> usize {
+        usize::MAX
+    }
+
+    fn tables(&self) -> usize {
+        usize::MAX
+    }
+
+    fn memories(&self) -> usize {
+        usize::MAX
+    }
+}
