@@ -19,6 +19,8 @@ pub struct Options {
     pub advertise_port: u16,
     /// The cluster address of the Service `kubernetes`: the first of the service CIDR.
     pub service_ip: IpAddr,
+    /// The networks of the services' addresses in CIDR notation, one of a family, the primary one first.
+    pub service_cidrs: Vec<String>,
     /// The cluster addresses of the Service `kube-dns`, one of a family, the primary one first; empty where
     /// the cluster has no DNS of edge.
     pub dns_ips: Vec<IpAddr>,

@@ -189,6 +189,7 @@ mod tests {
             ("ttl-after-finished-controller", "delete", "batch", "jobs", ""),
             ("disruption-controller", "patch", "policy", "poddisruptionbudgets", "status"),
             ("resourcequota-controller", "patch", "", "resourcequotas", "status"),
+            ("service-cidrs-controller", "list", "", "services", ""),
         ] {
             assert!(allowed(&controller(name), verb, group, resource, subresource), "{name}: {verb} {resource}");
             assert!(!allowed(&controller(name), "create", RBAC, "clusterrolebindings", ""), "{name}");

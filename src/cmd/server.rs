@@ -321,6 +321,7 @@ fn api_options(
         advertise_address: advertised,
         advertise_port: config.bind.1,
         service_ip: config.service_cidrs[0].nth(1),
+        service_cidrs: config.service_cidrs.iter().map(ToString::to_string).collect(),
         dns_ips: facts.own_dns(),
         cluster_ca_pem: ca.into(),
         max_connections: MAX_CONNECTIONS,

@@ -30,6 +30,7 @@ mod protection;
 mod quota;
 mod replicaset;
 mod root_ca;
+mod service_cidrs;
 mod serviceaccount;
 mod servicelb;
 mod statefulset;
@@ -83,6 +84,7 @@ pub async fn run(identities: Identities, options: Options, supervisor: Superviso
     if options.load_balancers {
         all.start("service-controller", servicelb::run);
     }
+    all.start("service-cidrs-controller", service_cidrs::run);
     all.start("service-account-controller", serviceaccount::run);
     let root_ca = options.root_ca;
     all.start("root-ca-cert-publisher", move |context| root_ca::run(context, root_ca.clone()));

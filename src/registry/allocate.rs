@@ -10,13 +10,15 @@ use edge_api::Object;
 use edge_api::field::{ErrorList, Path};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
 /// Prefix of the services' row.
 const SERVICES: &str = "services/specs";
+/// Prefix of the row of ServiceCIDRs, by which a cluster gets further networks.
+const NETWORKS: &str = "servicecidrs";
 /// Prefix of the row of IPAddresses, by which an administrator keeps addresses for himself.
 const ADDRESSES: &str = "ipaddresses";
 /// The lower part of the network is left to those who ask for a certain address (kube-apiserver's bounds).
@@ -24,9 +26,11 @@ const STATIC_LEAST: u128 = 16;
 const STATIC_MOST: u128 = 256;
 
 /// A network that services have their addresses in.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Network {
     first: u128,
+    last: u128,
+    /// How many addresses are given out unasked.
     size: u128,
     is_ipv4: bool,
     prefix: u8,
@@ -35,7 +39,7 @@ struct Network {
 /// What services take.
 #[derive(Debug)]
 pub(crate) struct Allocator {
-    /// One of a family, the primary one first; never empty.
+    /// The cluster's own: one of a family, the primary one first; never empty.
     networks: Vec<Network>,
     node_ports: RangeInclusive<u16>,
     random: RandomState,
@@ -47,6 +51,8 @@ pub(crate) struct Allocator {
 struct Taken {
     addresses: HashMap<IpAddr, u32>,
     ports: HashMap<(Protocol, u16), u32>,
+    /// Those of the ServiceCIDRs that are ready, by key.
+    further: BTreeMap<Box<str>, Vec<Network>>,
     counter: u64,
 }
 
@@ -106,10 +112,11 @@ impl Network {
             IpAddr::V6(a) => (u128::from(a), false),
         };
         let width: u32 = if is_ipv4 { 32 } else { 128 };
+        let host_bits = width.saturating_sub(u32::from(prefix_len));
+        let mask = 1u128.checked_shl(host_bits).map_or(u128::MAX, |size| size - 1);
+        let first = bits & !mask;
         // more than 2^20 addresses are of no use to anybody
-        let host_bits = width.saturating_sub(u32::from(prefix_len)).min(20);
-        let size = 1u128 << host_bits;
-        Self { first: bits & !(size - 1), size, is_ipv4, prefix: prefix_len }
+        Self { first, last: first | mask, size: 1u128 << host_bits.min(20), is_ipv4, prefix: prefix_len }
     }
 
     fn address(&self, offset: u128) -> IpAddr {
@@ -128,8 +135,7 @@ impl Network {
             (IpAddr::V6(a), false) => u128::from(a),
             _ => return false,
         };
-        let last = self.first + self.size - 1;
-        bits > self.first && (bits < last || !self.is_ipv4 && bits == last)
+        bits > self.first && (bits < self.last || !self.is_ipv4 && bits == self.last)
     }
 
     fn free_address(&self, taken: &Taken, number: u64) -> Option<IpAddr> {
@@ -159,6 +165,9 @@ impl Allocator {
         if prefix == ADDRESSES {
             return self.observe_address(change);
         }
+        if prefix == NETWORKS {
+            return self.observe_networks(change);
+        }
         if prefix != SERVICES {
             return;
         }
@@ -183,6 +192,28 @@ impl Allocator {
         let mut taken = self.taken.lock();
         after.into_iter().for_each(|a| *taken.addresses.entry(a).or_default() += 1);
         before.into_iter().for_each(|a| release(&mut taken.addresses, a));
+    }
+
+    fn observe_networks(&self, change: &Change) {
+        let mut taken = self.taken.lock();
+        if let Some(before) = &change.before {
+            taken.further.remove(before.key());
+        }
+        let Some(after) = &change.after else { return };
+        match after.object() {
+            Ok(object) => {
+                taken.further.insert(after.key().into(), networks_of(&object));
+            }
+            Err(error) => tracing::error!(%error, network = after.key(), "stored ServiceCIDR cannot be read"),
+        }
+    }
+
+    /// The networks of a family, the cluster's own first.
+    fn of_family(&self, taken: &Taken, is_ipv4: bool) -> Vec<Network> {
+        let all = self.networks.iter().chain(taken.further.values().flatten());
+        let mut list: Vec<Network> = all.copied().filter(|network| network.is_ipv4 == is_ipv4).collect();
+        list.dedup();
+        list
     }
 
     /// Completes a service with addresses and node ports, and checks those that it names itself. `live` is the service
@@ -293,11 +324,12 @@ impl Allocator {
         }
         let mut addresses = Vec::new();
         for (i, is_ipv4) in families.iter().enumerate() {
-            let Some(network) = self.networks.iter().find(|network| network.is_ipv4 == *is_ipv4) else { continue };
+            let networks = self.of_family(taken, *is_ipv4);
             let address = match asked.get(i).map_or("", String::as_str) {
                 "" => {
                     let number = self.number(taken);
-                    let Some(address) = network.free_address(taken, number) else {
+                    let free = networks.iter().find_map(|network| network.free_address(taken, number));
+                    let Some(address) = free else {
                         let detail = "failed to allocate a serviceIP: range is full";
                         errors.push(edge_api::field::ErrorKind::Invalid, &path, detail);
                         return;
@@ -309,10 +341,12 @@ impl Allocator {
                     let Ok(address) = text.parse() else { return };
                     let why = if own.contains(&address) {
                         None
-                    } else if !network.contains(address) {
-                        let range = format!("{}/{}", network.address(0), network.prefix);
+                    } else if !networks.iter().any(|network| network.contains(address)) {
+                        let ranges: Vec<String> =
+                            networks.iter().map(|n| format!("{}/{}", n.address(0), n.prefix)).collect();
                         Some(format!(
-                            "the provided IP ({address}) is not in the valid range. The range of valid IPs is {range}"
+                            "the provided IP ({address}) is not in the valid range. The range of valid IPs is {}",
+                            ranges.join(", ")
                         ))
                     } else if taken.addresses.contains_key(&address) {
                         Some("provided IP is already allocated".to_owned())
@@ -443,6 +477,20 @@ impl Allocator {
     }
 }
 
+/// The networks of a ServiceCIDR, if services may have addresses in them.
+fn networks_of(object: &Object) -> Vec<Network> {
+    let conditions = object.pointer("/status/conditions").and_then(Value::as_array);
+    let is_ready = conditions.into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True");
+    if !is_ready || object.pointer("/metadata/deletionTimestamp").is_some() {
+        return Vec::new();
+    }
+    let network = |value: &Value| {
+        let (address, prefix) = value.as_str()?.split_once('/')?;
+        Some(Network::new(address.parse().ok()?, prefix.parse().ok()?))
+    };
+    object.pointer("/spec/cidrs").and_then(Value::as_array).into_iter().flatten().filter_map(network).collect()
+}
+
 /// Addresses and ports that a service holds.
 type Held = (Vec<IpAddr>, Vec<(Protocol, u16)>);
 
@@ -514,6 +562,36 @@ mod tests {
         let mut headless = service(json!({"clusterIP": "None"}));
         let _claim = a.allocate(&mut headless, None).unwrap();
         assert_eq!(headless.pointer("/spec/clusterIPs").unwrap(), &json!(["None"]));
+    }
+
+    #[test]
+    fn further_networks_are_used_when_they_are_ready() {
+        let a = small();
+        let cidr = |status: &str, deleted: bool| {
+            let at = if deleted { json!("2026-01-01T00:00:00Z") } else { Value::Null };
+            let mut value = json!({"metadata": {}, "spec": {"cidrs": ["203.0.113.0/29", "2001:db8::/64"]},
+                "status": {"conditions": [{"type": "Ready", "status": status}]}});
+            if deleted {
+                value["metadata"]["deletionTimestamp"] = at;
+            }
+            networks_of(&Object::from_value(value).unwrap())
+        };
+        assert_eq!((cidr("False", false).len(), cidr("True", true).len()), (0, 0));
+        let ask = || a.allocate(&mut service(json!({"clusterIP": "203.0.113.2"})), None).map(drop);
+        assert!(ask().unwrap_err().to_string().contains("not in the valid range"));
+        a.taken.lock().further.insert("/x".into(), cidr("True", false));
+        ask().unwrap();
+        // the cluster's own network is used up first, then the other one
+        let mut claims = Vec::new();
+        for number in 0..12 {
+            let mut s = service(json!({}));
+            claims.push(a.allocate(&mut s, None).unwrap());
+            assert_eq!(s.str_at("/spec/clusterIP").starts_with("10.43."), number < 6, "{number}");
+        }
+        assert!(a.allocate(&mut service(json!({})), None).unwrap_err().to_string().contains("range is full"));
+        let network = Network::new("2001:db8::".parse().unwrap(), 64);
+        assert!(network.contains("2001:db8::ffff:ffff:ffff:ffff".parse().unwrap()));
+        assert!(!network.contains("2001:db8:0:1::1".parse().unwrap()));
     }
 
     #[test]

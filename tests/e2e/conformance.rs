@@ -24,8 +24,9 @@ fn together(cluster: &Cluster, flows: &[(&str, Flow)]) {
 
 #[test]
 fn conformance_of_services_and_their_endpoints() {
-    let flows: [(&str, Flow); 8] = [
+    let flows: [(&str, Flow); 9] = [
         ("operations", api_operations),
+        ("networks", networks_of_services),
         ("status", service_status),
         ("types", changed_types),
         ("protocols", one_port_two_protocols),
@@ -200,6 +201,50 @@ fn api_operations(cluster: &Cluster) {
         let of = |kind: &str| events.iter().filter(|event| event.starts_with(kind)).count();
         assert!(of("MODIFIED") >= 2 && of("DELETED") == 3 && of("ADDED") == 0, "{plural}: {events:?}");
     }
+}
+
+/// The cluster's own ServiceCIDR, and one more: services in it work, and it stays until the last one is gone.
+fn networks_of_services(cluster: &Cluster) {
+    let space = Space::new(cluster, "networks");
+    let ready = |name: &str| {
+        let is_ready = ["get", "servicecidr", name, "-o", "jsonpath={.status.conditions[?(@.type=='Ready')].status}"];
+        eventually("the network is ready", || match cluster.kubectl(&is_ready) {
+            status if status == "True" => Ok(()),
+            status => Err(status),
+        });
+    };
+    ready("kubernetes");
+    assert_eq!(
+        get(cluster, "/apis/networking.k8s.io/v1/servicecidrs/kubernetes")["spec"]["cidrs"],
+        json!(["10.43.0.0/16"])
+    );
+    space.server("server");
+    space.client("client");
+    let far = service("far", "clusterIP: 203.0.113.10, selector: {app: server}, ports: [{port: 80, targetPort: 8080}]");
+    let args = ["-n", "networks", "apply", "-f", "-"];
+    let refused = cluster.kubectl_stdin(Kubectl::Newest, &args, &far);
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(told.contains("not in the valid range"), "{told}");
+    cluster.apply(
+        "{apiVersion: networking.k8s.io/v1, kind: ServiceCIDR, metadata: {name: more}, spec: {cidrs: [203.0.113.0/24]}}",
+    );
+    ready("more");
+    space.apply(&far);
+    space.ready(&["server", "client"]);
+    space.expect("client", &url("203.0.113.10", 80), true);
+    cluster.kubectl(&["delete", "servicecidr", "more", "--wait=false"]);
+    eventually("it tells why it stays", || {
+        let told = cluster.kubectl(&["get", "servicecidr", "more", "-o", "jsonpath={.status.conditions[*].message}"]);
+        if told.contains("still services") { Ok(()) } else { Err(told) }
+    });
+    let next = service("next", "clusterIP: 203.0.113.11, ports: [{port: 80}]");
+    assert!(
+        !cluster.kubectl_stdin(Kubectl::Newest, &args, &next).status.success(),
+        "nobody gets an address of it any more"
+    );
+    space.expect("client", &url("203.0.113.10", 80), true);
+    space.kubectl(&["delete", "service", "far"]);
+    cluster.kubectl(&["wait", "servicecidr/more", "--for=delete", "--timeout=60s"]);
 }
 
 /// The status of a service by its subresource; several services at once; the API's own service.

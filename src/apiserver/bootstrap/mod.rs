@@ -29,6 +29,7 @@ pub(crate) async fn run(server: &Server) -> Result<(), Status> {
     let mut rest: Vec<(Value, Policy)> = Vec::new();
     rest.extend(objects::priority_classes().map(|v| (v, Policy::Keep)));
     rest.push((objects::kubernetes_service(o), Policy::Keep));
+    rest.push((objects::service_cidr(o), Policy::Widen));
     if !o.dns_ips.is_empty() {
         rest.push((objects::dns_service(o), Policy::Keep));
     }
@@ -54,6 +55,8 @@ enum Policy {
     Keep,
     /// Its content becomes the one given.
     Replace,
+    /// A ServiceCIDR of one family gets the second one.
+    Widen,
     /// What it lacks of the RBAC rules and subjects is added.
     Grow,
 }
@@ -86,6 +89,7 @@ async fn ensure(server: &Server, value: Value, policy: Policy) -> Result<(), Sta
     let becomes = |live: &Object| match policy {
         Policy::Keep => None,
         Policy::Replace => reconcile::replace(live, &wanted),
+        Policy::Widen => reconcile::widen(live, &wanted),
         Policy::Grow => reconcile::grow(live, &wanted),
     };
     if becomes(&server.registry.get(&target)?.object()?).is_none() {

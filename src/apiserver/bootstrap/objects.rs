@@ -42,6 +42,14 @@ pub(super) fn kubernetes_service(o: &Options) -> Value {
     })
 }
 
+/// The networks of the services' addresses, as an object to be read. What the API server goes by are its options.
+pub(super) fn service_cidr(o: &Options) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+        "metadata": {"name": "kubernetes"}, "spec": {"cidrs": o.service_cidrs},
+    })
+}
+
 pub(super) fn kubernetes_endpoints(at: IpAddr, port: u16) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Endpoints",

@@ -17,6 +17,13 @@ pub(super) fn replace(live: &Object, wanted: &Object) -> Option<Object> {
     (new != *live).then_some(new)
 }
 
+/// The ServiceCIDR `wanted`, when `live` is the same without a second family.
+pub(super) fn widen(live: &Object, wanted: &Object) -> Option<Object> {
+    let cidrs = |o: &Object| o.pointer("/spec/cidrs").and_then(Value::as_array).cloned().unwrap_or_default();
+    let (has, wants) = (cidrs(live), cidrs(wanted));
+    if has.len() == 1 && wants.len() == 2 && has[0] == wants[0] { replace(live, wanted) } else { None }
+}
+
 /// `live` with the rules, subjects, labels and annotations of `wanted` that it lacks; `None` when it lacks nothing, or
 /// its administrator has asked for no updates.
 pub(super) fn grow(live: &Object, wanted: &Object) -> Option<Object> {
@@ -102,6 +109,16 @@ mod tests {
             grow(&named, &object(json!({"rules": [rule(&["get"])]}))).is_some(),
             "a rule for one name is not one for all"
         );
+    }
+
+    #[test]
+    fn a_second_family_is_added_and_nothing_else() {
+        let cidrs = |list: Value| object(json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": list}}));
+        let both = json!(["10.43.0.0/16", "fd43::/112"]);
+        let wide = widen(&cidrs(json!(["10.43.0.0/16"])), &cidrs(both.clone())).unwrap();
+        assert_eq!(wide.pointer("/spec/cidrs"), Some(&both));
+        assert_eq!(widen(&cidrs(both.clone()), &cidrs(json!(["10.43.0.0/16"]))), None);
+        assert_eq!(widen(&cidrs(json!(["10.44.0.0/16"])), &cidrs(both)), None);
     }
 
     #[test]

@@ -25,12 +25,8 @@ pub(crate) static IP_ADDRESS: Strategy = Strategy {
     ..Strategy::DEFAULT
 };
 
-pub(crate) static SERVICE_CIDR: Strategy = Strategy {
-    generation: true,
-    validate: service_cidr,
-    validate_update: |new, live, errors| immutable(new, live, "/spec/cidrs", errors),
-    ..Strategy::DEFAULT
-};
+pub(crate) static SERVICE_CIDR: Strategy =
+    Strategy { generation: true, validate: service_cidr, validate_update: service_cidr_update, ..Strategy::DEFAULT };
 
 /// Most endpoints and ports of a slice.
 const MAX_ENDPOINTS: usize = 1000;
@@ -224,6 +220,15 @@ fn ip_address(o: &Object, errors: &mut ErrorList) {
     } else {
         errors.invalid(&Path::new("metadata").child("name"), &name.into(), "must be an IP address in canonical form");
     }
+}
+
+/// The networks stay, but one of a single family may get the second one.
+fn service_cidr_update(new: &Object, live: &Object, errors: &mut ErrorList) {
+    let (new_cidrs, live_cidrs) = (items(new.get("spec"), "cidrs"), items(live.get("spec"), "cidrs"));
+    if live_cidrs.len() == 1 && new_cidrs.len() == 2 && new_cidrs[0] == live_cidrs[0] {
+        return;
+    }
+    immutable(new, live, "/spec/cidrs", errors);
 }
 
 fn service_cidr(o: &Object, errors: &mut ErrorList) {

@@ -15,8 +15,10 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 const QEMU: &str = if cfg!(target_arch = "aarch64") { "qemu-system-aarch64" } else { "qemu-system-x86_64" };
 /// Type of the machine, model of its processor when emulated, its serial console.
@@ -124,11 +126,12 @@ impl Machine {
             .arg("-chardev")
             .arg(format!("file,id=console,path={},append=on", self.dir.join("edge.log").display()))
             .args(["-serial", "chardev:console"])
+            .args(["-monitor", &format!("unix:{},server,nowait", self.monitor().display())])
             .arg("-kernel")
             .arg(kernel_files().join("vmlinuz"))
             .arg("-initrd")
             .arg(self.dir.join("early.img"))
-            .args(["-append", &format!("console={console} quiet panic=-1")])
+            .args(["-append", &format!("console={console} loglevel=7 panic=-1")])
             .args(["-blockdev", &format!("node-name=disk,{disk}"), "-device", "virtio-blk-pci,drive=disk"])
             .args(["-netdev", &format!("user,id=net,{},{}", forward(6443), forward(SHELL_PORT))])
             .args(["-device", "virtio-net-pci,netdev=net,romfile="])
@@ -144,13 +147,42 @@ impl Machine {
     pub(crate) fn wait_for_start(&mut self) {
         self.starts += 1;
         let starts = self.starts;
+        let begun = Instant::now();
         eventually("edge is ready", || {
             let seen = self.log().matches("edge is ready").count();
             if let Some(status) = self.qemu.as_mut().and_then(|qemu| qemu.try_wait().unwrap()) {
                 panic!("qemu has ended: {status}");
             }
-            if seen >= starts { Ok(()) } else { Err(format!("{seen} starts, waiting for {starts}")) }
+            if seen >= starts {
+                return Ok(());
+            }
+            let processors = if begun.elapsed() < PATIENCE { String::new() } else { self.processors() };
+            Err(format!("{seen} starts, waiting for {starts}; {processors}"))
         });
+    }
+
+    /// The socket of qemu's monitor.
+    fn monitor(&self) -> PathBuf {
+        self.dir.join("monitor.sock")
+    }
+
+    /// Where the processors are: tells a machine that stands still from one that is slow.
+    fn processors(&self) -> String {
+        let ask = || -> std::io::Result<String> {
+            let mut stream = UnixStream::connect(self.monitor())?;
+            stream.set_read_timeout(Some(Duration::from_millis(500)))?;
+            stream.write_all(b"info registers -a\n")?;
+            let mut answer = Vec::new();
+            // it goes on listening
+            let _ = stream.read_to_end(&mut answer);
+            let text = String::from_utf8_lossy(&answer).into_owned();
+            Ok(text
+                .lines()
+                .filter(|line| line.contains("HLT=") || line.starts_with("RSP"))
+                .collect::<Vec<_>>()
+                .join("\n"))
+        };
+        ask().unwrap_or_else(|e| e.to_string())
     }
 
     /// Ends the machine between two instructions.

@@ -150,6 +150,7 @@ impl Cluster {
                 advertise_address: "192.0.2.1".parse().unwrap(),
                 advertise_port: 6443,
                 service_ip: "10.43.0.1".parse().unwrap(),
+                service_cidrs: vec!["10.43.0.0/16".into()],
                 dns_ips: vec!["10.43.0.10".parse().unwrap()],
                 cluster_ca_pem: Bytes::from_static(b"-----BEGIN CERTIFICATE-----\n"),
                 max_connections: 64,
