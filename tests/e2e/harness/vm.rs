@@ -119,8 +119,9 @@ impl Machine {
             if std::env::var_os("EDGE_E2E_KVM").is_some() { ["kvm", "host"] } else { ["tcg", processor] };
         let forward = |port: u16| format!("hostfwd=tcp:{}:{port}-:{port}", self.ip);
         let mut command = Command::new(QEMU);
+        // One processor: with two, an emulated kernel has stood still now and then, both waiting for each other.
         command
-            .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-smp", "2", "-m", "1024"])
+            .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-smp", "1", "-m", "1024"])
             .args(self.clock.iter().flat_map(|clock| ["-rtc".to_owned(), format!("base={clock}")]))
             .args(["-machine", hardware, "-accel", acceleration[0], "-cpu", acceleration[1]])
             .arg("-chardev")
