@@ -39,7 +39,7 @@ use tokio::sync::mpsc;
 pub use daemon::{Runtime, RuntimeConfig};
 pub use error::{Error, Result};
 pub use session::{AttachSession, AttachStreams, ExecSession, Terminal};
-pub use spec::{ContainerSpec, ExecSpec, Resources, SandboxSpec, WindowSize};
+pub use spec::{ContainerSpec, ExecSpec, Resources, SandboxSpec, WasmSpec, WindowSize};
 pub use status::{AdoptedSandbox, ContainerEvent, ContainerState, ContainerStatus, ExitStatus, Usage};
 pub use teardown::tear_down;
 pub use zygote::Zygote;

@@ -74,15 +74,22 @@ pub(crate) fn build(
     }
     let mut root = oci::Root::default();
     root.set_path(paths.rootfs());
-    root.set_readonly(Some(spec.security.read_only_rootfs));
+    // Around a WebAssembly program nothing is to be written; what it may write is mounted below.
+    root.set_readonly(Some(spec.security.read_only_rootfs || spec.wasm.is_some()));
 
     let mut result = oci::Spec::default();
     result.set_version("1.0.2".to_owned());
     result.set_root(Some(root));
     result.set_hostname(None);
-    result.set_mounts(Some(mounts(sandbox, spec, paths)?));
+    result.set_mounts(Some(match spec.wasm {
+        Some(_) => wasm_mounts(spec),
+        None => mounts(sandbox, spec, paths)?,
+    }));
     result.set_annotations(Some(spec.annotations.clone().into_iter().collect()));
-    let capability_names = capabilities::names(&spec.security)?;
+    let capability_names = match spec.wasm {
+        Some(_) => Vec::new(),
+        None => capabilities::names(&spec.security)?,
+    };
     result.set_process(Some(process(sandbox, spec, &capability_names)));
     result.set_linux(Some(linux(sandbox, namespaces, spec, &capability_names, cgroup)?));
     Ok(result)
@@ -106,12 +113,14 @@ fn process(sandbox: &SandboxSpec, spec: &ContainerSpec, capability_names: &[Stri
     process.set_terminal(Some(spec.tty));
     process.set_user(user);
     process.set_args(Some(spec.args.clone()));
-    process.set_env(Some(environment(sandbox, spec)));
-    process.set_cwd(if spec.cwd.as_os_str().is_empty() { PathBuf::from("/") } else { spec.cwd.clone() });
+    // A WebAssembly program gets its environment and its directories from the engine.
+    process.set_env(Some(if spec.wasm.is_some() { Vec::new() } else { environment(sandbox, spec) }));
+    let root = spec.wasm.is_some() || spec.cwd.as_os_str().is_empty();
+    process.set_cwd(if root { PathBuf::from("/") } else { spec.cwd.clone() });
     process.set_capabilities(Some(sets));
     process.set_rlimits(None);
     // "false" would make libcontainer load the filter after it has given up the privilege to do so.
-    process.set_no_new_privileges(spec.security.no_new_privileges.then_some(true));
+    process.set_no_new_privileges((spec.security.no_new_privileges || spec.wasm.is_some()).then_some(true));
     process
 }
 
@@ -143,7 +152,11 @@ fn linux(
     capability_names: &[String],
     cgroup: &str,
 ) -> Result<oci::Linux> {
-    let (devices, rules) = devices(spec)?;
+    let (devices, rules) = match spec.wasm {
+        // The nodes that every container has, and no further ones.
+        Some(_) => (Vec::new(), std::iter::once(rule(false, None, "rwm")).chain(default_rules()).collect()),
+        None => devices(spec)?,
+    };
     let mut resources = oci::LinuxResources::default();
     resources.set_devices(Some(rules));
 
@@ -158,7 +171,8 @@ fn linux(
     let bidirectional =
         |mount: &Mount| matches!(mount.source, MountSource::Bind { propagation: Propagation::Bidirectional, .. });
     linux.set_rootfs_propagation(spec.mounts.iter().any(bidirectional).then(|| "shared".to_owned()));
-    let protected = !spec.security.privileged && spec.security.proc_mount == ProcMount::Default;
+    let protected =
+        spec.wasm.is_some() || (!spec.security.privileged && spec.security.proc_mount == ProcMount::Default);
     let list = |paths: &[&str]| protected.then(|| paths.iter().map(|path| (*path).to_owned()).collect());
     linux.set_masked_paths(list(&MASKED_PATHS));
     linux.set_readonly_paths(list(&READ_ONLY_PATHS));
@@ -166,6 +180,9 @@ fn linux(
 }
 
 fn seccomp_profile(spec: &ContainerSpec, capability_names: &[String]) -> Result<Option<oci::LinuxSeccomp>> {
+    if spec.wasm.is_some() {
+        return Ok(Some(seccomp::wasm_profile()));
+    }
     if spec.security.privileged {
         return Ok(None);
     }
@@ -212,13 +229,8 @@ fn mounts(sandbox: &SandboxSpec, spec: &ContainerSpec, paths: &ContainerPaths) -
     let base = ["nosuid", "noexec", "nodev"];
     let mut list = vec![
         mount("/proc", "proc", "proc", &base),
-        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        mount(
-            "/dev/pts",
-            "devpts",
-            "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
-        ),
+        device_directory(),
+        terminals(),
         mount("/dev/mqueue", "mqueue", "mqueue", &base),
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", writable]),
         mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", writable]),
@@ -233,6 +245,25 @@ fn mounts(sandbox: &SandboxSpec, spec: &ContainerSpec, paths: &ContainerPaths) -
         list.push(user_mount(wanted, index, paths));
     }
     Ok(list)
+}
+
+/// What the process around a WebAssembly program needs of the kernel. All else is mounted already, by the process that creates the
+/// container.
+fn wasm_mounts(spec: &ContainerSpec) -> Vec<oci::Mount> {
+    let mut list = vec![mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]), device_directory()];
+    if spec.tty {
+        list.push(terminals());
+    }
+    list
+}
+
+fn device_directory() -> oci::Mount {
+    mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"])
+}
+
+fn terminals() -> oci::Mount {
+    let options = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"];
+    mount("/dev/pts", "devpts", "devpts", &options)
 }
 
 fn user_mount(wanted: &Mount, index: usize, paths: &ContainerPaths) -> oci::Mount {

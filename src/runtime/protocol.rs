@@ -128,6 +128,20 @@ pub(crate) enum HelperMessage {
     Detail(String),
     /// Why the command cannot be run.
     Error(String),
+    /// A WebAssembly program begins to run, in the process that was created for it. What comes afterwards may come from the program,
+    /// should it ever get out of its engine.
+    Running,
+    /// How a WebAssembly program ended, when the exit code does not say it all.
+    Ended(Ending),
+}
+
+/// How a WebAssembly program ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ending {
+    /// The reason in words.
+    pub(crate) message: String,
+    /// It was refused more memory.
+    pub(crate) out_of_memory: bool,
 }
 
 /// Sends one message.

@@ -3,6 +3,7 @@
 //! The kubelet builds them; they are stored as JSON in the state directory, so that a pod is recognised after a restart.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -40,7 +41,7 @@ pub struct SandboxSpec {
 pub struct ContainerSpec {
     /// Unique on this node; a new one for every attempt. Letters, digits, `_`, `-` and `.`, at most 128 of them.
     pub id: String,
-    /// The image's unpacked layers, from the bottom to the top. They are never written to.
+    /// The image's unpacked layers, from the bottom to the top; only a WebAssembly program can do without. They are never written to.
     pub layers: Vec<PathBuf>,
     /// The command, never empty. The first word is looked up in the container's `PATH` when it holds no slash.
     pub args: Vec<String>,
@@ -80,6 +81,9 @@ pub struct ContainerSpec {
     pub log_rotation: LogRotation,
     /// Anything the caller wants back from [`crate::PodRuntime::adopt`]. Not looked at.
     pub labels: serde_json::Value,
+    /// Run a WebAssembly program instead of a native one; see [`WasmSpec`] for what is different then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wasm: Option<WasmSpec>,
 }
 
 impl ContainerSpec {
@@ -108,6 +112,7 @@ impl ContainerSpec {
             log_path,
             log_rotation: LogRotation::default(),
             labels: serde_json::Value::Null,
+            wasm: None,
         }
     }
 
@@ -120,6 +125,24 @@ impl ContainerSpec {
         groups.dedup();
         groups
     }
+}
+
+/// A WebAssembly program as the command of a container.
+///
+/// Nothing is executed: the container's first process runs the program itself. [`ContainerSpec::args`] and
+/// [`ContainerSpec::env`] go to the program as they are. The program sees the image's layers (there may be none), with the mounts
+/// in them, as its file system; the process around it has another one, which is read-only. The process never holds capabilities and
+/// always has a system call filter of its own, so of [`ContainerSpec::security`] only `read_only_rootfs` counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WasmSpec {
+    /// File with the program's machine code on the host. It is believed: only what edge's own compiler wrote may be named here.
+    pub code: PathBuf,
+    /// What kind of program it is.
+    pub world: edge_wasm::World,
+    /// Where an HTTP component listens.
+    pub listen: Vec<SocketAddr>,
+    /// Largest amount of memory in bytes that the program may use.
+    pub memory: Option<u64>,
 }
 
 /// Numeric identity of a command. Names are resolved by [`crate::users::resolve`].

@@ -46,6 +46,25 @@ pub fn attach(tree: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Attaches a detached tree of [`clone_tree`] where the descriptor `target` points to, whatever its path is by now.
+///
+/// # Errors
+/// When a directory meets a file.
+pub fn attach_at(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: move_mount(2) reads two empty paths, which are constants, and takes two open descriptors.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            target.as_raw_fd(),
+            c"".as_ptr(),
+            libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Makes every mount of the calling process' mount namespace a slave: what happens on the host still arrives here, nothing
 /// done here reaches the host. Call it right after `unshare(CLONE_NEWNS)`.
 ///

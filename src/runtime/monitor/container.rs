@@ -9,6 +9,7 @@ use super::clients::ClientId;
 use super::log::Log;
 use super::stdio::Stdio;
 use crate::paths::ContainerPaths;
+use crate::protocol::Ending;
 use crate::spec::ContainerSpec;
 use crate::status::{ContainerState, ExitStatus, START_ERROR_CODE};
 
@@ -51,6 +52,9 @@ pub(super) struct Container {
     /// Pid of the process that creates it, until that has ended. Before, the end of the connection says nothing about the
     /// container's first process.
     pub(super) helper: Option<i32>,
+    /// Where a running WebAssembly program leaves word of how it ended. Looked at when it has, and not before.
+    pub(super) last_words: Option<OwnedFd>,
+    pub(super) ending: Option<Ending>,
     pub(super) failure: FailureText,
     pub(super) stdio: Stdio,
     pub(super) log: Log,
@@ -82,6 +86,10 @@ impl Container {
         };
         let mut exit = exit_status_of(status, started_at);
         exit.oom_killed = oom_kills > 0 && exit.code != 0;
+        if let Some(ending) = &self.ending {
+            exit.oom_killed |= ending.out_of_memory;
+            exit.message.clone_from(&ending.message);
+        }
         if let Some(text) = self.failure.text() {
             // The first process ended because it could not become the command; its own status says nothing.
             exit.code = START_ERROR_CODE;

@@ -9,23 +9,22 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
-use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{Gid, Uid, chdir, fchown};
 
 use edge_sys::{process, socket, tty};
 
 use super::helper::{DetailSubscriber, PayloadExecutor, Reporter, set_oom_score_adj, set_rlimits};
+use super::program::WasmExecutor;
 use super::stdio::{ContainerEnds, Stdio};
+use super::{guest, inside};
 use crate::error::chain;
 use crate::paths::{ContainerPaths, OCI_ID};
 use crate::spec::{ContainerSpec, MountSource, Propagation};
@@ -33,8 +32,9 @@ use crate::spec::{ContainerSpec, MountSource, Propagation};
 /// Name of the socket in the container's directory over which libcontainer hands out the terminal.
 const CONSOLE_SOCKET: &str = "console.sock";
 
+/// Why a container cannot be made.
 #[derive(Debug, thiserror::Error)]
-enum CreateError {
+pub(super) enum CreateError {
     #[error("cannot {what}")]
     Step {
         what: &'static str,
@@ -63,7 +63,7 @@ enum CreateError {
     Oci(#[from] LibcontainerError),
 }
 
-fn step<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> CreateError {
+pub(super) fn step<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> CreateError {
     move |err| CreateError::Step { what, source: err.into() }
 }
 
@@ -114,15 +114,26 @@ fn create(
     set_oom_score_adj(spec.oom_score_adj);
     set_rlimits(&spec.rlimits).map_err(step("set resource limits"))?;
     prepare_mounts(paths, spec)?;
-    mount_rootfs(paths, spec)?;
-    create_working_directory(&paths.rootfs(), &spec.cwd)?;
+    let executor = match &spec.wasm {
+        Some(wasm) => {
+            // Opened while the host's files can be seen.
+            let code = File::open(&wasm.code).map_err(step("open the program's machine code"))?;
+            guest::mount_all(paths, spec)?;
+            Payload::Wasm(WasmExecutor::new(Arc::clone(reporter), spec, wasm, code))
+        }
+        None => {
+            mount_rootfs(paths, spec)?;
+            create_working_directory(&paths.rootfs(), &spec.cwd)?;
+            Payload::Command(PayloadExecutor { reporter: Arc::clone(reporter) })
+        }
+    };
     chdir(paths.directory()).map_err(step("enter the container's directory"))?;
     let console = if spec.tty {
         Some(UnixListener::bind(CONSOLE_SOCKET).map_err(step("bind the console socket"))?)
     } else {
         None
     };
-    let pid = build(paths, reporter, ends)?;
+    let pid = build(paths, executor, ends)?;
     if let Some(console) = console {
         let master = receive_terminal(&console, spec).map_err(step("receive the terminal"))?;
         reporter.terminal(master.as_fd());
@@ -130,10 +141,18 @@ fn create(
     Ok(pid)
 }
 
-fn build(paths: &ContainerPaths, reporter: &Arc<Reporter>, ends: Option<ContainerEnds>) -> Result<i32, CreateError> {
-    let mut builder = ContainerBuilder::new(OCI_ID.to_owned(), SyscallType::default())
-        .with_root_path(paths.oci())?
-        .with_executor(PayloadExecutor { reporter: Arc::clone(reporter) });
+/// What becomes of the container's first process.
+enum Payload {
+    Command(PayloadExecutor),
+    Wasm(WasmExecutor),
+}
+
+fn build(paths: &ContainerPaths, payload: Payload, ends: Option<ContainerEnds>) -> Result<i32, CreateError> {
+    let builder = ContainerBuilder::new(OCI_ID.to_owned(), SyscallType::default()).with_root_path(paths.oci())?;
+    let mut builder = match payload {
+        Payload::Command(executor) => builder.with_executor(executor),
+        Payload::Wasm(executor) => builder.with_executor(executor),
+    };
     builder = match ends {
         Some(ends) => builder.with_stdin(ends.stdin).with_stdout(ends.stdout).with_stderr(ends.stderr),
         None => builder.with_console_socket(Some(paths.directory().join(CONSOLE_SOCKET))),
@@ -172,7 +191,7 @@ fn prepare_mounts(paths: &ContainerPaths, spec: &ContainerSpec) -> Result<(), Cr
     Ok(())
 }
 
-fn mount_error<E: Into<io::Error>>(path: &Path) -> impl FnOnce(E) -> CreateError {
+pub(super) fn mount_error<E: Into<io::Error>>(path: &Path) -> impl FnOnce(E) -> CreateError {
     let path = path.to_owned();
     move |err| CreateError::Mount { path, source: err.into() }
 }
@@ -187,64 +206,49 @@ fn make_mount_point(target: &Path, directory: bool) -> io::Result<()> {
     File::create(target).map(drop)
 }
 
-/// Mounts the layers with a writable one on top.
-fn mount_rootfs(paths: &ContainerPaths, spec: &ContainerSpec) -> Result<(), CreateError> {
-    let top = spec.layers.last().ok_or_else(|| step("mount the image")(io::Error::other("it has no layers")))?;
-    let (upper, work, rootfs) = (paths.upper(), paths.work(), paths.rootfs());
-    for directory in [&upper, &work, &rootfs] {
-        fs::create_dir_all(directory).map_err(step("create the container's file system"))?;
-    }
-    // The root directory's owner and mode are those of the writable layer.
-    let root = fs::metadata(top).map_err(|source| CreateError::Layer { path: top.clone(), source })?;
-    chown(&upper, Some(root.uid()), Some(root.gid())).map_err(step("own the container's root directory"))?;
-    fs::set_permissions(&upper, fs::Permissions::from_mode(root.mode() & 0o7777))
-        .map_err(step("set the mode of the container's root directory"))?;
-
+/// Mounts the layers with a writable one on top at `target`, a directory that exists.
+pub(super) fn mount_layers(
+    paths: &ContainerPaths,
+    layers: &[PathBuf],
+    target: &Path,
+    flags: MsFlags,
+) -> Result<(), CreateError> {
     // Through descriptors: all options must fit into one page, and paths may hold the commas and colons that separate them.
-    let layers = spec
-        .layers
+    let opened = layers
         .iter()
-        .map(|path| open_path(path).map_err(|source| CreateError::Layer { path: path.clone(), source }))
+        .map(|path| inside::open(path).map_err(|source| CreateError::Layer { path: path.clone(), source }))
         .collect::<Result<Vec<_>, _>>()?;
-    let (upper, work) = (open_path(&upper), open_path(&work));
+    let (upper, work) = (inside::open(&paths.upper()), inside::open(&paths.work()));
     let (upper, work) =
         (upper.map_err(step("open the writable layer"))?, work.map_err(step("open the work directory"))?);
-    let name = |file: &File| format!("/proc/self/fd/{}", file.as_raw_fd());
-    let lower: Vec<String> = layers.iter().rev().map(name).collect();
-    let options = format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), name(&upper), name(&work));
-    mount(Some("overlay"), &rootfs, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
-        .map_err(mount_error(&rootfs))
+    let lower: Vec<String> = opened.iter().rev().map(inside::name).collect();
+    let options =
+        format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), inside::name(&upper), inside::name(&work));
+    mount(Some("overlay"), target, Some("overlay"), flags, Some(options.as_str())).map_err(mount_error(target))
 }
 
-fn open_path(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    File::options().read(true).custom_flags(nix::libc::O_PATH | nix::libc::O_DIRECTORY).open(path)
+/// Makes the directories of a container's file system; the mode of its root directory is that of the top layer.
+pub(super) fn prepare_directories(paths: &ContainerPaths, top: Option<&Path>) -> Result<(), CreateError> {
+    for directory in [paths.upper(), paths.work(), paths.rootfs()] {
+        fs::create_dir_all(directory).map_err(step("create the container's file system"))?;
+    }
+    let Some(top) = top else { return Ok(()) };
+    let root = fs::metadata(top).map_err(|source| CreateError::Layer { path: top.to_owned(), source })?;
+    chown(paths.upper(), Some(root.uid()), Some(root.gid())).map_err(step("own the container's root directory"))?;
+    fs::set_permissions(paths.upper(), fs::Permissions::from_mode(root.mode() & 0o7777))
+        .map_err(step("set the mode of the container's root directory"))
+}
+
+fn mount_rootfs(paths: &ContainerPaths, spec: &ContainerSpec) -> Result<(), CreateError> {
+    let top = spec.layers.last().ok_or_else(|| step("mount the image")(io::Error::other("it has no layers")))?;
+    prepare_directories(paths, Some(top))?;
+    mount_layers(paths, &spec.layers, &paths.rootfs(), MsFlags::empty())
 }
 
 /// Creates the working directory in the image, like other engines do, without ever following a link out of it.
 fn create_working_directory(rootfs: &Path, cwd: &Path) -> Result<(), CreateError> {
-    let error = |source: io::Error| CreateError::WorkingDirectory { path: cwd.to_owned(), source };
-    let root = open_path(rootfs).map_err(error)?;
-    let mut reached = PathBuf::from(".");
-    let mut parent = root.try_clone().map_err(error)?;
-    for component in cwd.components() {
-        let Component::Normal(name) = component else { continue };
-        reached.push(name);
-        let how = || {
-            OpenHow::new()
-                .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
-                .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS)
-        };
-        parent = match openat2(&root, reached.as_path(), how()) {
-            Ok(fd) => File::from(fd),
-            Err(Errno::ENOENT) => {
-                mkdirat(&parent, name, Mode::from_bits_truncate(0o755)).map_err(|errno| error(errno.into()))?;
-                openat2(&root, reached.as_path(), how()).map(File::from).map_err(|errno| error(errno.into()))?
-            }
-            Err(errno) => return Err(error(errno.into())),
-        };
-    }
-    Ok(())
+    let made = inside::open(rootfs).and_then(|root| inside::directory(&root, cwd));
+    made.map(drop).map_err(|source| CreateError::WorkingDirectory { path: cwd.to_owned(), source })
 }
 
 /// Takes the master side of the terminal and gives its other side to the container's user, who may open it again.

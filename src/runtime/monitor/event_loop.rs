@@ -18,8 +18,13 @@ use super::container::{Asker, Container, FailureText, Phase, exit_status_of};
 use super::stdio::Interest;
 use crate::cgroup::Cgroups;
 use crate::paths::SandboxPaths;
-use crate::protocol::{self, Failure, HelperMessage, Message, ReplyBody, VERSION};
+use crate::protocol::{self, Ending, Failure, HelperMessage, Message, ReplyBody, VERSION};
 use crate::status::ExitStatus;
+
+/// Most bytes of what a WebAssembly program says of its end.
+const MAX_ENDING_MESSAGE: usize = 4096;
+/// Most messages of a WebAssembly program that are looked at for that: the others are traces of libcontainer.
+const MAX_LAST_WORDS: usize = 16;
 
 /// A command running, or about to run, inside a container.
 #[derive(Debug)]
@@ -232,6 +237,12 @@ impl Monitor {
                 }
                 Received::Message(HelperMessage::Detail(text), _) => container.failure.add_detail(text),
                 Received::Message(HelperMessage::Error(text), _) => container.failure.add_error(text),
+                Received::Message(HelperMessage::Running, _) => {
+                    container.last_words = container.channel.take();
+                    self.command_runs(id);
+                }
+                // Nobody has begun to run who could have ended.
+                Received::Message(HelperMessage::Ended(_), _) => {}
                 Received::Nothing => return,
                 Received::End => {
                     container.channel = None;
@@ -265,17 +276,24 @@ impl Monitor {
                     self.reply(asker, Err(Failure::Start(text)));
                 }
             }
-            Phase::Starting { pid } if container.failure.text().is_none() => {
-                let started_at = Timestamp::now();
-                container.phase = Phase::Running { pid, started_at };
-                let asker = container.asker.take();
-                self.clients.broadcast(&Message::Started { container: id.to_owned(), pid, started_at });
-                if let Some(asker) = asker {
-                    self.reply(asker, Ok(ReplyBody::Done));
-                }
+            // A WebAssembly program says so when it begins.
+            Phase::Starting { .. } if container.failure.text().is_none() && container.spec.wasm.is_none() => {
+                self.command_runs(id);
             }
             // It failed, or was killed before it was started: the end of its first process tells the rest.
             _ => {}
+        }
+    }
+
+    fn command_runs(&mut self, id: &str) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let Phase::Starting { pid } = container.phase else { return };
+        let started_at = Timestamp::now();
+        container.phase = Phase::Running { pid, started_at };
+        let asker = container.asker.take();
+        self.clients.broadcast(&Message::Started { container: id.to_owned(), pid, started_at });
+        if let Some(asker) = asker {
+            self.reply(asker, Ok(ReplyBody::Done));
         }
     }
 
@@ -284,6 +302,7 @@ impl Monitor {
         self.pump_container_channel(id);
         let Some(container) = self.containers.get_mut(id) else { return };
         container.channel = None;
+        container.ending = container.last_words.take().and_then(|channel| last_words(&channel));
         // Before the cgroup is removed, and before its processes are killed by us.
         let oom_kills = self.cgroups.oom_kills(&container.cgroup).unwrap_or(0);
         if !container.own_pid_namespace {
@@ -318,6 +337,7 @@ impl Monitor {
                 Received::Message(HelperMessage::Terminal, master) => exec.terminal = master,
                 Received::Message(HelperMessage::Detail(text), _) => exec.failure.add_detail(text),
                 Received::Message(HelperMessage::Error(text), _) => exec.failure.add_error(text),
+                Received::Message(HelperMessage::Running | HelperMessage::Ended(_), _) => {}
                 Received::Nothing => return,
                 Received::End => {
                     exec.channel = None;
@@ -384,6 +404,22 @@ fn receive_now(channel: &OwnedFd) -> Received {
         Ok(Some((message, fds))) => Received::Message(message, fds.into_iter().next()),
         Ok(None) | Err(_) => Received::End,
     }
+}
+
+/// What a WebAssembly program that has ended left behind: not more than a status has room for, whoever may have written it.
+fn last_words(channel: &OwnedFd) -> Option<Ending> {
+    for _ in 0..MAX_LAST_WORDS {
+        match receive_now(channel) {
+            Received::Message(HelperMessage::Ended(mut ending), _) => {
+                let end = ending.message.floor_char_boundary(MAX_ENDING_MESSAGE);
+                ending.message.truncate(end);
+                return Some(ending);
+            }
+            Received::Message(..) => {}
+            Received::Nothing | Received::End => break,
+        }
+    }
+    None
 }
 
 fn record_exit(container: &Container, exit: &ExitStatus) -> io::Result<()> {

@@ -19,7 +19,7 @@ use nix::unistd::{AccessFlags, access, execve};
 use tracing::field::{Field, Visit};
 use tracing::span;
 
-use crate::protocol::{self, HelperMessage};
+use crate::protocol::{self, Ending, HelperMessage};
 use crate::spec::Rlimit;
 
 /// Most details kept of one failure.
@@ -52,6 +52,16 @@ impl Reporter {
 
     pub(super) fn error(&self, text: impl Into<String>) {
         self.send(&HelperMessage::Error(text.into()), &[]);
+    }
+
+    /// Reports that a WebAssembly program begins.
+    pub(super) fn running(&self) {
+        self.send(&HelperMessage::Running, &[]);
+    }
+
+    /// Reports how a WebAssembly program ended.
+    pub(super) fn ended(&self, ending: Ending) {
+        self.send(&HelperMessage::Ended(ending), &[]);
     }
 
     fn detail(&self, text: String) {

@@ -86,6 +86,8 @@ impl Monitor {
             asker: Some(asker),
             channel: Some(channel),
             helper: Some(helper),
+            last_words: None,
+            ending: None,
             failure: FailureText::default(),
             stdio,
             log,
@@ -135,6 +137,9 @@ impl Monitor {
     ) -> Result<(), Failure> {
         let container = self.containers.get(id).ok_or(Failure::NotFound)?;
         let Phase::Running { pid, .. } = container.phase else { return Err(wrong_state(container)) };
+        if container.spec.wasm.is_some() {
+            return Err(Failure::Other("nothing can be executed beside a WebAssembly program".to_owned()));
+        }
         let plan = exec::Plan {
             paths: &container.paths,
             spec: &container.spec,

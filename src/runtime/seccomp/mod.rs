@@ -2,11 +2,14 @@
 //!
 //! Comes in: the capabilities of a container. Goes out: the profile in OCI form, which libcontainer compiles and loads.
 
+mod program;
 mod syscalls;
 
 use libcontainer::oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompOperator, LinuxSyscall,
 };
+
+pub(crate) use program::wasm_profile;
 
 /// Flags of `clone(2)` that make namespaces, all of them.
 const CLONE_NAMESPACE_FLAGS: u64 = 0x7e02_0000;
@@ -42,10 +45,7 @@ pub(crate) fn default_profile(capabilities: &[String]) -> LinuxSeccomp {
     if !holds("SYS_ADMIN") {
         let no_namespace = argument(LinuxSeccompOperator::ScmpCmpMaskedEq, CLONE_NAMESPACE_FLAGS, Some(0));
         rules.push(allow(&["clone"], vec![no_namespace]));
-        // Its flags are in memory, where a filter cannot look. ENOSYS makes libraries fall back to clone.
-        let mut clone3 = rule(&["clone3"], LinuxSeccompAction::ScmpActErrno);
-        clone3.set_errno_ret(Some(nix::libc::ENOSYS as u32));
-        rules.push(clone3);
+        rules.push(refuse_clone3());
     }
     let mut profile = LinuxSeccomp::default();
     profile.set_default_action(LinuxSeccompAction::ScmpActErrno);
@@ -53,6 +53,13 @@ pub(crate) fn default_profile(capabilities: &[String]) -> LinuxSeccomp {
     profile.set_architectures(Some(architectures()));
     profile.set_syscalls(Some(rules));
     profile
+}
+
+/// The flags of `clone3` are in memory, where a filter cannot look. ENOSYS makes libraries fall back to clone.
+fn refuse_clone3() -> LinuxSyscall {
+    let mut clone3 = rule(&["clone3"], LinuxSeccompAction::ScmpActErrno);
+    clone3.set_errno_ret(Some(nix::libc::ENOSYS as u32));
+    clone3
 }
 
 /// The native architecture and those whose programs the same kernel runs.

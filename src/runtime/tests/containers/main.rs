@@ -8,6 +8,7 @@ mod crashes;
 mod isolation;
 mod streams;
 mod support;
+mod wasm;
 
 use edge_runtime::Zygote;
 use libtest_mimic::{Arguments, Trial};
@@ -26,5 +27,8 @@ fn main() {
 }
 
 fn trials() -> Vec<Trial> {
-    [basics::trials(), streams::trials(), isolation::trials(), crashes::trials()].into_iter().flatten().collect()
+    [basics::trials(), streams::trials(), isolation::trials(), crashes::trials(), wasm::trials()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
