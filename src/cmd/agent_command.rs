@@ -4,7 +4,11 @@ use super::agent::{self, NodeParts};
 use super::join::{JoinError, Membership};
 use super::net_events::watch_network;
 use super::server::{Failure, Process, crash, doing, node_addresses};
-use super::{fail, instance, notify::notify, server};
+use super::{
+    fail, instance,
+    notify::{keep_watchdog, notify},
+    server,
+};
 use crate::config::AgentConfig;
 use edge_client::{Informers, Uplink};
 use http::{HeaderMap, HeaderValue};
@@ -101,7 +105,7 @@ async fn run_agent(config: &AgentConfig, mut process: Process) -> Result<(), End
             Err(_) => tracing::warn!("the server does not know of this node yet; its pods run nevertheless"),
         }
         notify("READY=1");
-        std::future::pending::<()>().await;
+        keep_watchdog().await;
     };
     let crash = tokio::select! {
         () = ready => None,

@@ -15,6 +15,7 @@ mod server;
 mod signer;
 mod teardown_command;
 mod token_command;
+mod unpack_command;
 
 use crate::config::{AgentArgs, ServerArgs, with_files};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -57,6 +58,32 @@ enum Commands {
     /// forwarding of packets stays switched on. edge must not run. It goes by what the kernel knows, so it works after any
     /// crash, and can be repeated.
     Teardown(teardown_command::TeardownArgs),
+    /// Print what a shell needs to complete edge's commands and flags
+    ///
+    /// For bash: edge completion bash > /usr/share/bash-completion/completions/edge
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the version of edge and of the Kubernetes that it is
+    Version {
+        /// Format
+        #[arg(long, short, value_enum, default_value_t, value_name = "FORMAT")]
+        output: VersionOutput,
+    },
+    /// Write the files that a machine needs beside the program; the install script puts them into their places
+    #[command(hide = true)]
+    Unpack(unpack_command::UnpackArgs),
+}
+
+/// How the version is printed.
+#[derive(Clone, Copy, Default, clap::ValueEnum)]
+enum VersionOutput {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
 }
 
 /// Runs the command that the arguments name.
@@ -94,6 +121,33 @@ pub(crate) fn main() -> ExitCode {
         }
         Commands::Token(args) => token_command::main(args),
         Commands::Teardown(args) => teardown_command::main(&args),
+        Commands::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "edge", &mut script);
+            print(&script)
+        }
+        Commands::Version { output } => print(version(output).as_bytes()),
+        Commands::Unpack(args) => unpack_command::main(&args),
+    }
+}
+
+fn version(output: VersionOutput) -> String {
+    let (edge, architecture) = (env!("CARGO_PKG_VERSION"), std::env::consts::ARCH);
+    match output {
+        VersionOutput::Text => format!("edge {GIT_VERSION}\n"),
+        VersionOutput::Json => {
+            let value = serde_json::json!({"version": edge, "kubernetes": GIT_VERSION, "architecture": architecture});
+            format!("{value:#}\n")
+        }
+    }
+}
+
+/// Writes to standard output, which may be a pipe that nobody reads to the end.
+fn print(bytes: &[u8]) -> ExitCode {
+    use std::io::{ErrorKind, Write};
+    match std::io::stdout().write_all(bytes) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => fail(1, &error),
+        _ => ExitCode::SUCCESS,
     }
 }
 

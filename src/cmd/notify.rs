@@ -2,6 +2,7 @@
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
 
 /// Sends a state such as `READY=1`. Without a service manager, or when it does not listen, nothing happens.
 pub(crate) fn notify(state: &str) {
@@ -9,6 +10,20 @@ pub(crate) fn notify(state: &str) {
     if let Err(error) = send(&path, state) {
         tracing::debug!(%error, state, "the service manager was not told");
     }
+}
+
+/// Tells the service manager that the process is alive, as often as it wants to hear that (`sd_watchdog_enabled(3)`), for ever.
+pub(crate) async fn keep_watchdog() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+    if let Some(within) = number("WATCHDOG_USEC").filter(|within| ours && *within > 0) {
+        let mut tick = tokio::time::interval(Duration::from_micros(within / 2));
+        loop {
+            tick.tick().await;
+            notify("WATCHDOG=1");
+        }
+    }
+    std::future::pending().await
 }
 
 fn send(path: &std::ffi::OsStr, state: &str) -> std::io::Result<()> {

@@ -8,7 +8,10 @@ use super::join_tokens::JoinTokens;
 use super::net_events::watch_network;
 use super::own_certificates::OwnCertificates;
 use super::signer::Signer;
-use super::{GIT_VERSION, fail, instance, logging, notify::notify};
+use super::{
+    GIT_VERSION, fail, instance, logging,
+    notify::{keep_watchdog, notify},
+};
 use crate::config::{Part, ServerConfig};
 use edge_apiserver::{ApiServer, Component, Parts};
 use edge_auth::{Authenticator, AuthenticatorOptions};
@@ -167,7 +170,7 @@ async fn run(config: ServerConfig, mut process: Process) -> Result<(), Failure> 
         notify("READY=1");
         let address = addresses.borrow().first().copied();
         tracing::info!(node = name, ?address, kubeconfig = %config.kubeconfig.display(), "edge is ready");
-        std::future::pending::<()>().await;
+        keep_watchdog().await;
     };
     let crash = tokio::select! {
         () = ready => None,

@@ -14,6 +14,7 @@ mod controllers;
 mod healing;
 mod idle;
 mod images;
+mod install;
 mod join;
 mod kubelet_port;
 mod manifests;

@@ -15,6 +15,7 @@ pub(crate) mod images;
 pub(crate) mod network;
 mod rogue;
 pub(crate) mod space;
+pub(crate) mod systemd;
 pub(crate) mod vm;
 
 pub(crate) use agent::Agent;

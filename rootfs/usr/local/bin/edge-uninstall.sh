@@ -1,0 +1,42 @@
+#!/bin/sh
+# Takes edge away from this machine, with everything that it runs and has stored.
+set -u
+[ "$(id -u)" = 0 ] || exec sudo "$0" "$@"
+
+bin=@BIN@
+bin_dir=@BIN_DIR@
+data=${EDGE_DATA_DIR:-@DATA@}
+
+"$bin_dir/edge-killall.sh" || { echo "edge-uninstall: not everything has ended: see above. Nothing was removed" >&2; exit 1; }
+
+if command -v systemctl >/dev/null; then
+  for unit in /etc/systemd/system/edge*.service; do
+    [ -e "$unit" ] || continue
+    systemctl disable "$(basename "$unit")" 2>/dev/null
+    rm -f "$unit"
+    systemctl reset-failed "$(basename "$unit")" 2>/dev/null
+  done
+  systemctl daemon-reload
+fi
+for script in /etc/init.d/edge*; do
+  [ -e "$script" ] || continue
+  command -v rc-update >/dev/null && rc-update delete "$(basename "$script")"
+  rm -f "$script" "/var/log/$(basename "$script").log"
+done
+
+rm -f /etc/sysctl.d/90-edge.conf /etc/modules-load.d/edge.conf
+rm -f /usr/share/bash-completion/completions/edge /usr/share/zsh/site-functions/_edge /usr/share/fish/vendor_completions.d/edge.fish
+if grep -q " $data/" /proc/mounts; then
+  echo "edge-uninstall: something is still mounted below $data, which stays" >&2
+else
+  rm -rf "$data"
+fi
+rm -rf /etc/edge
+# The logs of another kubelet's pods are there, too.
+[ -e /var/lib/kubelet ] || [ -e /var/lib/rancher ] || rm -rf /var/log/pods
+for link in /var/log/containers/*.log; do
+  if [ -L "$link" ] && [ ! -e "$link" ]; then rm -f "$link"; fi
+done
+rmdir /var/log/containers 2>/dev/null
+rm -f "$bin" "$bin_dir/edge-killall.sh" "$bin_dir/edge-uninstall.sh"
+echo "edge is gone, with everything that it has stored"
