@@ -102,7 +102,7 @@ esac
 release=$(uname -r)
 major=${release%%.*} rest=${release#*.}
 minor=${rest%%[!0-9]*}
-[ "$major" -gt 5 ] || { [ "$major" = 5 ] && [ "$minor" -ge 4 ]; } || fail "edge needs Linux 5.4 or newer, this is $release"
+[ "$major" -gt 5 ] || { [ "$major" = 5 ] && [ "$minor" -ge 6 ]; } || fail "edge needs Linux 5.6 or newer, this is $release"
 if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
   grep -qw memory /sys/fs/cgroup/cgroup.controllers ||
     fail "the kernel's memory cgroup is off: add 'cgroup_enable=memory' to the kernel's command line (Raspberry Pi: /boot/firmware/cmdline.txt) and reboot"

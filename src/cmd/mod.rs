@@ -2,6 +2,7 @@
 
 mod agent;
 mod agent_command;
+mod check_command;
 mod facts;
 mod identities;
 mod instance;
@@ -58,6 +59,10 @@ enum Commands {
     /// forwarding of packets stays switched on. edge must not run. It goes by what the kernel knows, so it works after any
     /// crash, and can be repeated.
     Teardown(teardown_command::TeardownArgs),
+    /// Look whether this machine has what edge needs, and say what to do where it has not
+    ///
+    /// Changes nothing. Exit code 1 when edge would not run.
+    Check(check_command::CheckArgs),
     /// Print what a shell needs to complete edge's commands and flags
     ///
     /// For bash: edge completion bash > /usr/share/bash-completion/completions/edge
@@ -121,6 +126,7 @@ pub(crate) fn main() -> ExitCode {
         }
         Commands::Token(args) => token_command::main(args),
         Commands::Teardown(args) => teardown_command::main(&args),
+        Commands::Check(args) => check_command::main(&args),
         Commands::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "edge", &mut script);

@@ -164,6 +164,16 @@ fn settings_of_the_install_script() {
     let completes = "bash -c '. /usr/share/bash-completion/completions/edge; COMP_WORDS=(edge serv) COMP_CWORD=1; _edge edge serv edge; echo ${COMPREPLY[*]}'";
     assert_eq!(debian.run(completes), "server\n");
 
+    // Whether the machine is fit, and what it says where it is not.
+    let fit = debian.run("/opt/edge/bin/edge check");
+    assert!(fit.contains("memory cgroup") && !fit.contains("FAILURE"), "{fit}");
+    let taken = debian
+        .try_run("busybox nc -l -p 6443 & sleep 1; /opt/edge/bin/edge check -o json; code=$?; kill %1; exit $code");
+    let checks: Vec<Value> = serde_json::from_slice(&taken.stdout).unwrap();
+    let ports = checks.iter().find(|check| check["name"] == "ports").unwrap();
+    assert!(ports["state"] == "failure" && ports["found"].as_str().unwrap().contains("API 6443/tcp"), "{ports}");
+    assert_eq!(taken.status.code(), Some(1));
+
     // The same for OpenRC, which this machine does not have.
     debian.run("edge=/opt/edge/bin/edge; $edge unpack /tmp/files && sh -n /tmp/files/rootfs/etc/init.d/edge");
     debian.run("/opt/edge/bin/edge-uninstall.sh");
