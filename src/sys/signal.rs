@@ -110,6 +110,14 @@ pub fn exit_on_signals() -> io::Result<()> {
             return Err(io::Error::last_os_error());
         }
     }
+    unblock_all()
+}
+
+/// Lets every signal through to the calling thread, and to the threads that it starts.
+///
+/// # Errors
+/// When the mask cannot be changed.
+pub fn unblock_all() -> io::Result<()> {
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
     Ok(())
 }

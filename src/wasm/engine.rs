@@ -1,6 +1,6 @@
 //! The one configuration of the engine: what is compiled with it runs with it.
 
-use wasmtime::{Config, Engine, PoolingAllocationConfig};
+use wasmtime::{Config, Engine, PoolingAllocationConfig, ResourcesRequired};
 
 /// What an engine is for. Machine code made by a [`Profile::Compile`] engine runs in all others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +25,56 @@ const STACK_WITH_HOST: usize = 2 * STACK;
 /// Most elements of one table of a pool.
 const TABLE_ELEMENTS: usize = 100_000;
 
+/// Tables and core instances that a component may have on average, beside its memories.
+const PER_INSTANCE: u32 = 4;
+/// Most instances of a pool.
+const MOST_INSTANCES: u32 = 256;
+/// Fewest instances of a pool, and how many run without one.
+const FEWEST_INSTANCES: u32 = 8;
+/// Bytes of memory that an instance takes at least.
+const LEAST_MEMORY: u64 = 1024 * 1024;
+
+/// What a pool has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pool {
+    instances: u32,
+    memories: u32,
+}
+
+/// Makes an engine with a pool as large as the memory limit and the addresses of this machine make sensible.
+pub(crate) fn pooled_engine(memory: Option<u64>) -> wasmtime::Result<(Engine, Pool)> {
+    let wanted = memory.map_or(u64::from(MOST_INSTANCES), |limit| limit / LEAST_MEMORY);
+    let mut instances = u32::try_from(wanted).unwrap_or(MOST_INSTANCES).clamp(FEWEST_INSTANCES, MOST_INSTANCES);
+    loop {
+        // Few components have more than one memory; those that do get fewer places.
+        let pool = Pool { instances, memories: instances };
+        match engine(Profile::Pooled { instances, memories: instances }) {
+            Ok(engine) => return Ok((engine, pool)),
+            // Small 64-bit machines have addresses for a hundred memories, not for a thousand.
+            Err(_) if instances > FEWEST_INSTANCES => instances = (instances / 2).max(FEWEST_INSTANCES),
+            Err(_) => return Ok((engine(Profile::Single)?, Pool { instances, memories: u32::MAX })),
+        }
+    }
+}
+
+impl Pool {
+    /// How many instances of a component fit into the pool and the memory limit at the same time: at least one, which may then fail.
+    pub(crate) fn places(self, needs: Option<&ResourcesRequired>, memory: Option<u64>) -> usize {
+        let Some(needs) = needs else { return 1 };
+        let memories = self.memories / needs.num_memories.max(1);
+        let tables = self.memories.saturating_mul(PER_INSTANCE) / needs.num_tables.max(1);
+        let limit = memory.map_or(u64::MAX, |limit| limit / memory_bytes(needs).max(1));
+        let places = self.instances.min(memories).min(tables).min(u32::try_from(limit).unwrap_or(u32::MAX));
+        places.max(1) as usize
+    }
+}
+
+/// Bytes of memory with which a program begins; of several memories only the largest is known.
+pub(crate) fn memory_bytes(needs: &ResourcesRequired) -> u64 {
+    const PAGE: u64 = 65_536;
+    needs.max_initial_memory_size.unwrap_or(0).saturating_mul(PAGE)
+}
+
 /// Makes an engine.
 ///
 /// # Errors
@@ -48,9 +98,9 @@ pub fn engine(profile: Profile) -> wasmtime::Result<Engine> {
         Profile::Pooled { instances, memories } => {
             let mut pool = PoolingAllocationConfig::new();
             pool.total_component_instances(instances)
-                .total_core_instances(instances.saturating_mul(8))
+                .total_core_instances(instances.saturating_mul(2 * PER_INSTANCE))
                 .total_memories(memories)
-                .total_tables(memories.saturating_mul(4))
+                .total_tables(memories.saturating_mul(PER_INSTANCE))
                 .total_stacks(instances)
                 .max_memories_per_module(8)
                 .max_tables_per_module(8)

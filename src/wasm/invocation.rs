@@ -2,6 +2,7 @@
 
 use crate::world::World;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -51,4 +52,14 @@ pub enum Outcome {
     Trapped(String),
     /// By a trap after it was refused memory beyond [`Limits::memory`].
     OutOfMemory(String),
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(code) => write!(f, "exited with {code}"),
+            Self::Trapped(trap) => write!(f, "trapped: {trap}"),
+            Self::OutOfMemory(what) => write!(f, "out of memory: {what}"),
+        }
+    }
 }

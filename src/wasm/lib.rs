@@ -14,10 +14,12 @@ mod limits;
 mod machine_code;
 mod outgoing;
 mod run;
+mod server;
 mod shutdown;
 mod stdio;
 #[cfg(test)]
 mod tests;
+mod ticker;
 mod world;
 
 pub use engine::{Profile, engine, engine_key};

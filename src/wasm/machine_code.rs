@@ -7,16 +7,14 @@ use std::os::unix::fs::FileExt;
 
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, InstancePre};
-use wasmtime::{Engine, Module, Store};
+use wasmtime::{Engine, Module, ResourcesRequired, Store};
 
+use crate::engine::memory_bytes;
 use crate::host::{ComponentHost, ModuleHost, component_linker, module_linker};
 use crate::inspect::ModuleError;
 use crate::invocation::Limits;
 use crate::run::PrepareError;
 use crate::world::World;
-
-/// Bytes of a page of linear memory.
-const PAGE: u64 = 65_536;
 
 /// A program that is linked and can be instantiated any number of times.
 pub(crate) enum Linked {
@@ -59,15 +57,18 @@ pub fn check(engine: &Engine, code: File, world: World) -> Result<(), PrepareErr
 }
 
 impl Linked {
+    /// What an instance needs, if that can be known.
+    pub(crate) fn resources(&self) -> Option<ResourcesRequired> {
+        match self {
+            Self::Module(pre) => Some(pre.module().resources_required()),
+            Self::Component(pre) => pre.component().resources_required(),
+        }
+    }
+
     /// Refuses limits with which not even the memory that the program begins with can be had.
     pub(crate) fn check_limits(&self, limits: &Limits) -> Result<(), PrepareError> {
         let Some(limit) = limits.memory else { return Ok(()) };
-        let needed = match self {
-            Self::Module(pre) => Some(pre.module().resources_required()),
-            Self::Component(pre) => pre.component().resources_required(),
-        };
-        // Of several memories the largest is known, which is enough for words; the limiter counts them all.
-        let needs = needed.and_then(|r| r.max_initial_memory_size).unwrap_or(0).saturating_mul(PAGE);
+        let needs = self.resources().as_ref().map_or(0, memory_bytes);
         if needs > limit { Err(PrepareError::MemoryLimit { needs, limit }) } else { Ok(()) }
     }
 }

@@ -2,23 +2,29 @@
 
 use std::fs::File;
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use thiserror::Error;
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 use wasmtime::component::ResourceTable;
 use wasmtime::{Engine, Store, Trap, UpdateDeadline};
 use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi::{I32Exit, WasiCtxBuilder};
 use wasmtime_wasi_http::WasiHttpCtx;
+use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
+use crate::engine::{Profile, engine, pooled_engine};
 use crate::host::{ComponentHost, ModuleHost, preopen, wasi_builder};
 use crate::inspect::ModuleError;
 use crate::invocation::{Invocation, Outcome};
 use crate::limits::MemoryLimiter;
 use crate::machine_code::{Linked, link};
-use crate::outgoing::Outgoing;
-use crate::shutdown::{Shutdown, Source};
+use crate::outgoing::Client;
+use crate::server::Server;
+use crate::shutdown::{FirstSignal, Shutdown, Source};
 use crate::world::World;
 
 /// Why a program cannot be started; the words are for `kubectl describe`.
@@ -53,12 +59,20 @@ pub enum PrepareError {
     /// Standard output or error is closed.
     #[error("no standard output: {0}")]
     Output(#[source] io::Error),
-    /// The engine or its runtime does not start.
+    /// An HTTP server cannot have its address.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// An HTTP server was given no address.
+    #[error("is an HTTP server and has no port to listen on: a container of it needs a containerPort")]
+    NowhereToListen,
+    /// The engine does not start.
     #[error("the engine does not start: {0}")]
     Engine(String),
-    /// A kind of program that does not run.
-    #[error("programs of this kind do not run yet")]
-    Unsupported,
 }
 
 /// A program that is ready to run.
@@ -70,70 +84,80 @@ pub struct Program {
 enum Kind {
     Module(Box<Store<ModuleHost>>, wasmtime::InstancePre<ModuleHost>),
     Command(Box<Store<ComponentHost>>, CommandPre<ComponentHost>),
+    Server(Box<Server>),
 }
 
 impl Program {
-    /// Maps machine code, links it, and opens all that the invocation gives it: what can fail before the first instruction does so here.
+    /// Maps machine code, links it, and opens all that the invocation gives it: what can fail before the first instruction does so
+    /// here. Starts no thread.
     ///
     /// The machine code must come from a file which this program's own compiler wrote into a place where nobody else writes: what
     /// is in it is executed.
     ///
     /// # Errors
     /// As [`PrepareError`] says.
-    pub fn prepare(engine: &Engine, machine_code: File, invocation: &Invocation) -> Result<Self, PrepareError> {
-        let linked = link(engine, machine_code, invocation.world)?;
+    pub fn prepare(machine_code: File, invocation: &Invocation) -> Result<Self, PrepareError> {
+        if invocation.world == World::HttpProxy {
+            return Self::prepare_server(machine_code, invocation);
+        }
+        let engine = engine(Profile::Single).map_err(engine_error)?;
+        let linked = link(&engine, machine_code, invocation.world)?;
         linked.check_limits(&invocation.limits)?;
         let limiter = MemoryLimiter::new(invocation.limits.memory);
         let kind = match linked {
             Linked::Module(pre) => {
                 let host = ModuleHost { wasi: command_builder(invocation)?.build_p1(), limiter };
-                Kind::Module(Box::new(store(engine, host, |host| &mut host.limiter)), pre)
+                Kind::Module(Box::new(new_store(&engine, host, |host| &mut host.limiter)), pre)
             }
-            Linked::Component(pre) if invocation.world == World::CliCommand => {
+            Linked::Component(pre) => {
                 let host = ComponentHost {
                     table: ResourceTable::new(),
                     wasi: command_builder(invocation)?.build(),
                     http: WasiHttpCtx::new(),
-                    outgoing: Outgoing,
+                    outgoing: Arc::new(Client::new(invocation)).for_instance(),
                     limiter,
                 };
                 let pre = CommandPre::new(pre).map_err(|e| ModuleError::Link(format!("{e:#}")))?;
-                Kind::Command(Box::new(store(engine, host, |host| &mut host.limiter)), pre)
+                Kind::Command(Box::new(new_store(&engine, host, |host| &mut host.limiter)), pre)
             }
-            Linked::Component(_) => return Err(PrepareError::Unsupported),
         };
-        Ok(Self { engine: engine.clone(), kind })
+        Ok(Self { engine, kind })
+    }
+
+    fn prepare_server(machine_code: File, invocation: &Invocation) -> Result<Self, PrepareError> {
+        let (engine, pool) = pooled_engine(invocation.limits.memory).map_err(engine_error)?;
+        let linked = link(&engine, machine_code, invocation.world)?;
+        linked.check_limits(&invocation.limits)?;
+        let places = pool.places(linked.resources().as_ref(), invocation.limits.memory);
+        let Linked::Component(pre) = linked else {
+            return Err(PrepareError::MachineCode("is that of a module, not of a component".to_owned()));
+        };
+        let pre = ProxyPre::new(pre).map_err(|e| ModuleError::Link(format!("{e:#}")))?;
+        let server = Server::prepare(&engine, pre, invocation, places)?;
+        Ok(Self { engine, kind: Kind::Server(Box::new(server)) })
     }
 
     /// Runs the program to its end. The process may have been forked, with this as its only thread.
     #[must_use]
     pub fn run(self, shutdown: Shutdown) -> Outcome {
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(e) => return Outcome::Trapped(format!("the engine does not start: {e}")),
+        let result = match self.kind {
+            Kind::Module(mut store, pre) => run_to_end(&self.engine, shutdown, async {
+                let result = run_module(&mut store, &pre).await;
+                outcome(result, &store.data().limiter)
+            }),
+            Kind::Command(mut store, pre) => run_to_end(&self.engine, shutdown, async {
+                let result = run_command(&mut store, &pre).await;
+                outcome(result, &store.data().limiter)
+            }),
+            Kind::Server(server) => serve(*server, shutdown),
         };
-        let outcome = runtime.block_on(async {
-            match self.kind {
-                Kind::Module(mut store, pre) => {
-                    end_of(&self.engine, shutdown, async {
-                        let result = run_module(&mut store, &pre).await;
-                        outcome(result, &store.data().limiter)
-                    })
-                    .await
-                }
-                Kind::Command(mut store, pre) => {
-                    end_of(&self.engine, shutdown, async {
-                        let result = run_command(&mut store, &pre).await;
-                        outcome(result, &store.data().limiter)
-                    })
-                    .await
-                }
-            }
-        });
-        // Standard input may be waited for by a thread that nothing ends.
-        runtime.shutdown_background();
-        outcome
+        result.unwrap_or_else(|e| Outcome::Trapped(format!("the engine does not start: {e}")))
     }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn engine_error(err: wasmtime::Error) -> PrepareError {
+    PrepareError::Engine(format!("{err:#}"))
 }
 
 fn command_builder(invocation: &Invocation) -> Result<WasiCtxBuilder, PrepareError> {
@@ -145,12 +169,11 @@ fn command_builder(invocation: &Invocation) -> Result<WasiCtxBuilder, PrepareErr
     Ok(builder)
 }
 
-fn store<T: Send + 'static>(
+pub(crate) fn new_store<T: Send + 'static>(
     engine: &Engine,
     host: T,
-    limiter: impl FnMut(&mut T) -> &mut MemoryLimiter + Send + Sync + 'static,
+    limiter: impl Fn(&mut T) -> &mut MemoryLimiter + Send + Sync + 'static,
 ) -> Store<T> {
-    let mut limiter = limiter;
     let mut store = Store::new(engine, host);
     store.limiter(move |host| limiter(host));
     // Each tick of the engine's clock lets others have the thread; it ticks only when there are others, or the end.
@@ -171,47 +194,80 @@ async fn run_command(store: &mut Store<ComponentHost>, pre: &CommandPre<Componen
     Ok(i32::from(command.wasi_cli_run().call_run(store).await?.is_err()))
 }
 
-/// The outcome of a program, or that of the shutdown if it comes first.
-async fn end_of(engine: &Engine, shutdown: Shutdown, program: impl Future<Output = Outcome>) -> Outcome {
-    let asked = match shutdown.0 {
-        Source::Signals => match edge_sys::signal::exit_on_signals() {
-            Ok(()) => None,
-            Err(e) => return Outcome::Trapped(format!("cannot handle signals: {e}")),
-        },
-        Source::Channel(receiver) => Some(receiver),
+/// Runs a command, in this thread, until it or the shutdown ends it.
+fn run_to_end(engine: &Engine, shutdown: Shutdown, program: impl Future<Output = Outcome>) -> io::Result<Outcome> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let outcome = match shutdown.0 {
+        Source::Signals => {
+            edge_sys::signal::exit_on_signals()?;
+            runtime.block_on(program)
+        }
+        Source::Handle(asked) => {
+            let told = wait_elsewhere(engine, asked)?;
+            runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    Ok(code) = told => Outcome::Exited(code),
+                    outcome = program => outcome,
+                }
+            })
+        }
     };
-    let Some(asked) = asked else { return program.await };
+    // Standard input may be waited for by a thread that nothing ends.
+    runtime.shutdown_background();
+    Ok(outcome)
+}
+
+/// Waits in a thread of its own, since the program's may never come back to its runtime by itself.
+fn wait_elsewhere(engine: &Engine, asked: oneshot::Receiver<i32>) -> io::Result<oneshot::Receiver<i32>> {
     let (tell, told) = oneshot::channel();
-    let ticks = engine.weak();
-    // The program's thread may never come back to this runtime by itself, so it must be another thread that waits.
-    let waiter = std::thread::spawn(move || {
+    let engine = engine.weak();
+    std::thread::Builder::new().name("shutdown".into()).spawn(move || {
         let Ok(code) = asked.blocking_recv() else { return };
+        // Whoever does not receive it has ended.
         let _ = tell.send(code);
-        if let Some(engine) = ticks.upgrade() {
+        if let Some(engine) = engine.upgrade() {
             engine.increment_epoch();
         }
+    })?;
+    Ok(told)
+}
+
+/// Serves until the shutdown, with as many threads as the process may use processors.
+fn serve(server: Server, shutdown: Shutdown) -> io::Result<Outcome> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let runtime: Runtime = Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
+    let served = runtime.block_on(async {
+        match shutdown.0 {
+            Source::Signals => {
+                let signal = FirstSignal::listen()?;
+                server.serve(async { signal.heard().await.unwrap_or_default() }).await
+            }
+            Source::Handle(asked) => server.serve(async { drop(asked.await) }).await,
+        }
     });
-    drop(waiter);
-    tokio::select! {
-        biased;
-        Ok(code) = told => Outcome::Exited(code),
-        outcome = program => outcome,
-    }
+    runtime.shutdown_background();
+    served.map(|()| Outcome::Exited(0))
 }
 
 /// How a program ended, from what its last call gave.
 fn outcome(result: wasmtime::Result<i32>, limiter: &MemoryLimiter) -> Outcome {
-    let err = match result {
-        Ok(code) => return Outcome::Exited(code),
-        Err(err) => err,
-    };
-    if let Some(I32Exit(code)) = err.downcast_ref::<I32Exit>() {
-        return Outcome::Exited(*code);
+    match result {
+        Ok(code) => Outcome::Exited(code),
+        Err(err) => match err.downcast_ref::<I32Exit>() {
+            Some(I32Exit(code)) => Outcome::Exited(*code),
+            None => trap_of(&err, limiter),
+        },
     }
+}
+
+/// What a program died of.
+pub(crate) fn trap_of(err: &wasmtime::Error, limiter: &MemoryLimiter) -> Outcome {
     let trap = match err.downcast_ref::<Trap>() {
         Some(trap) => trap.to_string(),
         None => err.root_cause().to_string(),
     };
+    let trap = trap.strip_prefix("wasm trap: ").map(str::to_owned).unwrap_or(trap);
     match limiter.denied() {
         Some(denied) => Outcome::OutOfMemory(format!("{denied} ({trap})")),
         None => Outcome::Trapped(trap),

@@ -24,6 +24,12 @@ impl Output {
     pub(crate) fn new(fd: impl AsFd) -> io::Result<Self> {
         Ok(Self(Arc::new(File::from(fd.as_fd().try_clone_to_owned()?))))
     }
+
+    /// Writes a line of the engine's own, as a whole.
+    pub(crate) fn line(&self, text: &str) {
+        // Where nobody reads there is nobody to tell.
+        let _ = (&*self.0).write_all(format!("edge: {text}\n").as_bytes());
+    }
 }
 
 impl IsTerminal for Output {

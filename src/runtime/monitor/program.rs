@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use edge_sys::{process, signal};
-use edge_wasm::{Invocation, Limits, Outcome, Preopen, Profile, Program, Shutdown, engine};
+use edge_wasm::{Invocation, Limits, Outcome, Preopen, Program, Shutdown};
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::dir::Dir;
@@ -68,8 +68,7 @@ impl WasmExecutor {
         };
         // It is closed on the way, and its number may be given to another one.
         before.remove(&code.as_raw_fd());
-        let engine = engine(Profile::Single).map_err(|err| format!("cannot make the engine: {err:#}"))?;
-        let program = Program::prepare(&engine, code, &self.invocation).map_err(|err| chain(&err))?;
+        let program = Program::prepare(code, &self.invocation).map_err(|err| chain(&err))?;
         let after = open_descriptors().map_err(|err| format!("cannot list descriptors: {err}"))?;
         *state = State::Prepared { program, needed: after.difference(&before).copied().collect() };
         Ok(())

@@ -38,7 +38,7 @@ fn prepare(text: &str, change: impl FnOnce(&mut Invocation)) -> Result<Program, 
     let wasm = wat::parse_str(text).unwrap();
     let mut invocation = invocation(inspect(&wasm).unwrap());
     change(&mut invocation);
-    Program::prepare(&engine(Profile::Single).unwrap(), compile(&wasm), &invocation)
+    Program::prepare(compile(&wasm), &invocation)
 }
 
 fn run(text: &str) -> Outcome {

@@ -1,0 +1,276 @@
+//! HTTP servers: each request gets an instance of its own, which nobody had before it.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::TcpListener as StdListener;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, oneshot};
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use wasmtime::component::ResourceTable;
+use wasmtime::{Engine, Store};
+use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
+use wasmtime_wasi_http::{WasiBody, WasiHttpCtx, WasiHttpView};
+
+use crate::host::{ComponentHost, preopen, wasi_builder};
+use crate::invocation::Invocation;
+use crate::limits::MemoryLimiter;
+use crate::outgoing::Client;
+use crate::run::{PrepareError, new_store, trap_of};
+use crate::stdio::Output;
+use crate::ticker::Ticker;
+
+/// For how long a connection may take to send the head of a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long to wait before more connections are accepted when there are no descriptors left for them.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A server that listens, but does not answer yet.
+pub(crate) struct Server {
+    engine: Engine,
+    pre: ProxyPre<ComponentHost>,
+    invocation: Invocation,
+    listeners: Vec<StdListener>,
+    stderr: Output,
+    /// Most requests at the same time; others wait.
+    instances: usize,
+    /// Whether the component can see its directories at all.
+    sees_files: bool,
+}
+
+/// What all requests share.
+struct Shared {
+    engine: Engine,
+    pre: ProxyPre<ComponentHost>,
+    invocation: Invocation,
+    stderr: Output,
+    places: Arc<Semaphore>,
+    sees_files: bool,
+    client: Arc<Client>,
+    ticker: Ticker,
+    /// Programs that run, which may go on after they have answered.
+    programs: TaskTracker,
+}
+
+impl Server {
+    pub(crate) fn prepare(
+        engine: &Engine,
+        pre: ProxyPre<ComponentHost>,
+        invocation: &Invocation,
+        instances: usize,
+    ) -> Result<Self, PrepareError> {
+        let mut listeners = Vec::new();
+        for address in &invocation.listen {
+            let listener =
+                StdListener::bind(address).map_err(|source| PrepareError::Listen { address: *address, source })?;
+            listener.set_nonblocking(true).map_err(|source| PrepareError::Listen { address: *address, source })?;
+            listeners.push(listener);
+        }
+        if listeners.is_empty() {
+            return Err(PrepareError::NowhereToListen);
+        }
+        let component = pre.instance_pre().component();
+        let sees_files =
+            component.component_type().imports(engine).any(|(name, _)| name.starts_with("wasi:filesystem/"));
+        if sees_files {
+            // What cannot be opened is told now, not to the first request.
+            preopen(&mut wasi_builder(invocation)?, invocation)?;
+        }
+        let stderr = Output::new(io::stderr()).map_err(PrepareError::Output)?;
+        Ok(Self {
+            engine: engine.clone(),
+            pre,
+            invocation: invocation.clone(),
+            listeners,
+            stderr,
+            instances,
+            sees_files,
+        })
+    }
+
+    /// Answers until the shutdown comes, and then what has begun.
+    pub(crate) async fn serve(self, shutdown: impl Future<Output = ()>) -> io::Result<()> {
+        let mut shutdown = pin!(shutdown);
+        let shared = Arc::new(Shared {
+            client: Arc::new(Client::new(&self.invocation)),
+            ticker: Ticker::start(&self.engine)?,
+            engine: self.engine,
+            pre: self.pre,
+            invocation: self.invocation,
+            stderr: self.stderr,
+            places: Arc::new(Semaphore::new(self.instances)),
+            sees_files: self.sees_files,
+            programs: TaskTracker::new(),
+        });
+        let connections = GracefulShutdown::new();
+        let mut accepting = tokio::task::JoinSet::new();
+        let (accepted, mut streams) = tokio::sync::mpsc::channel(64);
+        for listener in self.listeners {
+            accepting.spawn(accept(TcpListener::from_std(listener)?, accepted.clone(), shared.stderr.clone()));
+        }
+        let mut server = auto::Builder::new(TokioExecutor::new());
+        server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).pipeline_flush(true);
+        server.http2().timer(TokioTimer::new());
+        loop {
+            let stream = tokio::select! {
+                biased;
+                () = &mut shutdown => break,
+                Some(stream) = streams.recv() => stream,
+            };
+            let shared = Arc::clone(&shared);
+            let server = server.clone();
+            let watcher = connections.watcher();
+            tokio::spawn(async move {
+                let service = service_fn(|request| answer(Arc::clone(&shared), request));
+                let connection = server.serve_connection(TokioIo::new(stream), service);
+                // A connection that breaks is the client's matter.
+                let _ = watcher.watch(connection.into_owned()).await;
+            });
+        }
+        drop(accepting);
+        drop(streams);
+        connections.shutdown().await;
+        shared.programs.close();
+        shared.programs.wait().await;
+        Ok(())
+    }
+}
+
+async fn accept(listener: TcpListener, accepted: tokio::sync::mpsc::Sender<TcpStream>, stderr: Output) {
+    let mut told = false;
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                told = false;
+                // Only a hint; without it answers come as well.
+                let _ = stream.set_nodelay(true);
+                if accepted.send(stream).await.is_err() {
+                    return;
+                }
+            }
+            Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {}
+            Err(e) => {
+                if !std::mem::replace(&mut told, true) {
+                    stderr.line(&format!("cannot accept connections: {e}"));
+                }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Why a request got no answer from the program.
+enum Failure {
+    /// The request is not one that a program can be given.
+    Request(String),
+    /// The program ended, or could not begin.
+    Program(String),
+    /// The program says that it failed.
+    Said(ErrorCode),
+}
+
+async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Response<WasiBody>, Infallible> {
+    let what = format!("{} {}", request.method(), request.uri().path());
+    let (status, text, line) = match shared.ask_program(request).await {
+        Ok(response) => return Ok(response),
+        Err(Failure::Request(why)) => (StatusCode::BAD_REQUEST, why, None),
+        Err(Failure::Program(why)) => (StatusCode::INTERNAL_SERVER_ERROR, "the program failed".to_owned(), Some(why)),
+        Err(Failure::Said(code)) => {
+            (StatusCode::INTERNAL_SERVER_ERROR, "the program failed".to_owned(), Some(format!("it said {code:?}")))
+        }
+    };
+    if let Some(why) = line {
+        shared.stderr.line(&format!("{what}: {why}"));
+    }
+    let body = Full::new(Bytes::from(text + "\n")).map_err(|never| match never {}).boxed_unsync();
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    Ok(response)
+}
+
+impl Shared {
+    async fn ask_program(self: &Arc<Self>, request: Request<Incoming>) -> Result<Response<WasiBody>, Failure> {
+        let host = request.uri().authority().is_some() || request.headers().contains_key(http::header::HOST);
+        if !host {
+            return Err(Failure::Request("the request names no host".to_owned()));
+        }
+        let place = Arc::clone(&self.places)
+            .acquire_owned()
+            .await
+            .map_err(|_| Failure::Program("the server has ended".to_owned()))?;
+        let mut store = self.store().map_err(|e| Failure::Program(e.to_string()))?;
+        let (sender, receiver) = oneshot::channel();
+        let mut view = store.data_mut().http();
+        let given = view
+            .new_incoming_request(Scheme::Http, request)
+            .map_err(|e| Failure::Request(format!("the request cannot be understood: {e:#}")))?;
+        let out = view.new_response_outparam(sender).map_err(|e| Failure::Program(format!("{e:#}")))?;
+        let shared = Arc::clone(self);
+        let program = self.programs.spawn(async move {
+            let running = shared.ticker.run();
+            let result = async {
+                let proxy = shared.pre.instantiate_async(&mut store).await?;
+                proxy.wasi_http_incoming_handler().call_handle(&mut store, given, out).await
+            }
+            .await;
+            let failure = result.err().map(|e| trap_of(&e, &store.data().limiter).to_string());
+            // The sender of the answer goes with the store, so it must go before this is waited for.
+            drop(store);
+            drop((running, place));
+            failure
+        });
+        // While nobody has an answer the program goes with the client that asked.
+        let program = AbortOnDropHandle::new(program);
+        match receiver.await {
+            Ok(answer) => {
+                // From here on it may finish what it does, and tells of its failures itself.
+                self.watch(program.detach());
+                answer.map_err(Failure::Said)
+            }
+            Err(_) => Err(Failure::Program(match program.await {
+                Ok(Some(trap)) => trap,
+                Ok(None) => "it gave no answer".to_owned(),
+                Err(e) => e.to_string(),
+            })),
+        }
+    }
+
+    fn watch(&self, program: tokio::task::JoinHandle<Option<String>>) {
+        if program.is_finished() {
+            return;
+        }
+        let stderr = self.stderr.clone();
+        self.programs.spawn(async move {
+            if let Ok(Some(trap)) = program.await {
+                stderr.line(&format!("after its answer had begun: {trap}"));
+            }
+        });
+    }
+
+    fn store(&self) -> Result<Store<ComponentHost>, PrepareError> {
+        let mut builder = wasi_builder(&self.invocation)?;
+        if self.sees_files {
+            preopen(&mut builder, &self.invocation)?;
+        }
+        let host = ComponentHost {
+            table: ResourceTable::new(),
+            wasi: builder.build(),
+            http: WasiHttpCtx::new(),
+            outgoing: self.client.for_instance(),
+            limiter: MemoryLimiter::new(self.invocation.limits.memory),
+        };
+        Ok(new_store(&self.engine, host, |host| &mut host.limiter))
+    }
+}
