@@ -7,6 +7,7 @@
 //! Layer blobs are dropped once they are unpacked: an edge machine keeps one copy of an image, not two.
 
 mod archive;
+mod artifact;
 mod compression;
 mod content;
 mod digest;
@@ -24,6 +25,7 @@ mod store;
 mod tarball;
 mod unpack;
 
+pub use artifact::Artifact;
 pub use digest::{Digest, InvalidDigest};
 pub use distribution::{Credentials, Keyring, Registries, RegistryError};
 pub use dropfolder::ArchiveEvent;

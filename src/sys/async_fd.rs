@@ -1,7 +1,9 @@
 //! Descriptors in tokio's event loop.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 pub use tokio::io::unix::AsyncFd;
 
@@ -15,4 +17,14 @@ pub use tokio::io::unix::AsyncFd;
 pub fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is open for as long as it lives, is always the same descriptor, and is owned by the result.
     unsafe { AsyncFd::register(fd) }.map_err(|err| err.into_parts().1)
+}
+
+/// Makes reads and writes of a descriptor fail instead of waiting. It holds for all who share the opened file.
+///
+/// # Errors
+/// The error of `fcntl(2)`.
+pub fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
+    fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
 }

@@ -58,6 +58,10 @@ pub(crate) fn pooled_engine(memory: Option<u64>) -> wasmtime::Result<(Engine, Po
 }
 
 impl Pool {
+    pub(crate) fn new(instances: u32, memories: u32) -> Self {
+        Self { instances, memories }
+    }
+
     /// How many instances of a component fit into the pool and the memory limit at the same time: at least one, which may then fail.
     pub(crate) fn places(self, needs: Option<&ResourcesRequired>, memory: Option<u64>) -> usize {
         let Some(needs) = needs else { return 1 };

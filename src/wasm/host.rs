@@ -10,7 +10,7 @@ use crate::invocation::Invocation;
 use crate::limits::MemoryLimiter;
 use crate::outgoing::Outgoing;
 use crate::run::PrepareError;
-use crate::stdio::Output;
+use crate::stdio::Stdio;
 use crate::world::PREVIEW1;
 
 /// Data of a module's store.
@@ -67,16 +67,15 @@ pub(crate) fn component_linker(engine: &Engine) -> wasmtime::Result<component::L
     Ok(linker)
 }
 
-/// What an invocation gives a program, apart from its standard input.
-pub(crate) fn wasi_builder(invocation: &Invocation) -> Result<WasiCtxBuilder, PrepareError> {
+/// What an invocation gives a program, apart from its standard input and its directories.
+pub(crate) fn wasi_builder(invocation: &Invocation, stdio: &Stdio) -> WasiCtxBuilder {
     let mut builder = WasiCtxBuilder::new();
     builder.args(&invocation.args).envs(&invocation.env);
-    builder.stdout(Output::new(std::io::stdout()).map_err(PrepareError::Output)?);
-    builder.stderr(Output::new(std::io::stderr()).map_err(PrepareError::Output)?);
+    builder.stdout(stdio.stdout.clone()).stderr(stdio.stderr.clone());
     if invocation.network {
         builder.inherit_network().allow_ip_name_lookup(true);
     }
-    Ok(builder)
+    builder
 }
 
 /// Opens the directories that the program sees.

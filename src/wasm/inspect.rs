@@ -47,54 +47,81 @@ fn list(before: &str, names: &[String]) -> String {
     if names.is_empty() { String::new() } else { format!("{before}{}", names.join(", ")) }
 }
 
-/// Says what kind of program a module or component is.
+/// What a module or component has to do with what is around it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outline {
+    /// Whether it is a component, not a core module.
+    pub component: bool,
+    /// Names of the modules or interfaces that it imports, each once.
+    pub imports: Vec<String>,
+    /// Names of the functions that a module exports, or of the interfaces that a component does.
+    pub exports: Vec<String>,
+}
+
+/// Reads the outline of a module or component.
 ///
 /// # Errors
-/// When it is none, is truncated, or nothing in it is known that could be run. What it imports is looked at after it is
-/// compiled, by [`crate::check`].
-pub fn inspect(wasm: &[u8]) -> Result<World, ModuleError> {
+/// When it is none, or its structure is damaged.
+pub fn outline(wasm: &[u8]) -> Result<Outline, ModuleError> {
     if !wasm.starts_with(b"\0asm") {
         return Err(ModuleError::NotWasm);
     }
     let mut depth = 0_usize;
-    let mut component = false;
-    let mut exports = Vec::new();
-    let mut functions = Vec::new();
-    let mut imports_preview1 = false;
+    let mut outline = Outline::default();
+    let damaged = |e: wasmparser::BinaryReaderError| parse_error(&e, wasm.len());
+    let import = |imports: &mut Vec<String>, name: &str| {
+        if !imports.iter().any(|known| known == name) {
+            imports.push(name.to_owned());
+        }
+    };
     for payload in Parser::new(0).parse_all(wasm) {
-        match payload.map_err(|e| parse_error(&e, wasm.len()))? {
+        match payload.map_err(damaged)? {
             Payload::Version { encoding, .. } => {
                 depth += 1;
                 if depth == 1 {
-                    component = encoding == Encoding::Component;
+                    outline.component = encoding == Encoding::Component;
                 }
             }
             Payload::End(_) => depth = depth.saturating_sub(1),
             Payload::ImportSection(section) if depth == 1 => {
-                for import in section.into_imports() {
-                    let import = import.map_err(|e| parse_error(&e, wasm.len()))?;
-                    imports_preview1 |= import.module == PREVIEW1;
+                for imported in section.into_imports() {
+                    import(&mut outline.imports, imported.map_err(damaged)?.module);
+                }
+            }
+            Payload::ComponentImportSection(section) if depth == 1 => {
+                for imported in section {
+                    import(&mut outline.imports, imported.map_err(damaged)?.name.name);
                 }
             }
             Payload::ExportSection(section) if depth == 1 => {
                 for export in section {
-                    let export = export.map_err(|e| parse_error(&e, wasm.len()))?;
+                    let export = export.map_err(damaged)?;
                     if export.kind == ExternalKind::Func {
-                        functions.push(export.name.to_owned());
+                        outline.exports.push(export.name.to_owned());
                     }
                 }
             }
             Payload::ComponentExportSection(section) if depth == 1 => {
                 for export in section {
-                    let export = export.map_err(|e| parse_error(&e, wasm.len()))?;
+                    let export = export.map_err(damaged)?;
                     if export.kind == ComponentExternalKind::Instance {
-                        exports.push(export.name.name.to_owned());
+                        outline.exports.push(export.name.name.to_owned());
                     }
                 }
             }
             _ => {}
         }
     }
+    Ok(outline)
+}
+
+/// Says what kind of program a module or component is.
+///
+/// # Errors
+/// When it is none, is truncated, or nothing in it is known that could be run. What it imports is looked at after it is
+/// compiled, by [`crate::check`].
+pub fn inspect(wasm: &[u8]) -> Result<World, ModuleError> {
+    let Outline { component, imports, exports } = outline(wasm)?;
     if component {
         let exported = |interface| exports.iter().any(|name| is_version_0_2(name, interface));
         return match () {
@@ -103,13 +130,15 @@ pub fn inspect(wasm: &[u8]) -> Result<World, ModuleError> {
             () => Err(ModuleError::UnknownWorld(exports)),
         };
     }
-    let exported = |name: &str| functions.iter().any(|f| f == name);
+    let exported = |name: &str| exports.iter().any(|f| f == name);
     match () {
         () if exported("_start") => Ok(World::Preview1Command),
         () if exported("_initialize") => {
             Err(ModuleError::NotACommand("it exports _initialize, as libraries do, but no _start"))
         }
-        () if imports_preview1 => Err(ModuleError::NotACommand("it uses WASI, but exports no _start")),
+        () if imports.iter().any(|module| module == PREVIEW1) => {
+            Err(ModuleError::NotACommand("it uses WASI, but exports no _start"))
+        }
         () => Err(ModuleError::NotACommand("it exports no _start (is it made for browsers?)")),
     }
 }

@@ -1,5 +1,8 @@
 //! What an instance may use of memory.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use wasmtime::ResourceLimiter;
 
 /// Bytes that an element of a table takes.
@@ -11,12 +14,20 @@ pub(crate) struct MemoryLimiter {
     limit: usize,
     used: usize,
     denied: Option<usize>,
+    /// What all instances of the program use together, for whoever asks.
+    total: Option<Arc<AtomicU64>>,
 }
 
 impl MemoryLimiter {
     pub(crate) fn new(limit: Option<u64>) -> Self {
         let limit = limit.map_or(usize::MAX, |l| usize::try_from(l).unwrap_or(usize::MAX));
-        Self { limit, used: 0, denied: None }
+        Self { limit, used: 0, denied: None, total: None }
+    }
+
+    /// Adds what is used to a sum, as long as this lives.
+    pub(crate) fn counted_in(mut self, total: Option<Arc<AtomicU64>>) -> Self {
+        self.total = total;
+        self
     }
 
     /// In words what was refused, if anything was.
@@ -32,7 +43,18 @@ impl MemoryLimiter {
             return false;
         }
         self.used = wanted;
+        if let Some(total) = &self.total {
+            total.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
         true
+    }
+}
+
+impl Drop for MemoryLimiter {
+    fn drop(&mut self) {
+        if let Some(total) = &self.total {
+            total.fetch_sub(self.used as u64, Ordering::Relaxed);
+        }
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use thiserror::Error;
 use tokio::runtime::{Builder, Runtime};
@@ -22,9 +23,12 @@ use crate::inspect::ModuleError;
 use crate::invocation::{Invocation, Outcome};
 use crate::limits::MemoryLimiter;
 use crate::machine_code::{Linked, link};
+use crate::meter::Meter;
 use crate::outgoing::Client;
-use crate::server::Server;
+use crate::server::{Server, listen};
 use crate::shutdown::{FirstSignal, Shutdown, Source};
+use crate::stdio::Stdio;
+use crate::ticker::Ticker;
 use crate::world::World;
 
 /// Why a program cannot be started; the words are for `kubectl describe`.
@@ -78,13 +82,7 @@ pub enum PrepareError {
 /// A program that is ready to run.
 pub struct Program {
     engine: Engine,
-    kind: Kind,
-}
-
-enum Kind {
-    Module(Box<Store<ModuleHost>>, wasmtime::InstancePre<ModuleHost>),
-    Command(Box<Store<ComponentHost>>, CommandPre<ComponentHost>),
-    Server(Box<Server>),
+    ready: Ready,
 }
 
 impl Program {
@@ -97,76 +95,116 @@ impl Program {
     /// # Errors
     /// As [`PrepareError`] says.
     pub fn prepare(machine_code: File, invocation: &Invocation) -> Result<Self, PrepareError> {
-        if invocation.world == World::HttpProxy {
-            return Self::prepare_server(machine_code, invocation);
-        }
-        let engine = engine(Profile::Single).map_err(engine_error)?;
-        let linked = link(&engine, machine_code, invocation.world)?;
-        linked.check_limits(&invocation.limits)?;
-        let limiter = MemoryLimiter::new(invocation.limits.memory);
-        let kind = match linked {
-            Linked::Module(pre) => {
-                let host = ModuleHost { wasi: command_builder(invocation)?.build_p1(), limiter };
-                Kind::Module(Box::new(new_store(&engine, host, |host| &mut host.limiter)), pre)
+        let stdio = Stdio::of_process().map_err(PrepareError::Output)?;
+        let (engine, places) = match invocation.world {
+            World::HttpProxy => {
+                let (engine, pool) = pooled_engine(invocation.limits.memory).map_err(engine_error)?;
+                (engine, Some(pool))
             }
-            Linked::Component(pre) => {
-                let host = ComponentHost {
-                    table: ResourceTable::new(),
-                    wasi: command_builder(invocation)?.build(),
-                    http: WasiHttpCtx::new(),
-                    outgoing: Arc::new(Client::new(invocation)).for_instance(),
-                    limiter,
-                };
-                let pre = CommandPre::new(pre).map_err(|e| ModuleError::Link(format!("{e:#}")))?;
-                Kind::Command(Box::new(new_store(&engine, host, |host| &mut host.limiter)), pre)
-            }
+            World::Preview1Command | World::CliCommand => (engine(Profile::Single).map_err(engine_error)?, None),
         };
-        Ok(Self { engine, kind })
+        let linked = link(&engine, machine_code, invocation.world)?;
+        let places = places.map_or(1, |pool| pool.places(linked.resources().as_ref(), invocation.limits.memory));
+        let listeners = listen(&invocation.listen)?;
+        let wasi = wasi_builder(invocation, &stdio);
+        let mut given = Given { invocation, stdio: &stdio, wasi, listeners, places, memory: None };
+        given.wasi.inherit_stdin();
+        // It is alone in its process: nobody else waits while it waits for a disk, and no threads are needed for that.
+        given.wasi.allow_blocking_current_thread(true);
+        let ready = Ready::prepare(&engine, linked, given)?;
+        Ok(Self { engine, ready })
     }
 
-    fn prepare_server(machine_code: File, invocation: &Invocation) -> Result<Self, PrepareError> {
-        let (engine, pool) = pooled_engine(invocation.limits.memory).map_err(engine_error)?;
-        let linked = link(&engine, machine_code, invocation.world)?;
-        linked.check_limits(&invocation.limits)?;
-        let places = pool.places(linked.resources().as_ref(), invocation.limits.memory);
-        let Linked::Component(pre) = linked else {
-            return Err(PrepareError::MachineCode("is that of a module, not of a component".to_owned()));
-        };
-        let pre = ProxyPre::new(pre).map_err(|e| ModuleError::Link(format!("{e:#}")))?;
-        let server = Server::prepare(&engine, pre, invocation, places)?;
-        Ok(Self { engine, kind: Kind::Server(Box::new(server)) })
+    /// The addresses on which an HTTP server listens; ports that were asked for as 0 are known here.
+    #[must_use]
+    pub fn listening(&self) -> Vec<SocketAddr> {
+        match &self.ready {
+            Ready::Server(server) => server.listening(),
+            Ready::Module(..) | Ready::Command(..) => Vec::new(),
+        }
     }
 
     /// Runs the program to its end. The process may have been forked, with this as its only thread.
     #[must_use]
     pub fn run(self, shutdown: Shutdown) -> Outcome {
-        let result = match self.kind {
-            Kind::Module(mut store, pre) => run_to_end(&self.engine, shutdown, async {
+        let ended = match self.ready {
+            Ready::Server(server) => serve(&self.engine, *server, shutdown),
+            command => run_to_end(&self.engine, shutdown, command.run_command()),
+        };
+        ended.unwrap_or_else(|e| Outcome::Trapped(format!("the engine does not start: {e}")))
+    }
+}
+
+/// A program with all that it is given, ready to begin.
+pub(crate) enum Ready {
+    Module(Box<Store<ModuleHost>>, wasmtime::InstancePre<ModuleHost>),
+    Command(Box<Store<ComponentHost>>, CommandPre<ComponentHost>),
+    Server(Box<Server>),
+}
+
+/// What a program is given.
+pub(crate) struct Given<'a> {
+    pub(crate) invocation: &'a Invocation,
+    pub(crate) stdio: &'a Stdio,
+    /// For a command, without its directories.
+    pub(crate) wasi: WasiCtxBuilder,
+    /// For a server, non-blocking.
+    pub(crate) listeners: Vec<TcpListener>,
+    /// For a server: how many requests are answered at the same time.
+    pub(crate) places: usize,
+    /// Where the bytes are counted that its instances use.
+    pub(crate) memory: Option<Arc<AtomicU64>>,
+}
+
+impl Ready {
+    pub(crate) fn prepare(engine: &Engine, linked: Linked, mut given: Given<'_>) -> Result<Self, PrepareError> {
+        let invocation = given.invocation;
+        linked.check_limits(&invocation.limits)?;
+        let limiter = MemoryLimiter::new(invocation.limits.memory).counted_in(given.memory.clone());
+        match linked {
+            Linked::Module(pre) => {
+                preopen(&mut given.wasi, invocation)?;
+                let host = ModuleHost { wasi: given.wasi.build_p1(), limiter };
+                Ok(Self::Module(Box::new(new_store(engine, host, |host| &mut host.limiter)), pre))
+            }
+            Linked::Component(pre) if invocation.world == World::CliCommand => {
+                preopen(&mut given.wasi, invocation)?;
+                let host = ComponentHost {
+                    table: ResourceTable::new(),
+                    wasi: given.wasi.build(),
+                    http: WasiHttpCtx::new(),
+                    outgoing: Arc::new(Client::new(invocation)).for_instance(),
+                    limiter,
+                };
+                let pre = CommandPre::new(pre).map_err(|e| ModuleError::Link(format!("{e:#}")))?;
+                Ok(Self::Command(Box::new(new_store(engine, host, |host| &mut host.limiter)), pre))
+            }
+            Linked::Component(pre) => {
+                let pre = ProxyPre::new(pre).map_err(|e| ModuleError::Link(format!("{e:#}")))?;
+                Ok(Self::Server(Box::new(Server::prepare(engine, pre, given)?)))
+            }
+        }
+    }
+
+    /// Runs a command.
+    pub(crate) async fn run_command(self) -> Outcome {
+        match self {
+            Self::Module(mut store, pre) => {
                 let result = run_module(&mut store, &pre).await;
                 outcome(result, &store.data().limiter)
-            }),
-            Kind::Command(mut store, pre) => run_to_end(&self.engine, shutdown, async {
+            }
+            Self::Command(mut store, pre) => {
                 let result = run_command(&mut store, &pre).await;
                 outcome(result, &store.data().limiter)
-            }),
-            Kind::Server(server) => serve(*server, shutdown),
-        };
-        result.unwrap_or_else(|e| Outcome::Trapped(format!("the engine does not start: {e}")))
+            }
+            Self::Server(_) => Outcome::Trapped("a server was run as a command".to_owned()),
+        }
     }
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn engine_error(err: wasmtime::Error) -> PrepareError {
     PrepareError::Engine(format!("{err:#}"))
-}
-
-fn command_builder(invocation: &Invocation) -> Result<WasiCtxBuilder, PrepareError> {
-    let mut builder = wasi_builder(invocation)?;
-    builder.inherit_stdin();
-    // It is alone in its process: nobody else waits while it waits for a disk, and no threads are needed for that.
-    builder.allow_blocking_current_thread(true);
-    preopen(&mut builder, invocation)?;
-    Ok(builder)
 }
 
 pub(crate) fn new_store<T: Send + 'static>(
@@ -234,16 +272,17 @@ fn wait_elsewhere(engine: &Engine, asked: oneshot::Receiver<i32>) -> io::Result<
 }
 
 /// Serves until the shutdown, with as many threads as the process may use processors.
-fn serve(server: Server, shutdown: Shutdown) -> io::Result<Outcome> {
+fn serve(engine: &Engine, server: Server, shutdown: Shutdown) -> io::Result<Outcome> {
+    let meter = Meter::none(Ticker::start(engine)?);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime: Runtime = Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
     let served = runtime.block_on(async {
         match shutdown.0 {
             Source::Signals => {
                 let signal = FirstSignal::listen()?;
-                server.serve(async { signal.heard().await.unwrap_or_default() }).await
+                server.serve(meter, async { signal.heard().await.unwrap_or_default() }).await
             }
-            Source::Handle(asked) => server.serve(async { drop(asked.await) }).await,
+            Source::Handle(asked) => server.serve(meter, async { drop(asked.await) }).await,
         }
     });
     runtime.shutdown_background();

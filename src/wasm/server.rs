@@ -2,9 +2,10 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::TcpListener as StdListener;
+use std::net::{SocketAddr, TcpListener as StdListener};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,9 +18,11 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, oneshot};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use wasmtime::component::ResourceTable;
 use wasmtime::{Engine, Store};
+use wasmtime_wasi::WasiCtxBuilder;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
 use wasmtime_wasi_http::{WasiBody, WasiHttpCtx, WasiHttpView};
@@ -27,10 +30,10 @@ use wasmtime_wasi_http::{WasiBody, WasiHttpCtx, WasiHttpView};
 use crate::host::{ComponentHost, preopen, wasi_builder};
 use crate::invocation::Invocation;
 use crate::limits::MemoryLimiter;
+use crate::meter::Meter;
 use crate::outgoing::Client;
-use crate::run::{PrepareError, new_store, trap_of};
-use crate::stdio::Output;
-use crate::ticker::Ticker;
+use crate::run::{Given, PrepareError, new_store, trap_of};
+use crate::stdio::{Output, Stdio};
 
 /// For how long a connection may take to send the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
@@ -43,9 +46,10 @@ pub(crate) struct Server {
     pre: ProxyPre<ComponentHost>,
     invocation: Invocation,
     listeners: Vec<StdListener>,
-    stderr: Output,
+    stdio: Stdio,
     /// Most requests at the same time; others wait.
-    instances: usize,
+    places: usize,
+    memory: Option<Arc<AtomicU64>>,
     /// Whether the component can see its directories at all.
     sees_files: bool,
 }
@@ -55,29 +59,38 @@ struct Shared {
     engine: Engine,
     pre: ProxyPre<ComponentHost>,
     invocation: Invocation,
-    stderr: Output,
+    stdio: Stdio,
     places: Arc<Semaphore>,
     sees_files: bool,
     client: Arc<Client>,
-    ticker: Ticker,
+    memory: Option<Arc<AtomicU64>>,
+    meter: Arc<Meter>,
+    /// Cancelled when nobody wants the server any more, whatever it is doing.
+    given_up: CancellationToken,
     /// Programs that run, which may go on after they have answered.
     programs: TaskTracker,
+}
+
+/// Listens where the invocation says.
+pub(crate) fn listen(addresses: &[SocketAddr]) -> Result<Vec<StdListener>, PrepareError> {
+    let listen = |address: &SocketAddr| {
+        let listener = StdListener::bind(address)?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    };
+    addresses
+        .iter()
+        .map(|address| listen(address).map_err(|source| PrepareError::Listen { address: *address, source }))
+        .collect()
 }
 
 impl Server {
     pub(crate) fn prepare(
         engine: &Engine,
         pre: ProxyPre<ComponentHost>,
-        invocation: &Invocation,
-        instances: usize,
+        given: Given<'_>,
     ) -> Result<Self, PrepareError> {
-        let mut listeners = Vec::new();
-        for address in &invocation.listen {
-            let listener =
-                StdListener::bind(address).map_err(|source| PrepareError::Listen { address: *address, source })?;
-            listener.set_nonblocking(true).map_err(|source| PrepareError::Listen { address: *address, source })?;
-            listeners.push(listener);
-        }
+        let Given { invocation, stdio, listeners, places, memory, .. } = given;
         if listeners.is_empty() {
             return Err(PrepareError::NowhereToListen);
         }
@@ -86,39 +99,48 @@ impl Server {
             component.component_type().imports(engine).any(|(name, _)| name.starts_with("wasi:filesystem/"));
         if sees_files {
             // What cannot be opened is told now, not to the first request.
-            preopen(&mut wasi_builder(invocation)?, invocation)?;
+            preopen(&mut WasiCtxBuilder::new(), invocation)?;
         }
-        let stderr = Output::new(io::stderr()).map_err(PrepareError::Output)?;
         Ok(Self {
             engine: engine.clone(),
             pre,
             invocation: invocation.clone(),
             listeners,
-            stderr,
-            instances,
+            stdio: stdio.clone(),
+            places,
+            memory,
             sees_files,
         })
     }
 
+    pub(crate) fn listening(&self) -> Vec<SocketAddr> {
+        // Of a socket that listens this cannot fail.
+        self.listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    }
+
     /// Answers until the shutdown comes, and then what has begun.
-    pub(crate) async fn serve(self, shutdown: impl Future<Output = ()>) -> io::Result<()> {
+    /// When the future is dropped all ends at once.
+    pub(crate) async fn serve(self, meter: Arc<Meter>, shutdown: impl Future<Output = ()>) -> io::Result<()> {
         let mut shutdown = pin!(shutdown);
         let shared = Arc::new(Shared {
             client: Arc::new(Client::new(&self.invocation)),
-            ticker: Ticker::start(&self.engine)?,
+            memory: self.memory,
+            meter,
+            given_up: CancellationToken::new(),
             engine: self.engine,
             pre: self.pre,
             invocation: self.invocation,
-            stderr: self.stderr,
-            places: Arc::new(Semaphore::new(self.instances)),
+            stdio: self.stdio,
+            places: Arc::new(Semaphore::new(self.places)),
             sees_files: self.sees_files,
             programs: TaskTracker::new(),
         });
+        let _given_up = shared.given_up.clone().drop_guard();
         let connections = GracefulShutdown::new();
         let mut accepting = tokio::task::JoinSet::new();
         let (accepted, mut streams) = tokio::sync::mpsc::channel(64);
         for listener in self.listeners {
-            accepting.spawn(accept(TcpListener::from_std(listener)?, accepted.clone(), shared.stderr.clone()));
+            accepting.spawn(accept(TcpListener::from_std(listener)?, accepted.clone(), shared.stdio.stderr.clone()));
         }
         let mut server = auto::Builder::new(TokioExecutor::new());
         server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).pipeline_flush(true);
@@ -135,8 +157,9 @@ impl Server {
             tokio::spawn(async move {
                 let service = service_fn(|request| answer(Arc::clone(&shared), request));
                 let connection = server.serve_connection(TokioIo::new(stream), service);
-                // A connection that breaks is the client's matter.
-                let _ = watcher.watch(connection.into_owned()).await;
+                let connection = watcher.watch(connection.into_owned());
+                // One that breaks is the client's matter.
+                let _ = shared.given_up.run_until_cancelled(connection).await;
             });
         }
         drop(accepting);
@@ -192,7 +215,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respo
         }
     };
     if let Some(why) = line {
-        shared.stderr.line(&format!("{what}: {why}"));
+        shared.stdio.stderr.line(&format!("{what}: {why}"));
     }
     let body = Full::new(Bytes::from(text + "\n")).map_err(|never| match never {}).boxed_unsync();
     let mut response = Response::new(body);
@@ -219,16 +242,15 @@ impl Shared {
         let out = view.new_response_outparam(sender).map_err(|e| Failure::Program(format!("{e:#}")))?;
         let shared = Arc::clone(self);
         let program = self.programs.spawn(async move {
-            let running = shared.ticker.run();
-            let result = async {
+            let asked = shared.meter.count(async {
                 let proxy = shared.pre.instantiate_async(&mut store).await?;
                 proxy.wasi_http_incoming_handler().call_handle(&mut store, given, out).await
-            }
-            .await;
+            });
+            let result = shared.given_up.run_until_cancelled(asked).await.unwrap_or(Ok(()));
             let failure = result.err().map(|e| trap_of(&e, &store.data().limiter).to_string());
             // The sender of the answer goes with the store, so it must go before this is waited for.
             drop(store);
-            drop((running, place));
+            drop(place);
             failure
         });
         // While nobody has an answer the program goes with the client that asked.
@@ -251,7 +273,7 @@ impl Shared {
         if program.is_finished() {
             return;
         }
-        let stderr = self.stderr.clone();
+        let stderr = self.stdio.stderr.clone();
         self.programs.spawn(async move {
             if let Ok(Some(trap)) = program.await {
                 stderr.line(&format!("after its answer had begun: {trap}"));
@@ -260,7 +282,7 @@ impl Shared {
     }
 
     fn store(&self) -> Result<Store<ComponentHost>, PrepareError> {
-        let mut builder = wasi_builder(&self.invocation)?;
+        let mut builder = wasi_builder(&self.invocation, &self.stdio);
         if self.sees_files {
             preopen(&mut builder, &self.invocation)?;
         }
@@ -269,7 +291,7 @@ impl Shared {
             wasi: builder.build(),
             http: WasiHttpCtx::new(),
             outgoing: self.client.for_instance(),
-            limiter: MemoryLimiter::new(self.invocation.limits.memory),
+            limiter: MemoryLimiter::new(self.invocation.limits.memory).counted_in(self.memory.clone()),
         };
         Ok(new_store(&self.engine, host, |host| &mut host.limiter))
     }

@@ -12,7 +12,7 @@ const TICK: Duration = Duration::from_millis(10);
 /// Bytes of the ticking thread's stack.
 const STACK: usize = 64 * 1024;
 
-/// Ticks while programs run, and sleeps for good while none does.
+/// Ticks while programs compute, and sleeps for good while none does.
 #[derive(Debug)]
 pub(crate) struct Ticker {
     state: Arc<State>,
@@ -26,9 +26,9 @@ struct State {
     ended: AtomicBool,
 }
 
-/// A program that runs.
+/// A program that computes now.
 #[derive(Debug)]
-pub(crate) struct Running(Arc<State>);
+pub(crate) struct Computing<'a>(&'a State);
 
 impl Ticker {
     pub(crate) fn start(engine: &Engine) -> std::io::Result<Self> {
@@ -45,16 +45,17 @@ impl Ticker {
     }
 
     /// Has the clock tick until what it returns is dropped.
-    pub(crate) fn run(&self) -> Running {
+    pub(crate) fn computing(&self) -> Computing<'_> {
         self.state.running.fetch_add(1, Ordering::SeqCst);
-        if self.state.asleep.load(Ordering::SeqCst) {
+        // One of many wakes it.
+        if self.state.asleep.load(Ordering::SeqCst) && self.state.asleep.swap(false, Ordering::SeqCst) {
             self.thread.unpark();
         }
-        Running(Arc::clone(&self.state))
+        Computing(&self.state)
     }
 }
 
-impl Drop for Running {
+impl Drop for Computing<'_> {
     fn drop(&mut self) {
         self.0.running.fetch_sub(1, Ordering::SeqCst);
     }
@@ -70,14 +71,17 @@ impl Drop for Ticker {
 fn tick(state: &State, engine: &EngineWeak) {
     while !state.ended.load(Ordering::SeqCst) {
         if state.running.load(Ordering::SeqCst) == 0 {
-            // Who begins to run raises the count first and then looks here, so one of both sees the other.
+            // Who begins to compute raises the count first and then looks here, so one of both sees the other.
             state.asleep.store(true, Ordering::SeqCst);
-            if state.running.load(Ordering::SeqCst) == 0 && !state.ended.load(Ordering::SeqCst) {
+            while state.asleep.load(Ordering::SeqCst)
+                && state.running.load(Ordering::SeqCst) == 0
+                && !state.ended.load(Ordering::SeqCst)
+            {
                 std::thread::park();
             }
             state.asleep.store(false, Ordering::SeqCst);
-            continue;
         }
+        // At least once, so that many short computations wake it a hundred times a second at most.
         std::thread::sleep(TICK);
         let Some(engine) = engine.upgrade() else { return };
         engine.increment_epoch();

@@ -1,12 +1,13 @@
-//! A client for registries that speak the OCI distribution protocol (`/v2/`), as far as pulling needs it.
+//! A client for registries that speak the OCI distribution protocol (`/v2/`), as far as pulling images and pushing small artifacts need it.
 //!
 //! [`config`] knows where a registry is (`registries.yaml`), [`credentials`] who we are there, [`transport`] moves HTTP,
-//! [`auth`] answers challenges, and [`repository`] fetches manifests and blobs.
+//! [`auth`] answers challenges, [`repository`] fetches manifests and blobs, and [`push`] sends them.
 
 mod auth;
 mod config;
 mod credentials;
 mod error;
+mod push;
 mod repository;
 mod tls;
 mod transport;

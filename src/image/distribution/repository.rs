@@ -32,11 +32,11 @@ const WRITE_QUEUE: usize = 16;
 
 /// A repository with one way to authenticate. Cheap to share between concurrent downloads.
 pub(crate) struct Repository {
-    transport: Arc<Transport>,
-    endpoint: Endpoint,
+    pub(super) transport: Arc<Transport>,
+    pub(super) endpoint: Endpoint,
     credentials: Option<Credentials>,
     /// The header that the last challenge was answered with.
-    authorization: Mutex<Option<HeaderValue>>,
+    pub(super) authorization: Mutex<Option<HeaderValue>>,
 }
 
 /// A manifest or index, verified.
@@ -166,7 +166,7 @@ impl Repository {
             }
             if status == StatusCode::UNAUTHORIZED && !challenged {
                 challenged = true;
-                if let Some(header) = self.authorize(&response).await? {
+                if let Some(header) = self.authorize(&response, "pull").await? {
                     *self.authorization.lock() = Some(header);
                     continue;
                 }
@@ -182,10 +182,15 @@ impl Repository {
         }
     }
 
-    async fn authorize(&self, response: &Response<Incoming>) -> Result<Option<HeaderValue>, RegistryError> {
+    /// The header that answers a challenge, for a token that allows `actions`.
+    pub(super) async fn authorize(
+        &self,
+        response: &Response<Incoming>,
+        actions: &str,
+    ) -> Result<Option<HeaderValue>, RegistryError> {
         let Some(challenge) = Challenge::of(response.headers()) else { return Ok(None) };
         let scheme = if self.endpoint.repository_url.starts_with("https:") { "https" } else { "http" };
-        let scope = format!("repository:{}:pull", self.endpoint.repository);
+        let scope = format!("repository:{}:{actions}", self.endpoint.repository);
         answer(&self.transport, &challenge, self.credentials.as_ref(), scheme, &scope).await
     }
 
@@ -223,12 +228,12 @@ impl Repository {
         Err(self.protocol(format!("more than {MAX_REDIRECTS} redirects")))
     }
 
-    fn describe(&self, part: &str) -> String {
+    pub(super) fn describe(&self, part: &str) -> String {
         let separator = if part.contains(':') { '@' } else { ':' };
         format!("{}{separator}{part}", self.endpoint.repository)
     }
 
-    fn protocol(&self, reason: String) -> RegistryError {
+    pub(super) fn protocol(&self, reason: String) -> RegistryError {
         RegistryError::Protocol { host: self.endpoint.host.clone(), reason }
     }
 }
@@ -249,7 +254,7 @@ fn range_start(response: &Response<Incoming>) -> Option<u64> {
 }
 
 /// The address a `Location` means, relative ones included.
-fn resolve(base: &Uri, location: &str) -> Option<Uri> {
+pub(super) fn resolve(base: &Uri, location: &str) -> Option<Uri> {
     if location.contains("://") {
         return location.parse().ok();
     }

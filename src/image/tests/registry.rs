@@ -8,8 +8,8 @@ mod registry;
 use bytes::Bytes;
 use common::{TestImage, config, noise, tar_of};
 use edge_image::{
-    Credentials, Digest, Error, GarbagePolicy, ImageStore, Keyring, Platform, Progress, PullOptions, Reference,
-    Registries, RegistryError,
+    Artifact, Credentials, Digest, Error, GarbagePolicy, ImageKind, ImageStore, Keyring, Platform, Progress,
+    PullOptions, Reference, Registries, RegistryError,
 };
 use http::Response;
 use http_body_util::Full;
@@ -382,4 +382,36 @@ async fn hostile_registries() {
         let error = store.pull(&reference(format!("{}/app:1", registry.host)), PullOptions::default()).await;
         assert!(error.is_err(), "{name} was accepted");
     }
+}
+
+#[tokio::test]
+async fn artifacts_are_pushed_and_pulled_again() {
+    let dir = tempfile::tempdir().unwrap();
+    htpasswd(&dir.path().join("htpasswd"));
+    let auth = format!("auth: {{htpasswd: {{realm: test, path: {}}}}}\n", dir.path().join("htpasswd").display());
+    let registry = DockerRegistry::start(dir.path(), "", &auth);
+    let host = &registry.host;
+    let store = store(&dir, &plain_http(host));
+    let file = dir.path().join("registries.yaml");
+    let registries = Registries::load(&file).unwrap();
+    let name = reference(format!("{host}/team/app:v1"));
+    let module = Bytes::from([b"\0asm\x01\0\0\0".to_vec(), noise(7, 300_000)].concat());
+    let artifact =
+        Artifact::of_component(module.clone(), &["wasi:io/poll@0.2.0".into()], &["wasi:cli/run@0.2.0".into()]);
+
+    let error = artifact.push(&registries, &name, Vec::new()).await.unwrap_err();
+    assert!(matches!(registry_error(&error), RegistryError::Unauthorized { .. }), "{error:?}");
+    let credentials = basic("user", "secret").credentials;
+    artifact.push(&registries, &name, credentials.clone()).await.unwrap();
+    // Once more, when all is there.
+    artifact.push(&registries, &name, credentials).await.unwrap();
+    let image = store.pull(&name, basic("user", "secret")).await.unwrap();
+    assert_eq!(image.repo_digests, [format!("{host}/team/app@{}", artifact.digest())]);
+    assert_eq!(image.kind, ImageKind::WasmModule { module: Digest::of(&module) });
+
+    let archive = dir.path().join("app.tar");
+    let name = reference("other.example/app:v2".to_owned());
+    artifact.write_archive(&name, &archive).unwrap();
+    store.import_archive(&archive, |_| {}).await.unwrap();
+    assert_eq!(store.get_reference(&name).unwrap().kind, image.kind);
 }

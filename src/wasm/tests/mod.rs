@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod commands;
+mod dense;
 mod inspection;
 
 use std::fs::File;
