@@ -6,12 +6,14 @@
 //! The room knows nothing of containers: who calls it has made the process that it runs in what it should be (namespaces,
 //! cgroup, system call filter, identity).
 
+pub mod dense;
 mod engine;
 mod host;
 mod inspect;
 mod invocation;
 mod limits;
 mod machine_code;
+mod meter;
 mod outgoing;
 mod run;
 mod server;
@@ -23,7 +25,7 @@ mod ticker;
 mod world;
 
 pub use engine::{Profile, engine, engine_key};
-pub use inspect::{ModuleError, inspect};
+pub use inspect::{ModuleError, Outline, inspect, outline};
 pub use invocation::{Invocation, Limits, Outcome, Preopen};
 pub use machine_code::check;
 pub use run::{PrepareError, Program};

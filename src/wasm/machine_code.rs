@@ -17,6 +17,7 @@ use crate::run::PrepareError;
 use crate::world::World;
 
 /// A program that is linked and can be instantiated any number of times.
+#[derive(Clone)]
 pub(crate) enum Linked {
     Module(wasmtime::InstancePre<ModuleHost>),
     Component(InstancePre<ComponentHost>),
