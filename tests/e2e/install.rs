@@ -167,8 +167,9 @@ fn settings_of_the_install_script() {
     // Whether the machine is fit, and what it says where it is not.
     let fit = debian.run("/opt/edge/bin/edge check");
     assert!(fit.contains("memory cgroup") && !fit.contains("FAILURE"), "{fit}");
-    let taken = debian
-        .try_run("busybox nc -l -p 6443 & sleep 1; /opt/edge/bin/edge check -o json; code=$?; kill %1; exit $code");
+    let taken = debian.try_run(
+        "busybox nc -l -p 6443 >/dev/null 2>&1 & nc=$!; sleep 1; /opt/edge/bin/edge check -o json; code=$?; kill $nc; exit $code",
+    );
     let checks: Vec<Value> = serde_json::from_slice(&taken.stdout).unwrap();
     let ports = checks.iter().find(|check| check["name"] == "ports").unwrap();
     assert!(ports["state"] == "failure" && ports["found"].as_str().unwrap().contains("API 6443/tcp"), "{ports}");
