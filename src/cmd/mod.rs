@@ -93,6 +93,11 @@ enum VersionOutput {
 
 /// Runs the command that the arguments name.
 pub(crate) fn main() -> ExitCode {
+    // Not for people: edge executes itself to compile WebAssembly modules.
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|first| first == edge_wasm::COMPILE_WORKER) {
+        return edge_wasm::compile_worker(args);
+    }
     let mut root = Cli::command();
     root.build();
     let args = match with_files(&root, std::env::args_os().collect()) {

@@ -66,6 +66,16 @@ pub fn close_fds_except(keep: &[RawFd]) -> io::Result<()> {
     close_range(first, libc::c_uint::MAX)
 }
 
+/// Gives the calling process the nice value `nice` (-20 to 19; higher is humbler).
+///
+/// # Errors
+/// When it may not be set that low.
+pub fn set_nice(nice: i32) -> io::Result<()> {
+    // SAFETY: setpriority(2) takes three integers; 0 is the calling process.
+    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 fn close_range(first: libc::c_uint, last: libc::c_uint) -> io::Result<()> {
     // SAFETY: close_range(2) takes three integers and touches no memory. Closing descriptors others own is the documented
     // purpose of the only caller.

@@ -7,6 +7,7 @@
 //! cgroup, system call filter, identity).
 
 pub mod dense;
+mod compile;
 mod engine;
 mod host;
 mod inspect;
@@ -24,10 +25,10 @@ mod tests;
 mod ticker;
 mod world;
 
+pub use compile::{COMPILE_WORKER, CompileError, CompileLimits, Compiled, Compiler, compile_worker};
 pub use engine::{Profile, engine, engine_key};
 pub use inspect::{ModuleError, Outline, inspect, outline};
 pub use invocation::{Invocation, Limits, Outcome, Preopen};
-pub use machine_code::check;
 pub use run::{PrepareError, Program};
 pub use shutdown::{Shutdown, ShutdownHandle};
 pub use world::World;

@@ -29,32 +29,40 @@ pub(crate) enum Linked {
 /// is in it is executed.
 pub(crate) fn link(engine: &Engine, code: File, world: World) -> Result<Linked, PrepareError> {
     match world {
-        World::Preview1Command => {
-            let module = load_module(engine, code)?;
-            let linker = module_linker(engine).map_err(engine_error)?;
-            match linker.instantiate_pre(&module) {
-                Ok(pre) => Ok(Linked::Module(pre)),
-                Err(e) => Err(module_link_error(engine, &linker, &module, &e).into()),
-            }
-        }
-        World::CliCommand | World::HttpProxy => {
-            let component = load_component(engine, &code)?;
-            let linker = component_linker(engine).map_err(engine_error)?;
-            match linker.instantiate_pre(&component) {
-                Ok(pre) => Ok(Linked::Component(pre)),
-                Err(e) => Err(component_link_error(engine, &component, &e).into()),
-            }
-        }
+        World::Preview1Command => link_module(engine, &load_module(engine, code)?),
+        World::CliCommand | World::HttpProxy => link_component(engine, &load_component(engine, &code)?),
     }
 }
 
 /// Whether all that compiled code imports is there, in the form it expects. For the compiler, so that an image which cannot run is
 /// refused when it is pulled.
 ///
+/// The code must have been made by this program just now.
+///
 /// # Errors
 /// What is missing or different, by name.
-pub fn check(engine: &Engine, code: File, world: World) -> Result<(), PrepareError> {
-    link(engine, code, world).map(drop)
+pub(crate) fn check(engine: &Engine, code: &[u8], world: World) -> Result<(), PrepareError> {
+    let linked = match world {
+        World::Preview1Command => link_module(engine, &copy_module(engine, code)?),
+        World::CliCommand | World::HttpProxy => link_component(engine, &copy_component(engine, code)?),
+    };
+    linked.map(drop)
+}
+
+fn link_module(engine: &Engine, module: &Module) -> Result<Linked, PrepareError> {
+    let linker = module_linker(engine).map_err(engine_error)?;
+    match linker.instantiate_pre(module) {
+        Ok(pre) => Ok(Linked::Module(pre)),
+        Err(e) => Err(module_link_error(engine, &linker, module, &e).into()),
+    }
+}
+
+fn link_component(engine: &Engine, component: &Component) -> Result<Linked, PrepareError> {
+    let linker = component_linker(engine).map_err(engine_error)?;
+    match linker.instantiate_pre(component) {
+        Ok(pre) => Ok(Linked::Component(pre)),
+        Err(e) => Err(component_link_error(engine, component, &e).into()),
+    }
 }
 
 impl Linked {
@@ -94,8 +102,19 @@ fn load_component(engine: &Engine, code: &File) -> Result<Component, PrepareErro
     // Without /proc, or with no right to open it again: a copy does it too.
     let mut bytes = vec![0; usize::try_from(code.metadata().map_err(PrepareError::Read)?.len()).unwrap_or(usize::MAX)];
     code.read_exact_at(&mut bytes, 0).map_err(PrepareError::Read)?;
-    // SAFETY: as above.
-    unsafe { Component::deserialize(engine, bytes) }.map_err(|e| PrepareError::MachineCode(format!("{e:#}")))
+    copy_component(engine, &bytes)
+}
+
+#[expect(unsafe_code, reason = "machine code is trusted by where it comes from, which no check can replace")]
+fn copy_module(engine: &Engine, code: &[u8]) -> Result<Module, PrepareError> {
+    // SAFETY: the code was made by our own compiler (contract of the callers).
+    unsafe { Module::deserialize(engine, code) }.map_err(|e| PrepareError::MachineCode(format!("{e:#}")))
+}
+
+#[expect(unsafe_code, reason = "machine code is trusted by where it comes from, which no check can replace")]
+fn copy_component(engine: &Engine, code: &[u8]) -> Result<Component, PrepareError> {
+    // SAFETY: the code was made by our own compiler (contract of the callers).
+    unsafe { Component::deserialize(engine, code) }.map_err(|e| PrepareError::MachineCode(format!("{e:#}")))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]

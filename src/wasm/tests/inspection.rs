@@ -1,7 +1,8 @@
 //! What is said of files that do not run.
 
 use super::{compile, prepare};
-use crate::{ModuleError, PrepareError, Profile, World, check, engine, inspect};
+use crate::machine_code::link;
+use crate::{ModuleError, PrepareError, Profile, World, engine, inspect};
 
 fn told(wasm: &[u8]) -> String {
     inspect(wasm).unwrap_err().to_string()
@@ -87,7 +88,7 @@ fn importing(name: &str, function: &str) -> Vec<u8> {
 #[test]
 fn missing_imports_of_components_are_named() {
     let engine = engine(Profile::Single).unwrap();
-    let check = |wasm: &[u8]| check(&engine, compile(wasm), World::CliCommand);
+    let check = |wasm: &[u8]| link(&engine, compile(wasm), World::CliCommand).map(drop);
     let Err(PrepareError::Module(ModuleError::MissingImports(names))) =
         check(&importing("acme:rocket/launch@1.0.0", r#"(export "go" (func))"#))
     else {
@@ -107,6 +108,6 @@ fn missing_imports_of_components_are_named() {
 #[test]
 fn machine_code_of_another_kind_is_refused() {
     let wasm = parse(r#"(module (func (export "_start")))"#);
-    let err = check(&engine(Profile::Single).unwrap(), compile(&wasm), World::CliCommand).unwrap_err();
+    let err = link(&engine(Profile::Single).unwrap(), compile(&wasm), World::CliCommand).map(drop).unwrap_err();
     assert!(matches!(err, PrepareError::MachineCode(_)), "{err}");
 }
