@@ -10,6 +10,7 @@ use edge_kubelet::{Dependencies, Kubelet, KubeletConfig, Server};
 use edge_network::{Cidr, NodeConfig, NodeNetwork};
 use edge_pki::SharedIdentity;
 use edge_runtime::{Runtime, RuntimeConfig, Zygote};
+use edge_wasm::{CompileLimits, Compiler};
 use k8s_openapi::api::core::v1::Taint;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -182,7 +183,8 @@ pub(crate) async fn start(parts: NodeParts<'_>, tasks: &mut JoinSet<()>) -> Resu
         });
     }
     let other_metrics = Arc::new(move || if has_dns { dns_metrics.text() } else { String::new() });
-    let with = Dependencies { client, informers, runtime: Arc::new(runtime), images, network, other_metrics };
+    let compiler = compiler(&agent_dir).await?;
+    let with = Dependencies { client, informers, runtime: Arc::new(runtime), images, compiler, network, other_metrics };
     Kubelet::start(kubelet_config(node, facts, addresses, agent_dir), with)
         .await
         .map_err(doing("starting the node agent"))
@@ -227,6 +229,15 @@ async fn images(registries: &Path, agent_dir: &Path) -> Result<Arc<ImageStore>, 
         .map_err(doing("opening the image store"))?
         .map(Arc::new)
         .map_err(doing("opening the image store"))
+}
+
+/// The compiler of WebAssembly programs. It works in processes of its own, made of this program.
+async fn compiler(agent_dir: &Path) -> Result<Compiler, Failure> {
+    let cache = agent_dir.join("wasm");
+    tokio::task::spawn_blocking(move || Compiler::open(&cache, Path::new("/proc/self/exe"), CompileLimits::default()))
+        .await
+        .map_err(doing("opening the cache of compiled programs"))?
+        .map_err(doing("opening the cache of compiled programs"))
 }
 
 fn kubelet_config(

@@ -10,6 +10,7 @@ use edge_client::{Client, EventRecorder, Informer, Informers};
 use edge_image::ImageStore;
 use edge_network::NodeNetwork;
 use edge_runtime::PodRuntime;
+use edge_wasm::Compiler;
 use k8s_openapi::api::core::v1::{Node, Service};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ pub(crate) struct Context {
     pub(crate) informers: Informers,
     pub(crate) runtime: Arc<dyn PodRuntime>,
     pub(crate) images: Arc<ImageStore>,
+    pub(crate) compiler: Compiler,
     /// Changes when an archive has brought images; true once those that lay in the drop folder at the start are read.
     pub(crate) imports: watch::Sender<bool>,
     pub(crate) network: Arc<NodeNetwork>,
@@ -84,6 +86,7 @@ impl Context {
             informers: own,
             runtime: with.runtime,
             images: with.images,
+            compiler: with.compiler,
             network: with.network,
             other_metrics: with.other_metrics,
             config,

@@ -30,6 +30,7 @@ use edge_client::{Client, Informers};
 use edge_image::ImageStore;
 use edge_network::NodeNetwork;
 use edge_runtime::PodRuntime;
+use edge_wasm::Compiler;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
@@ -73,6 +74,8 @@ pub struct Dependencies {
     pub runtime: Arc<dyn PodRuntime>,
     /// Images on this node.
     pub images: Arc<ImageStore>,
+    /// Makes machine code of the WebAssembly programs in images.
+    pub compiler: Compiler,
     /// Networks of pods.
     pub network: Arc<NodeNetwork>,
     /// Metrics of other parts of the node, in Prometheus' text format, for whoever asks the kubelet.

@@ -31,3 +31,4 @@ mod services;
 mod streams;
 mod vm;
 mod walkthrough;
+mod wasm;

@@ -1,9 +1,11 @@
 //! From a container of the API to a process: describing it to the runtime, starting it, reading how it ended.
 
 pub(crate) mod hooks;
+mod program;
 pub(crate) mod qos;
 pub(crate) mod security;
 mod spec;
+mod wasm;
 
 use crate::pods::record::{ImageRef, Problem, Running, StartFailure, Terminated};
 use crate::pods::shared::PodShared;

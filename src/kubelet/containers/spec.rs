@@ -1,11 +1,13 @@
 //! Describes a container to the runtime.
 
-use super::{Before, Labels, qos, security};
+use super::program::{self, ProgramError};
+use super::{Before, Labels, qos, security, wasm};
 use crate::env::{self, EnvError};
+use crate::pods::runtime_class::{self, Handler, RuntimeClassError};
 use crate::pods::shared::PodShared;
 use crate::volumes::subpath::{self, SubPathError};
 use edge_runtime::spec::{Mount, MountSource, Propagation};
-use edge_runtime::{ContainerSpec, spec::LogRotation};
+use edge_runtime::{ContainerSpec, WasmSpec, spec::LogRotation};
 use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
 use nix::sys::signal::Signal;
 use std::fs;
@@ -27,8 +29,18 @@ pub(super) enum DescribeError {
     NoCommand,
     #[error("image {0} is gone")]
     NoImage(String),
-    #[error("image {0} is a WebAssembly module, which this version cannot run")]
-    Wasm(String),
+    #[error("image {0} holds native programs, and the pod's RuntimeClass is for WebAssembly")]
+    NotWasm(String),
+    #[error(transparent)]
+    Wasm(#[from] wasm::WasmError),
+    #[error(transparent)]
+    RuntimeClass(#[from] RuntimeClassError),
+    #[error("cannot use the program of image {image}")]
+    Program {
+        image: String,
+        #[source]
+        source: ProgramError,
+    },
     #[error("volume \"{0}\" not found")]
     NoVolume(String),
     #[error("failed to prepare subPath for volumeMount \"{volume}\" of container \"{container}\"")]
@@ -52,7 +64,12 @@ impl DescribeError {
     /// The waiting reason in the container's status.
     pub(super) fn reason(&self) -> &'static str {
         match self {
-            Self::Env(_) | Self::Security(_) | Self::SubPath { .. } | Self::NoVolume(_) => "CreateContainerConfigError",
+            Self::Env(_)
+            | Self::Security(_)
+            | Self::SubPath { .. }
+            | Self::NoVolume(_)
+            | Self::Wasm(_)
+            | Self::NotWasm(_) => "CreateContainerConfigError",
             _ => "CreateContainerError",
         }
     }
@@ -70,12 +87,28 @@ pub(super) async fn describe(
     let name = container.image.clone().unwrap_or_default();
     let image = name.parse().ok().and_then(|reference| cx.images.get_reference(&reference));
     let image = image.ok_or_else(|| DescribeError::NoImage(name.clone()))?;
-    if image.kind != edge_image::ImageKind::Container {
-        return Err(DescribeError::Wasm(name));
+    let is_wasm = image.kind != edge_image::ImageKind::Container;
+    match runtime_class::handler(cx, pod).await? {
+        Handler::Wasm if !is_wasm => return Err(DescribeError::NotWasm(name)),
+        Handler::Wasm | Handler::ByImage => {}
+    }
+    if is_wasm {
+        wasm::check(pod, container)?;
     }
     let facts = cx.facts(&shared.addresses());
     let variables = env::variables(shared, pod, container, &facts).await?;
-    let args = command(container, &image.config.entrypoint, &image.config.cmd, &variables);
+    let mut args = command(container, &image.config.entrypoint, &image.config.cmd, &variables);
+    let program = match is_wasm {
+        true => {
+            let program = program::compiled(cx, &image, &args).await;
+            Some(program.map_err(|source| DescribeError::Program { image: name.clone(), source })?)
+        }
+        false => None,
+    };
+    if is_wasm && container.command.as_ref().is_none_or(Vec::is_empty) && image.config.entrypoint.is_empty() {
+        // what is given are arguments then
+        args.insert(0, wasm::name(&name));
+    }
     if args.is_empty() {
         return Err(DescribeError::NoCommand);
     }
@@ -103,15 +136,22 @@ pub(super) async fn describe(
     };
     let (pod, container) = (pod.clone(), container.clone());
     let (profiles, memory) = (cx.config.agent_dir.join("seccomp"), cx.machine.memory);
-    let image_config = image.config.clone();
+    let mut image_config = image.config.clone();
+    if is_wasm && image_config.user.is_empty() {
+        wasm::USER.clone_into(&mut image_config.user);
+    }
+    let listen = wasm::listen(&shared.addresses(), &container);
     let id = id.to_owned();
     tokio::task::spawn_blocking(move || {
         let user = security::user(&pod, &container, &image_config.user, &layers)?;
         let home = user.home.clone().unwrap_or_else(|| "/".to_owned());
         let mounts = plan.mounts(&container)?;
         let mut spec = ContainerSpec::new(&id, layers, args, files.log);
-        spec.env = variables.process(&image_config.env, &hostname, &home);
         spec.cwd = PathBuf::from(container.working_dir.clone().unwrap_or(image_config.working_dir));
+        spec.env = match is_wasm {
+            true => variables.program(&image_config.env, &hostname, &spec.cwd),
+            false => variables.process(&image_config.env, &hostname, &home),
+        };
         spec.user = user;
         spec.fs_group = security::fs_group(&pod);
         spec.security = security::security(&pod, &container, &profiles)?;
@@ -121,6 +161,12 @@ pub(super) async fn describe(
         spec.stdin_once = container.stdin_once.unwrap_or(false);
         spec.resources = qos::container_resources(&container);
         spec.oom_score_adj = qos::oom_score_adj(&pod, &container, memory);
+        spec.wasm = program.map(|program| WasmSpec {
+            code: program.path,
+            world: program.world,
+            listen,
+            memory: spec.resources.memory_limit.and_then(|limit| u64::try_from(limit).ok()),
+        });
         let own_signal = container.lifecycle.as_ref().and_then(|l| l.stop_signal.as_deref());
         spec.stop_signal = own_signal.or(image_config.stop_signal.as_deref()).map_or(SIGTERM, signal);
         spec.log_rotation = LogRotation::default();

@@ -15,6 +15,7 @@ use expand::expand;
 use fields::{Facts, FieldError, pod_field, resource_field};
 use k8s_openapi::api::core::v1::{Container, EnvVarSource, Pod};
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 
 /// Search path of commands when the image names none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -48,6 +49,17 @@ impl Variables {
 
     /// All variables of the process: the image's first, then these, and what every process needs.
     pub(crate) fn process(&self, image: &[String], hostname: &str, home: &str) -> Vec<(String, String)> {
+        self.all(image, hostname, &[("PATH", DEFAULT_PATH), ("HOME", home)])
+    }
+
+    /// All variables of a WebAssembly program. It cannot execute anything, so it gets no search path; that it is in a directory it
+    /// learns from `PWD` alone.
+    pub(crate) fn program(&self, image: &[String], hostname: &str, directory: &Path) -> Vec<(String, String)> {
+        let directory = directory.to_str().filter(|path| !path.is_empty()).unwrap_or("/");
+        self.all(image, hostname, &[("PWD", directory)])
+    }
+
+    fn all(&self, image: &[String], hostname: &str, defaults: &[(&str, &str)]) -> Vec<(String, String)> {
         let mut all: Vec<(String, String)> = Vec::new();
         let mut set = |name: &str, value: &str, replace: bool| match all.iter_mut().find(|(n, _)| n == name) {
             Some(known) if replace => value.clone_into(&mut known.1),
@@ -58,14 +70,15 @@ impl Variables {
             let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
             set(name, value, true);
         }
-        set("PATH", DEFAULT_PATH, false);
         if !hostname.is_empty() {
             set("HOSTNAME", hostname, true);
         }
         for (name, value) in &self.0 {
             set(name, value, true);
         }
-        set("HOME", home, false);
+        for (name, value) in defaults {
+            set(name, value, false);
+        }
         all
     }
 }

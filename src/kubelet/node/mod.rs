@@ -216,9 +216,14 @@ fn status(cx: &Context, before: &NodeStatus, pressure: Pressure) -> NodeStatus {
         }),
         images: Some(images(cx)),
         node_info: Some(cx.machine.info(&config.edge_version, KUBELET_VERSION)),
-        runtime_handlers: Some(vec![NodeRuntimeHandler { name: Some(String::new()), ..NodeRuntimeHandler::default() }]),
+        runtime_handlers: Some(runtime_handlers()),
         ..NodeStatus::default()
     }
+}
+
+fn runtime_handlers() -> Vec<NodeRuntimeHandler> {
+    let of = |name: &&str| NodeRuntimeHandler { name: Some((*name).to_owned()), ..NodeRuntimeHandler::default() };
+    crate::pods::runtime_class::HANDLERS.iter().map(of).collect()
 }
 
 /// The largest images of the node.

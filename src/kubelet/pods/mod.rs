@@ -8,6 +8,7 @@ pub(crate) mod kept;
 mod local;
 pub(crate) mod objects;
 pub(crate) mod record;
+pub(crate) mod runtime_class;
 mod sandbox;
 pub(crate) mod shared;
 pub(crate) mod step;

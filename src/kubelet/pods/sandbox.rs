@@ -15,6 +15,10 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
+/// Parameters of a pod's own network, unless the pod sets them.
+const UNPRIVILEGED_NETWORK: [(&str, &str); 2] =
+    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+
 /// Why a sandbox cannot be made or removed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SandboxError {
@@ -24,6 +28,8 @@ pub(crate) enum SandboxError {
     Network(#[from] edge_network::Error),
     #[error("{0}")]
     Name(String),
+    #[error(transparent)]
+    RuntimeClass(#[from] super::runtime_class::RuntimeClassError),
     #[error("cannot write {path}")]
     Io {
         path: PathBuf,
@@ -70,6 +76,7 @@ pub(crate) async fn create(shared: &PodShared, pod: &Pod, start_time: Timestamp)
     let cx = &shared.cx;
     // names that cannot be are told here, where the pod's other troubles are told too
     let names = resolv::names(pod, &cx.config.cluster_domain).map_err(SandboxError::Name)?;
+    super::runtime_class::handler(cx, pod).await?;
     let host_network = shared.uses_host_network();
     let (ips, netns) = if host_network {
         (Vec::new(), None)
@@ -95,7 +102,7 @@ pub(crate) async fn create(shared: &PodShared, pod: &Pod, start_time: Timestamp)
         host_ipc: spec.host_ipc.unwrap_or(false),
         host_pid: spec.host_pid.unwrap_or(false),
         share_process_namespace: spec.share_process_namespace.unwrap_or(false),
-        sysctls: sysctls(context.and_then(|c| c.sysctls.as_deref()).unwrap_or_default()),
+        sysctls: sysctls(context.and_then(|c| c.sysctls.as_deref()).unwrap_or_default(), host_network),
         cgroup: qos::cgroup(pod),
         resources: qos::pod_resources(pod),
         // plain data always serializes
@@ -108,9 +115,13 @@ pub(crate) async fn create(shared: &PodShared, pod: &Pod, start_time: Timestamp)
     Ok(ips)
 }
 
-fn sysctls(list: &[k8s_openapi::api::core::v1::Sysctl]) -> BTreeMap<String, String> {
+fn sysctls(list: &[k8s_openapi::api::core::v1::Sysctl], host_network: bool) -> BTreeMap<String, String> {
+    // as with containerd: in a network of its own a pod needs no privilege to listen on any port, and to ping
+    let usual = if host_network { &[][..] } else { &UNPRIVILEGED_NETWORK };
+    let mut all: BTreeMap<String, String> = usual.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
     // both notations of the API, `a/b` and `a.b`, name the same parameter
-    list.iter().map(|s| (s.name.replace('/', "."), s.value.clone())).collect()
+    all.extend(list.iter().map(|s| (s.name.replace('/', "."), s.value.clone())));
+    all
 }
 
 async fn write_etc(shared: &PodShared, pod: &Pod, names: resolv::Names, ips: &[IpAddr]) -> Result<(), SandboxError> {
@@ -162,6 +173,15 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn ports_need_no_privilege_in_a_network_of_ones_own() {
+        let own = |name: &str| k8s_openapi::api::core::v1::Sysctl { name: name.to_owned(), value: "9".to_owned() };
+        let port = "net.ipv4.ip_unprivileged_port_start";
+        assert_eq!(sysctls(&[], false)[port], "0");
+        assert_eq!(sysctls(&[own(&port.replace('.', "/"))], false)[port], "9");
+        assert_eq!(sysctls(&[], true).len(), 0);
+    }
 
     #[test]
     fn host_ports_of_containers_that_stay() {

@@ -3,6 +3,7 @@
 //! Comes in: the container's probes, a handle to run them. Goes out: [`ProbeResult`]s, only when something changes; events
 //! for failures. Timers run only for probes that are due.
 
+mod grpc;
 pub(crate) mod http;
 
 use crate::pods::record::ProbeResult;
@@ -196,8 +197,11 @@ async fn look(shared: &PodShared, container: &Container, id: &str, probe: &Probe
         let connected = TcpStream::connect((host.as_str(), port)).await;
         return connected.map(|_| String::new()).map_err(|e| format!("dial tcp {host}:{port}: {e}"));
     }
-    if probe.grpc.is_some() {
-        return Err("grpc probes are not supported by edge".to_owned());
+    if let Some(action) = &probe.grpc {
+        let host = addresses.first().map(ToString::to_string).ok_or("the pod has no address")?;
+        let port = u16::try_from(action.port).map_err(|_| format!("{} is no port", action.port))?;
+        let service = action.service.as_deref().unwrap_or_default();
+        return grpc::check(&host, port, service).await.map(|()| String::new()).map_err(|e| chain(&e));
     }
     Err("missing probe handler".to_owned())
 }

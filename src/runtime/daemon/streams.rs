@@ -23,7 +23,12 @@ impl Inner {
         if spec.args.is_empty() {
             return Err(Error::InvalidSpec("no command specified".to_owned()));
         }
-        let (sandbox, _) = self.container(id)?;
+        let (sandbox, container) = self.container(id)?;
+        if container.spec.wasm.is_some() {
+            return Err(Error::InvalidSpec(
+                "a WebAssembly program runs in this container, and beside it no command can be executed".to_owned(),
+            ));
+        }
         let connection = sandbox.connection()?;
         let (mut streams, fds) = if spec.tty.is_some() { (Streams::default(), Vec::new()) } else { exec_pipes(&spec)? };
         let (name, exit) = connection.register_exec()?;

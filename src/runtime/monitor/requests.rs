@@ -137,9 +137,6 @@ impl Monitor {
     ) -> Result<(), Failure> {
         let container = self.containers.get(id).ok_or(Failure::NotFound)?;
         let Phase::Running { pid, .. } = container.phase else { return Err(wrong_state(container)) };
-        if container.spec.wasm.is_some() {
-            return Err(Failure::Other("nothing can be executed beside a WebAssembly program".to_owned()));
-        }
         let plan = exec::Plan {
             paths: &container.paths,
             spec: &container.spec,

@@ -7,6 +7,7 @@ use edge_kubelet::{Dependencies, Kubelet, KubeletConfig};
 use edge_network::{Backend, Cidr, NodeConfig, NodeNetwork};
 use edge_runtime::cgroup::Cgroups;
 use edge_runtime::{PodRuntime, Runtime, RuntimeConfig, Zygote};
+use edge_wasm::{CompileLimits, Compiler};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper_util::rt::TokioIo;
@@ -86,6 +87,8 @@ impl Node {
             client,
             runtime: Arc::new(self.runtime()),
             images: Arc::new(ImageStore::open(images).unwrap()),
+            compiler: Compiler::open(&self.path("agent/wasm"), "/proc/self/exe".as_ref(), CompileLimits::default())
+                .unwrap(),
             network: Arc::new(network),
             other_metrics: Arc::new(String::new),
         };
