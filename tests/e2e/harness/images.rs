@@ -2,6 +2,7 @@
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,7 +15,7 @@ pub(crate) const ECHO_IMAGE: &str = "docker.io/library/echo:v1";
 pub(crate) fn busybox_archive() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {
-        once("busybox.tar", |to| {
+        once("busybox.tar", &[Path::new("/bin/busybox")], |to| {
             archive_of(&busybox_layer(), &json!({"Cmd": ["sh"], "Env": ["PATH=/bin"]}), &[BUSYBOX_IMAGE], to)
         })
     })
@@ -24,7 +25,7 @@ pub(crate) fn busybox_archive() -> &'static Path {
 pub(crate) fn echo_archive() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {
-        once("echo.tar", |to| {
+        once("echo.tar", &[&echo_source()], |to| {
             let config = |version: &str| {
                 json!({"Entrypoint": ["/echo"], "Env": [format!("ECHO_VERSION={version}"), "PATH=/bin"],
                        "ExposedPorts": {"8080/tcp": {}}})
@@ -41,23 +42,23 @@ pub(crate) fn echo_archive() -> &'static Path {
     })
 }
 
-/// Makes a file once per checkout, whichever of the concurrent tests comes first.
-fn once(name: &str, make: impl FnOnce(&Path)) -> PathBuf {
+/// Makes a file once per checkout and after each change of its sources, whichever of the concurrent tests comes first.
+pub(super) fn once(name: &str, sources: &[&Path], make: impl FnOnce(&Path)) -> PathBuf {
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     fs::create_dir_all(&dir).unwrap();
     let path = dir.join(name);
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/images/echo.rs");
-    let fresh = |p: &Path| {
-        let made = fs::metadata(p).and_then(|m| m.modified()).ok();
-        let written = fs::metadata(&source).and_then(|m| m.modified()).ok();
-        made.is_some() && made > written
-    };
-    if !fresh(&path) {
+    let modified = |p: &Path| fs::metadata(p).and_then(|m| m.modified()).ok();
+    let made = modified(&path);
+    if made.is_none() || sources.iter().any(|source| modified(source) >= made) {
         let part = dir.join(format!("{name}.{}", std::process::id()));
         make(&part);
         fs::rename(&part, &path).unwrap();
     }
     path
+}
+
+fn echo_source() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/images/echo.rs")
 }
 
 fn busybox_layer() -> Vec<u8> {
@@ -83,7 +84,7 @@ fn echo_layer() -> Vec<u8> {
     // rustc's intermediate files lie beside its output: a directory of its own for each of the concurrent tests
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let out = dir.path().join("echo");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/images/echo.rs");
+    let source = echo_source();
     let status = Command::new("rustc")
         .args(["--edition=2024", "-Copt-level=2", "-Ctarget-feature=+crt-static", "-Cstrip=symbols", "-o"])
         .args([&out, &source])
@@ -120,45 +121,109 @@ fn file(tar: &mut tar::Builder<Vec<u8>>, path: &str, mode: u32, data: &[u8]) {
     tar.append_data(&mut h, path, data).unwrap();
 }
 
+/// A layer of files, each with path, mode and content.
+pub(super) fn layer(files: &[(&str, u32, &[u8])]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (path, mode, content) in files {
+        file(&mut tar, path, *mode, content);
+    }
+    tar.into_inner().unwrap()
+}
+
+/// The machine's architecture in OCI's words.
+pub(super) fn architecture() -> &'static str {
+    if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }
+}
+
 /// Writes an OCI layout archive of one image with one layer.
 pub(crate) fn archive_of(layer: &[u8], config: &serde_json::Value, tags: &[&str], to: &Path) {
     archive_with(&[(layer, config, tags)], to);
 }
 
 fn archive_with(images: &[(&[u8], &serde_json::Value, &[&str])], to: &Path) {
-    let mut tar = tar::Builder::new(Vec::new());
-    let mut manifests = Vec::new();
-    let mut written = std::collections::HashSet::new();
-    let mut blob = |tar: &mut tar::Builder<Vec<u8>>, data: &[u8]| {
-        let digest = hex::encode(Sha256::digest(data));
-        if written.insert(digest.clone()) {
-            file(tar, &format!("blobs/sha256/{digest}"), 0o644, data);
-        }
-        format!("sha256:{digest}")
-    };
+    let mut archive = OciArchive::default();
     for (layer, config, tags) in images {
-        let layer_digest = blob(&mut tar, layer);
-        let config = json!({
-            "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }, "os": "linux",
-            "config": config, "rootfs": {"type": "layers", "diff_ids": [layer_digest]}
-        })
-        .to_string();
-        let config_digest = blob(&mut tar, config.as_bytes());
-        let manifest = json!({
-            "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": config_digest, "size": config.len()},
-            "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": layer_digest, "size": layer.len()}]
-        })
-        .to_string();
-        let digest = blob(&mut tar, manifest.as_bytes());
-        for tag in *tags {
-            manifests.push(json!({
-                "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": manifest.len(),
-                "annotations": {"io.containerd.image.name": tag, "org.opencontainers.image.ref.name": tag}
-            }));
-        }
+        archive.image(layer, config, ("linux", architecture()), tags);
     }
-    file(&mut tar, "oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#);
-    file(&mut tar, "index.json", 0o644, json!({"schemaVersion": 2, "manifests": manifests}).to_string().as_bytes());
-    fs::write(to, tar.into_inner().unwrap()).unwrap();
+    archive.write(to);
+}
+
+/// An OCI layout archive in the making.
+#[derive(Default)]
+pub(crate) struct OciArchive {
+    blobs: BTreeMap<String, Vec<u8>>,
+    manifests: Vec<serde_json::Value>,
+}
+
+impl OciArchive {
+    fn blob(&mut self, data: &[u8]) -> String {
+        let digest = hex::encode(Sha256::digest(data));
+        self.blobs.insert(digest.clone(), data.to_vec());
+        format!("sha256:{digest}")
+    }
+
+    /// Adds an image of one layer; gives the descriptor of its manifest.
+    pub(crate) fn image(
+        &mut self,
+        layer: &[u8],
+        config: &serde_json::Value,
+        (os, architecture): (&str, &str),
+        tags: &[&str],
+    ) -> serde_json::Value {
+        let diff_id = format!("sha256:{}", hex::encode(Sha256::digest(layer)));
+        let config = json!({
+            "architecture": architecture, "os": os,
+            "config": config, "rootfs": {"type": "layers", "diff_ids": [diff_id]}
+        });
+        let layers = [("application/vnd.oci.image.layer.v1.tar", layer.to_vec())];
+        let mut descriptor = self.manifest(("application/vnd.oci.image.config.v1+json", config), &layers, tags);
+        descriptor["platform"] = json!({"architecture": architecture, "os": os});
+        descriptor
+    }
+
+    /// Adds a manifest of media types and contents; gives its descriptor.
+    pub(crate) fn manifest(
+        &mut self,
+        (config_type, config): (&str, serde_json::Value),
+        layers: &[(&str, Vec<u8>)],
+        tags: &[&str],
+    ) -> serde_json::Value {
+        let config = config.to_string();
+        let config = json!({"mediaType": config_type, "digest": self.blob(config.as_bytes()), "size": config.len()});
+        let layers: Vec<_> = layers
+            .iter()
+            .map(|(media, data)| json!({"mediaType": media, "digest": self.blob(data), "size": data.len()}))
+            .collect();
+        let media = "application/vnd.oci.image.manifest.v1+json";
+        self.document(media, &json!({"schemaVersion": 2, "mediaType": media, "config": config, "layers": layers}), tags)
+    }
+
+    /// Adds an index of images that were added without tags.
+    pub(crate) fn index(&mut self, descriptors: &[serde_json::Value], tags: &[&str]) {
+        let media = "application/vnd.oci.image.index.v1+json";
+        self.document(media, &json!({"schemaVersion": 2, "mediaType": media, "manifests": descriptors}), tags);
+    }
+
+    fn document(&mut self, media: &str, document: &serde_json::Value, tags: &[&str]) -> serde_json::Value {
+        let document = document.to_string();
+        let descriptor = json!({"mediaType": media, "digest": self.blob(document.as_bytes()), "size": document.len()});
+        for tag in tags {
+            let mut named = descriptor.clone();
+            named["annotations"] = json!({"io.containerd.image.name": tag, "org.opencontainers.image.ref.name": tag});
+            self.manifests.push(named);
+        }
+        descriptor
+    }
+
+    /// Writes the archive.
+    pub(crate) fn write(self, to: &Path) {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (digest, data) in &self.blobs {
+            file(&mut tar, &format!("blobs/sha256/{digest}"), 0o644, data);
+        }
+        let index = json!({"schemaVersion": 2, "manifests": self.manifests}).to_string();
+        file(&mut tar, "oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#);
+        file(&mut tar, "index.json", 0o644, index.as_bytes());
+        fs::write(to, tar.into_inner().unwrap()).unwrap();
+    }
 }
