@@ -197,7 +197,7 @@ impl Files {
         platform: &Platform,
     ) -> Result<NewImage, Error> {
         let size = manifest.content_size().saturating_add(descriptor.size);
-        if let Some(module) = manifest.wasm_module() {
+        if let Some(module) = manifest.wasm_module()? {
             let file = self.blob(module)?;
             return Ok(NewImage::wasm_module(descriptor.digest, module.digest, Some(file.path.clone()), size));
         }

@@ -36,11 +36,16 @@ pub struct Image {
 pub enum ImageKind {
     /// A root file system with native programs.
     Container,
-    /// A root file system whose entrypoint is a WebAssembly module in it (platform `wasi/wasm`).
-    WasmRootfs,
-    /// An OCI artifact whose one layer is the module itself.
+    /// A root file system whose program is a WebAssembly module in it: made for the platform `wasi/wasm`, or for Linux with
+    /// a module as its entrypoint.
+    WasmRootfs {
+        /// Digest of the module, if what the image says it runs is one.
+        #[serde(default)]
+        module: Option<Digest>,
+    },
+    /// An OCI artifact that is the module itself.
     WasmModule {
-        /// Digest of the module; its file is [`Image::wasm_module`].
+        /// Digest of the module.
         module: Digest,
     },
 }

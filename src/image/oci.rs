@@ -14,6 +14,7 @@ const INDEX_TYPES: [&str; 2] =
     ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
 const MANIFEST_TYPES: [&str; 2] =
     ["application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"];
+/// Layers that are a module or component: of the CNCF's artifact, and of the older ones that wasm-to-oci and Spin write.
 const WASM_LAYER_TYPES: [&str; 2] = ["application/wasm", "application/vnd.wasm.content.layer.v1+wasm"];
 
 /// What a registry is asked to answer with.
@@ -55,9 +56,17 @@ pub(crate) struct Manifest {
 }
 
 impl Manifest {
-    /// The module of a WebAssembly artifact, whose one layer is the module.
-    pub(crate) fn wasm_module(&self) -> Option<&Descriptor> {
-        self.layers.first().filter(|layer| WASM_LAYER_TYPES.contains(&layer.media_type.as_str()))
+    /// The module of a WebAssembly artifact. Other layers beside it are files for other hosts (Spin's), which a module that is
+    /// run as it is does not see.
+    pub(crate) fn wasm_module(&self) -> Result<Option<&Descriptor>, Error> {
+        let mut modules = self.layers.iter().filter(|layer| WASM_LAYER_TYPES.contains(&layer.media_type.as_str()));
+        match (modules.next(), modules.count()) {
+            (Some(_), others) if others > 0 => {
+                let reason = format!("{} WebAssembly modules in one artifact; which one is to be run?", others + 1);
+                Err(Error::malformed("manifest", reason))
+            }
+            (module, _) => Ok(module),
+        }
     }
 
     /// Bytes of the configuration and all layers.
@@ -172,7 +181,7 @@ impl ConfigFile {
     }
 
     pub(crate) fn kind(&self) -> ImageKind {
-        if self.platform.is_wasm() { ImageKind::WasmRootfs } else { ImageKind::Container }
+        if self.platform.is_wasm() { ImageKind::WasmRootfs { module: None } } else { ImageKind::Container }
     }
 
     pub(crate) fn image_config(&self) -> ImageConfig {

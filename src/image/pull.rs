@@ -197,7 +197,7 @@ impl Pull {
         repo_digests: Vec<String>,
     ) -> Result<Arc<Image>, Error> {
         let size = manifest.content_size().saturating_add(descriptor.size);
-        let (mut image, wanted, _locks, _lease) = if let Some(module) = manifest.wasm_module() {
+        let (mut image, wanted, _locks, _lease) = if let Some(module) = manifest.wasm_module()? {
             let path = self.store.content.partial(module.digest);
             let locks = self.store.pulls.lock(vec![path.clone()]).await;
             let image = NewImage::wasm_module(descriptor.digest, module.digest, Some(path), size);

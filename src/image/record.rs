@@ -64,7 +64,7 @@ impl Record {
     fn is_complete(&self, content: &ContentDir, layers: &HashMap<Digest, LayerRecord>) -> bool {
         let module = match &self.kind {
             ImageKind::WasmModule { module } => content.blob(*module).exists(),
-            ImageKind::Container | ImageKind::WasmRootfs => true,
+            ImageKind::Container | ImageKind::WasmRootfs { .. } => true,
         };
         module && self.layers.iter().all(|chain| layers.contains_key(chain))
     }

@@ -10,6 +10,7 @@ use crate::distribution::Registries;
 use crate::error::Error;
 use crate::image::{DiskUsage, Image, ImageConfig, ImageKind, Progress, ProgressFn};
 use crate::layers::{self, LayerRecord, LayerSource, chain_ids};
+use crate::module;
 use crate::platform::Platform;
 use crate::pull::Pulls;
 use crate::record::{self, Record};
@@ -46,6 +47,8 @@ pub(crate) struct Inner {
     pub(crate) limits: Limits,
     pub(crate) pulls: Pulls,
     state: Mutex<State>,
+    /// Digests of programs in layers, by their files.
+    pub(crate) programs: Mutex<HashMap<PathBuf, Digest>>,
     /// Held while the store changes on disk.
     changing: Mutex<()>,
 }
@@ -116,6 +119,7 @@ impl ImageStore {
             limits: config.limits,
             pulls: Pulls::new(config.registries),
             state: Mutex::new(state),
+            programs: Mutex::default(),
             changing: Mutex::new(()),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -171,7 +175,7 @@ impl ImageStore {
     pub fn wasm_module(&self, image: &Image) -> Option<PathBuf> {
         match &image.kind {
             ImageKind::WasmModule { module } => Some(self.inner.content.blob(*module)),
-            ImageKind::Container | ImageKind::WasmRootfs => None,
+            ImageKind::Container | ImageKind::WasmRootfs { .. } => None,
         }
     }
 
@@ -242,14 +246,22 @@ impl Inner {
         added
     }
 
-    fn add_locked(&self, images: Vec<NewImage>, progress: &ProgressFn) -> Result<Vec<Arc<Image>>, Error> {
-        for image in &images {
+    fn add_locked(&self, mut images: Vec<NewImage>, progress: &ProgressFn) -> Result<Vec<Arc<Image>>, Error> {
+        for image in &mut images {
             let known = self.state.lock().layers.clone();
             let new = layers::unpack_missing(&self.content, &known, &image.layers, &self.limits, progress)?;
             self.state.lock().layers.extend(new.into_iter().map(|layer| (layer.chain_id, layer)));
+            let chains = chain_ids(image.layers.iter().map(|layer| layer.diff_id));
+            let lower_dirs: Vec<_> = chains.iter().rev().map(|chain| self.content.layer_fs(*chain)).collect();
+            image.kind = module::kind(image.kind.clone(), &image.config, &lower_dirs)?;
             if let Some((digest, file)) = &image.module {
-                self.content.publish(file, &self.content.blob(*digest))?;
-                self.content.sync()?;
+                let blob = self.content.blob(*digest);
+                // Several artifacts may hold the same module.
+                if !blob.exists() {
+                    module::check(*digest, file)?;
+                    self.content.publish(file, &blob)?;
+                    self.content.sync()?;
+                }
             }
         }
         images.into_iter().map(|image| self.record(image)).collect()
@@ -315,7 +327,7 @@ impl Inner {
                 .values()
                 .filter_map(|record| match record.kind {
                     ImageKind::WasmModule { module } => Some(self.content.blob(module)),
-                    ImageKind::Container | ImageKind::WasmRootfs => None,
+                    ImageKind::Container | ImageKind::WasmRootfs { .. } => None,
                 })
                 .collect();
             (unused, modules)

@@ -25,6 +25,15 @@ pub(super) fn priority_classes() -> [Value; 2] {
     ]
 }
 
+/// The ways of running WebAssembly: each program in a process of its own (what happens without a class, too, when the image is
+/// a module), or many in one process of the node. What an administrator changes in them stays; a deleted one is back after a
+/// restart.
+pub(super) fn runtime_classes() -> [Value; 2] {
+    ["wasm", "wasm-dense"].map(|name| {
+        json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": name}, "handler": name})
+    })
+}
+
 /// The Service through which pods reach the API server.
 pub(super) fn kubernetes_service(o: &Options) -> Value {
     let ip = o.service_ip.to_string();

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{TestImage, TestStore, docker_archive, gzip, noise, oci_archive, open, tar_of};
-use edge_image::{ArchiveEvent, Digest, Error, GarbagePolicy, Platform, Reference};
+use edge_image::{ArchiveEvent, Digest, Error, GarbagePolicy, ImageKind, Platform, Reference};
 use std::collections::HashSet;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -321,4 +321,80 @@ async fn the_drop_folder_imports_at_start_and_while_running() {
     assert!(matches!(event(&mut events).await, ArchiveEvent::Ready));
     drop(events);
     task.await.unwrap().unwrap();
+}
+
+const WASM: &[u8] = b"\0asm\x01\0\0\0";
+
+fn wasi() -> Platform {
+    Platform { os: "wasi".into(), architecture: "wasm".into(), variant: None }
+}
+
+#[tokio::test]
+async fn webassembly_in_every_packing() {
+    let store = TestStore::new();
+    let module = Digest::of(WASM);
+    let cncf = TestImage::artifact("application/vnd.wasm.config.v0+json", &[("application/wasm", WASM)]);
+    let spin = TestImage::artifact(
+        "application/vnd.fermyon.spin.application.v1+config",
+        &[
+            ("application/vnd.wasm.content.layer.v1+data", b"a file"),
+            ("application/vnd.wasm.content.layer.v1+wasm", WASM),
+        ],
+    );
+    let layer = tar_of(&[("app.wasm", WASM), ("bin/app", b"\x7fELF")]);
+    let buildx = TestImage::new(&wasi(), std::slice::from_ref(&layer)).running(&["/app.wasm"]);
+    let scratch = TestImage::new(&Platform::host(), std::slice::from_ref(&layer)).running(&["app.wasm"]);
+    let native = TestImage::new(&Platform::host(), std::slice::from_ref(&layer));
+    let archive = oci_archive(&[
+        ("w/cncf:1", &[&cncf]),
+        ("w/spin:1", &[&spin]),
+        ("w/buildx:1", &[&buildx]),
+        ("w/scratch:1", &[&scratch]),
+        ("w/native:1", &[&native]),
+        ("w/both:1", &[&buildx, &native]),
+    ]);
+    import(&store, &archive).await.unwrap();
+    let again = open(&store.content());
+    for store in [&store.store, &again] {
+        for name in ["w/cncf:1", "w/spin:1"] {
+            assert_eq!(store.get(name).unwrap().kind, ImageKind::WasmModule { module }, "{name}");
+        }
+        for name in ["w/buildx:1", "w/scratch:1"] {
+            assert_eq!(store.get(name).unwrap().kind, ImageKind::WasmRootfs { module: Some(module) }, "{name}");
+        }
+        // Where there is a native program it is preferred.
+        for name in ["w/native:1", "w/both:1"] {
+            assert_eq!(store.get(name).unwrap().kind, ImageKind::Container, "{name}");
+        }
+        for name in ["w/cncf:1", "w/spin:1", "w/buildx:1", "w/scratch:1"] {
+            let program = store.wasm_program(store.get(name).unwrap(), None, None).await.unwrap();
+            assert_eq!((program.digest, std::fs::read(program.path).unwrap().as_slice()), (module, WASM), "{name}");
+        }
+        let other =
+            store.wasm_program(store.get("w/buildx:1").unwrap(), Some("bin/app".into()), Some("/".into())).await;
+        assert_eq!(other.unwrap().digest, Digest::of(b"\x7fELF"));
+        let missing = store.wasm_program(store.get("w/buildx:1").unwrap(), Some("nope.wasm".into()), None).await;
+        assert!(missing.unwrap_err().to_string().contains("no such file in the image"));
+        assert_eq!(store.wasm_digests(), HashSet::from([module, Digest::of(b"\x7fELF")]));
+    }
+}
+
+#[tokio::test]
+async fn webassembly_that_is_none_is_refused_in_words() {
+    let store = TestStore::new();
+    let config = "application/vnd.wasm.config.v0+json";
+    let text = TestImage::artifact(config, &[("application/wasm", b"#!/bin/sh")]);
+    let two = TestImage::artifact(config, &[("application/wasm", WASM), ("application/wasm", b"\0asm2")]);
+    let mut truncated = TestImage::artifact(config, &[("application/wasm", WASM)]);
+    let whole = oci_archive(&[("w/t:1", &[&truncated])]);
+    truncated.blobs[0].truncate(4);
+    for (archive, words) in [
+        (oci_archive(&[("w/text:1", &[&text])]), "not a WebAssembly module"),
+        (oci_archive(&[("w/two:1", &[&two])]), "2 WebAssembly modules"),
+        (whole[..whole.len() - 4000].to_vec(), "archive"),
+    ] {
+        let error = import(&store, &archive).await.unwrap_err();
+        assert!(edge_image::error_chain(&error).contains(words), "{}", edge_image::error_chain(&error));
+        assert_eq!(store.leftovers(), Vec::<std::path::PathBuf>::new());
+    }
 }

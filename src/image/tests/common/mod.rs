@@ -41,6 +41,8 @@ pub(crate) struct TestImage {
     /// Compressed, as they are stored and transferred.
     pub(crate) blobs: Vec<Vec<u8>>,
     pub(crate) platform: Platform,
+    /// Media types of the configuration and of each layer, for an artifact that is no image.
+    pub(crate) artifact: Option<(&'static str, Vec<&'static str>)>,
 }
 
 impl TestImage {
@@ -53,7 +55,25 @@ impl TestImage {
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
         });
         let blobs = layers.iter().map(|layer| gzip(layer)).collect();
-        Self { config: serde_json::to_vec(&config).unwrap(), blobs, platform: platform.clone() }
+        Self { config: serde_json::to_vec(&config).unwrap(), blobs, platform: platform.clone(), artifact: None }
+    }
+
+    /// An artifact of layers with their media types.
+    pub(crate) fn artifact(config_type: &'static str, layers: &[(&'static str, &[u8])]) -> Self {
+        Self {
+            config: br#"{"architecture":"wasm","os":"wasip1"}"#.to_vec(),
+            blobs: layers.iter().map(|(_, data)| data.to_vec()).collect(),
+            platform: Platform { os: "wasip1".into(), architecture: "wasm".into(), variant: None },
+            artifact: Some((config_type, layers.iter().map(|(media, _)| *media).collect())),
+        }
+    }
+
+    /// Changes what the image runs.
+    pub(crate) fn running(mut self, entrypoint: &[&str]) -> Self {
+        let mut config: Value = serde_json::from_slice(&self.config).unwrap();
+        config["config"]["Entrypoint"] = json!(entrypoint);
+        self.config = serde_json::to_vec(&config).unwrap();
+        self
     }
 
     /// An image for this machine with one file per layer.
@@ -67,13 +87,15 @@ impl TestImage {
     }
 
     pub(crate) fn manifest(&self) -> Vec<u8> {
-        let descriptor = |kind: &str, bytes: &[u8]| {
-            json!({"mediaType": format!("application/vnd.oci.image.{kind}"), "size": bytes.len(),
-                "digest": Digest::of(bytes).to_string()})
+        let descriptor = |media: &str, bytes: &[u8]| json!({"mediaType": media, "size": bytes.len(), "digest": Digest::of(bytes).to_string()});
+        let of_image = || {
+            let layer = "application/vnd.oci.image.layer.v1.tar+gzip";
+            ("application/vnd.oci.image.config.v1+json", vec![layer; self.blobs.len()])
         };
-        let layers: Vec<Value> = self.blobs.iter().map(|blob| descriptor("layer.v1.tar+gzip", blob)).collect();
+        let (config, media) = self.artifact.clone().unwrap_or_else(of_image);
+        let layers: Vec<Value> = self.blobs.iter().zip(media).map(|(blob, media)| descriptor(media, blob)).collect();
         let manifest = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": descriptor("config.v1+json", &self.config), "layers": layers});
+            "config": descriptor(config, &self.config), "layers": layers});
         serde_json::to_vec(&manifest).unwrap()
     }
 }
