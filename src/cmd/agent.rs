@@ -185,9 +185,21 @@ pub(crate) async fn start(parts: NodeParts<'_>, tasks: &mut JoinSet<()>) -> Resu
     let other_metrics = Arc::new(move || if has_dns { dns_metrics.text() } else { String::new() });
     let compiler = compiler(&agent_dir).await?;
     let with = Dependencies { client, informers, runtime: Arc::new(runtime), images, compiler, network, other_metrics };
-    Kubelet::start(kubelet_config(node, facts, addresses, agent_dir), with)
+    let kubelet = Kubelet::start(kubelet_config(node, facts, addresses, agent_dir), with)
         .await
-        .map_err(doing("starting the node agent"))
+        .map_err(doing("starting the node agent"))?;
+    let (server, socket) = (kubelet.server(), local_socket(data_dir));
+    tasks.spawn(async move {
+        if let Err(error) = server.listen_locally(&socket).await {
+            tracing::error!(%error, socket = %socket.display(), "edge image will not work");
+        }
+    });
+    Ok(kubelet)
+}
+
+/// The socket at which the agent of a data directory answers `edge image`.
+pub(crate) fn local_socket(data_dir: &Path) -> PathBuf {
+    data_dir.join("run/agent.sock")
 }
 
 fn dns_config(

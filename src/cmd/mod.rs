@@ -5,6 +5,7 @@ mod agent_command;
 mod check_command;
 mod facts;
 mod identities;
+mod image_command;
 mod instance;
 mod join;
 mod join_tokens;
@@ -53,6 +54,11 @@ enum Commands {
     Agent(Box<AgentArgs>),
     /// Manage the tokens with which machines join
     Token(token_command::TokenArgs),
+    /// Look after the container images of this node
+    ///
+    /// Asks the edge that runs on this machine, and needs root. Archives can also be dropped into the directory
+    /// agent/images of the data directory.
+    Image(image_command::ImageArgs),
     /// End all pods of this machine and take away what edge has made of it
     ///
     /// Containers, control groups, mounts, links, routes and packet filter tables go; the data directory stays, and
@@ -129,6 +135,7 @@ pub(crate) fn main() -> ExitCode {
                 Err(error) => fail(USAGE, &error),
             }
         }
+        Commands::Image(args) => image_command::main(args),
         Commands::Token(args) => token_command::main(args),
         Commands::Teardown(args) => teardown_command::main(&args),
         Commands::Check(args) => check_command::main(&args),

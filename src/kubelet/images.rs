@@ -5,7 +5,8 @@ use crate::pods::Manager;
 use crate::pods::record::{ImageRef, Problem};
 use crate::pods::shared::PodShared;
 use edge_client::{EventType, node_reference};
-use edge_image::{ArchiveEvent, Digest, GarbagePolicy, Image, Keyring, PullOptions, Reference, error_chain};
+use edge_image::{ArchiveEvent, Digest, GarbagePolicy, Image, ImageKind, Keyring, PullOptions, Reference, error_chain};
+use edge_wasm::{CompileError, Compiled};
 use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -96,6 +97,11 @@ pub(crate) async fn ensure(
             };
             match pulled {
                 Ok(image) => {
+                    // What is wrong with a module is told when its container is made.
+                    let words = (container.command.as_ref(), container.working_dir.clone());
+                    if image.kind != ImageKind::Container {
+                        let _ = compile(cx, &image, words.0.and_then(|c| c.first()).cloned(), words.1).await;
+                    }
                     let took = format!("{:.3}s", begun.elapsed().as_secs_f64());
                     let size = image.size;
                     tell(
@@ -172,6 +178,7 @@ pub(crate) async fn follow_imports(cx: Arc<Context>, manager: Arc<Manager>) {
             match event {
                 ArchiveEvent::Imported { path, images } => {
                     tracing::info!(archive = %path.display(), images = images.len(), "image archive imported");
+                    compile_all(&cx, images);
                     cx.imports.send_modify(|_| {});
                     manager.image_arrived();
                 }
@@ -187,6 +194,8 @@ pub(crate) async fn follow_imports(cx: Arc<Context>, manager: Arc<Manager>) {
                 }
                 ArchiveEvent::Ready => {
                     cx.imports.send_replace(true);
+                    // what another version of edge left
+                    sweep_compiled(&cx).await;
                 }
             }
         }
@@ -194,6 +203,61 @@ pub(crate) async fn follow_imports(cx: Arc<Context>, manager: Arc<Manager>) {
     if let (Err(error), ()) = tokio::join!(watch, tell) {
         tracing::error!(folder = %folder.display(), error = error_chain(&error), "drop folder of images not watched");
         cx.imports.send_replace(true);
+    }
+}
+
+/// Why an image's WebAssembly program cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ProgramError {
+    #[error("{}", error_chain(.0))]
+    Find(#[from] edge_image::Error),
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+}
+
+/// The machine code of a WebAssembly image's program: out of the cache mostly, since it is compiled when the image arrives.
+/// `program` and `working_dir` are the container's, where they are not the image's.
+pub(crate) async fn compile(
+    cx: &Context,
+    image: &Arc<Image>,
+    program: Option<String>,
+    working_dir: Option<String>,
+) -> Result<Compiled, ProgramError> {
+    let found = cx.images.wasm_program(image.clone(), program, working_dir).await?;
+    let compiled = cx.compiler.compile(&found.digest.hex(), &found.path).await;
+    if let Err(error) = &compiled {
+        tracing::debug!(image = %image.id, %error, "WebAssembly program not compiled");
+    }
+    Ok(compiled?)
+}
+
+/// Compiles the programs of new images one after the other, in the background: others need not wait for them.
+fn compile_all(cx: &Arc<Context>, mut images: Vec<Arc<Image>>) {
+    images.retain(|image| image.kind != ImageKind::Container);
+    if images.is_empty() {
+        return;
+    }
+    let cx = cx.clone();
+    tokio::spawn(async move {
+        let compile = async {
+            for image in images {
+                if let Err(error) = compile(&cx, &image, None, None).await {
+                    let image = image.repo_tags.first().cloned().unwrap_or_else(|| image.id.to_string());
+                    tracing::warn!(image, %error, "the WebAssembly program of an imported image will not run");
+                }
+            }
+        };
+        cx.stop.run_until_cancelled(compile).await;
+    });
+}
+
+/// Removes machine code that no image needs.
+pub(crate) async fn sweep_compiled(cx: &Context) {
+    let in_use = cx.images.wasm_digests().iter().map(Digest::hex).collect();
+    match cx.compiler.sweep(in_use).await {
+        Ok(0) => {}
+        Ok(bytes) => tracing::info!(bytes, "unused machine code removed"),
+        Err(error) => tracing::warn!(%error, "unused machine code not removed"),
     }
 }
 
@@ -216,6 +280,7 @@ pub(crate) async fn collect_garbage(cx: Arc<Context>) {
             Ok(freed) => tracing::info!(images = freed.images.len(), bytes = freed.bytes, "unused images removed"),
             Err(error) => tracing::warn!(error = error_chain(&error), "unused images not removed"),
         }
+        sweep_compiled(&cx).await;
     }
 }
 
@@ -227,7 +292,7 @@ fn to_free(capacity: u64, available: u64) -> Option<u64> {
 }
 
 /// The images that pods of this node name.
-fn used_images(cx: &Context) -> HashSet<Digest> {
+pub(crate) fn used_images(cx: &Context) -> HashSet<Digest> {
     let selector = format!("spec.nodeName={}", cx.config.node_name);
     let pods = cx.informers.select::<Pod>(&selector).list();
     let containers = pods.iter().flat_map(|pod| crate::pods::record::spec_containers(pod).map(|(_, c)| c));

@@ -24,6 +24,7 @@ mod status;
 mod volumes;
 
 pub use config::{KUBELET_VERSION, KubeletConfig};
+pub use serve::images::{ImageInfo, ImageProgress, ImageType, ImagesRemoved};
 
 use context::Context;
 use edge_client::{Client, Informers};
@@ -161,6 +162,14 @@ impl Server {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         self.inner.clone().serve(stream).await;
+    }
+
+    /// Serves the images of this node (`edge image`) on a socket at `path` that only root can open, until the agent ends.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub async fn listen_locally(&self, path: &std::path::Path) -> std::io::Result<()> {
+        self.inner.clone().listen_locally(path).await
     }
 
     /// Serves the kubelet's API to whoever comes to a socket, until the agent ends. Who comes is asked for a client

@@ -1,7 +1,6 @@
 //! From a container of the API to a process: describing it to the runtime, starting it, reading how it ended.
 
 pub(crate) mod hooks;
-mod program;
 pub(crate) mod qos;
 pub(crate) mod security;
 mod spec;

@@ -1,8 +1,8 @@
 //! Describes a container to the runtime.
 
-use super::program::{self, ProgramError};
 use super::{Before, Labels, qos, security, wasm};
 use crate::env::{self, EnvError};
+use crate::images::{self, ProgramError};
 use crate::pods::runtime_class::{self, Handler, RuntimeClassError};
 use crate::pods::shared::PodShared;
 use crate::volumes::subpath::{self, SubPathError};
@@ -100,7 +100,7 @@ pub(super) async fn describe(
     let mut args = command(container, &image.config.entrypoint, &image.config.cmd, &variables);
     let program = match is_wasm {
         true => {
-            let program = program::compiled(cx, &image, &args).await;
+            let program = images::compile(cx, &image, args.first().cloned(), container.working_dir.clone()).await;
             Some(program.map_err(|source| DescribeError::Program { image: name.clone(), source })?)
         }
         false => None,

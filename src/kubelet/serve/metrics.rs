@@ -98,7 +98,7 @@ pub(super) async fn summary(cx: &Context, manager: &Manager) -> Value {
         "inodesFree": disk.available_inodes, "inodes": disk.capacity_inodes,
     });
     let image_fs = json!({"time": now, "availableBytes": disk.available_bytes, "capacityBytes": disk.capacity_bytes,
-        "usedBytes": disk.used_bytes, "inodesUsed": disk.used_inodes});
+        "usedBytes": disk.used_bytes + cx.compiler.disk_usage().unwrap_or(0), "inodesUsed": disk.used_inodes});
     json!({
         "node": {
             "nodeName": cx.config.node_name,

@@ -5,6 +5,7 @@
 //! this node, metrics.
 
 mod access;
+pub(crate) mod images;
 mod listener;
 mod logs;
 mod metrics;
@@ -100,6 +101,11 @@ impl Server {
     /// Serves the API over TLS, until the agent ends.
     pub(crate) async fn listen(self, socket: std::net::TcpListener, tls: Arc<rustls::ServerConfig>) -> io::Result<()> {
         listener::run(self, socket, tls).await
+    }
+
+    /// Serves [`images`] on a socket of the machine, until the agent ends.
+    pub(crate) async fn listen_locally(self, path: &std::path::Path) -> io::Result<()> {
+        images::listen(self, path).await
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {

@@ -17,6 +17,7 @@ mod rogue;
 pub(crate) mod space;
 pub(crate) mod systemd;
 pub(crate) mod vm;
+pub(crate) mod wasm;
 
 pub(crate) use agent::Agent;
 pub(crate) use clock::Clock;

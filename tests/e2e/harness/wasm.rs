@@ -125,7 +125,8 @@ impl OciArchive {
                     _ => ("linux", super::images::architecture()),
                 };
                 let config = json!({"Entrypoint": ["/app.wasm"], "Env": ["FROM_IMAGE=yes"]});
-                let layer = super::images::layer(&[("app.wasm", 0o755, module), ("data/file", 0o644, b"of the image\n")]);
+                let layer =
+                    super::images::layer(&[("app.wasm", 0o755, module), ("data/file", 0o644, b"of the image\n")]);
                 self.image(&layer, &config, platform, tags);
                 return;
             }
