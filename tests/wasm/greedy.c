@@ -9,6 +9,9 @@
 #include <string.h>
 #include <unistd.h>
 
+// Where everybody can see it: the compiler would leave out memory that nobody looks at.
+char *volatile taken;
+
 int main(int argc, char **argv) {
   const char *verb = argc > 1 ? argv[1] : "";
   setvbuf(stdout, NULL, _IONBF, 0);
@@ -22,6 +25,7 @@ int main(int argc, char **argv) {
         abort();
       }
       memset(some, (int)(i | 1), 1 << 20);
+      taken = some;
     }
     printf("has %ld MiB\n", mib);
     sleep(argc > 3 ? (unsigned)atoi(argv[3]) : 0);

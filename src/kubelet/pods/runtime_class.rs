@@ -53,6 +53,7 @@ fn named(handler: &str) -> Result<Handler, RuntimeClassError> {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
     #[test]
