@@ -199,6 +199,7 @@ impl OciArchive {
     }
 
     /// Adds an index of images that were added without tags.
+    #[allow(dead_code, reason = "for tests of images for several platforms")]
     pub(crate) fn index(&mut self, descriptors: &[serde_json::Value], tags: &[&str]) {
         let media = "application/vnd.oci.image.index.v1+json";
         self.document(media, &json!({"schemaVersion": 2, "mediaType": media, "manifests": descriptors}), tags);
