@@ -6,8 +6,8 @@
 //! The room knows nothing of containers: who calls it has made the process that it runs in what it should be (namespaces,
 //! cgroup, system call filter, identity).
 
-pub mod dense;
 mod compile;
+pub mod dense;
 mod engine;
 mod host;
 mod inspect;

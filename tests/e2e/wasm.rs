@@ -486,7 +486,7 @@ spec: {containers: [{name: main, image: "busybox:test", command: [sleep, "100000
 "#;
 
 #[test]
-#[ignore = "HTTP components do not run yet"]
+#[ignore = "not yet seen to pass"]
 fn components_answer_http() {
     let cluster = Cluster::start();
     cluster.drop_image("http.tar", &archive(&component("http"), Packing::Artifact, "http:test"));
@@ -495,8 +495,10 @@ fn components_answer_http() {
     for pod in ["echo", "client", "stranger"] {
         cluster.wait_for(&format!("pod/{pod}"), "condition=Ready");
     }
+    // by its address: a static busybox cannot look up names
+    let service = cluster.get(&["service", "web"])["spec"]["clusterIP"].as_str().unwrap().to_owned();
     let ask = |from: &str, path: &str| {
-        let url = format!("http://web:8000{path}");
+        let url = format!("http://{service}:8000{path}");
         cluster.try_kubectl(Kubectl::Newest, &["exec", from, "--", "wget", "-T", "5", "-qO-", &url])
     };
     let answer = |path: &str| {
@@ -515,7 +517,7 @@ fn components_answer_http() {
     });
     assert!((0..5).all(|_| answer("/count") == "1\n"));
     // it asks a native server by the name of its service
-    assert!(answer("/fetch/echo/hostname").contains("echo") || answer("/fetch/echo/").contains("v1"));
+    assert!(answer("/fetch/echo/path").contains("version=v1 host=echo"), "{}", answer("/fetch/echo/path"));
     // a request that traps is the only one that suffers
     assert!(!ask("client", "/trap").status.success());
     assert_eq!(answer("/x"), "hello from wasm /x\n");
