@@ -170,15 +170,6 @@ impl ImageStore {
         images
     }
 
-    /// The file of a WebAssembly artifact's module; `None` for other kinds.
-    #[must_use]
-    pub fn wasm_module(&self, image: &Image) -> Option<PathBuf> {
-        match &image.kind {
-            ImageKind::WasmModule { module } => Some(self.inner.content.blob(*module)),
-            ImageKind::Container | ImageKind::WasmRootfs { .. } => None,
-        }
-    }
-
     /// Notes that a container uses image `id` now. In memory only: an idle node writes nothing, and after a restart
     /// every image counts as used when it was added, until it is touched again.
     pub fn touch(&self, id: Digest) {

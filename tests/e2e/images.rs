@@ -10,13 +10,13 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 /// Debian's docker-registry on the outside of a cluster; ends with its owner.
-struct Registry {
+pub(crate) struct Registry {
     child: Child,
-    address: String,
+    pub(crate) address: String,
 }
 
 impl Registry {
-    fn start(cluster: &Cluster, port: u16, extra: &str) -> Self {
+    pub(crate) fn start(cluster: &Cluster, port: u16, extra: &str) -> Self {
         let ip = Ipv4Addr::from_bits(cluster.ip.to_bits() - 1);
         let dir = cluster.dir.join(format!("registry-{port}"));
         fs::create_dir_all(&dir).unwrap();
@@ -42,7 +42,7 @@ impl Registry {
     }
 
     /// Pushes an OCI archive's first image over plain HTTP; gives the manifest's digest.
-    fn push(&self, archive: &Path, name: &str, tag: &str) -> String {
+    pub(crate) fn push(&self, archive: &Path, name: &str, tag: &str) -> String {
         let mut blobs = std::collections::HashMap::new();
         let mut index = String::new();
         let mut tar = tar::Archive::new(fs::File::open(archive).unwrap());

@@ -32,3 +32,4 @@ mod streams;
 mod vm;
 mod walkthrough;
 mod wasm;
+mod wasm_images;

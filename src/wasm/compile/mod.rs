@@ -112,7 +112,10 @@ impl Compiler {
         let begun = std::time::Instant::now();
         let job = Job::module(&self.inner.program, module, self.inner.limits)?;
         let output = job.run(self.inner.cache.directory()).await?;
-        let (this, name) = (Arc::clone(&self.inner), cache::name(digest, &output.engine_key));
+        if output.engine_key != key {
+            return Err(CompileError::Crashed("its engine is another one than before".to_owned()));
+        }
+        let (this, name) = (Arc::clone(&self.inner), cache::name(digest, key));
         let compiled = process::blocking(move || this.cache.store(&name, output)).await?;
         let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(digest, bytes = compiled.bytes, milliseconds, "WebAssembly module compiled");

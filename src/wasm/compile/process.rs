@@ -91,7 +91,7 @@ impl Job {
         self.supervise(|mut child, job| {
             let answer = read_line(&mut BufReader::new(take_stdout(&mut child)?));
             match (answer, job.end(child)) {
-                (Ok(Answer::EngineKey(key)), Ok(())) => Ok(key),
+                (Ok(Answer::EngineKey(key)), Ok(())) if is_key(&key) => Ok(key),
                 (Ok(Answer::Failed(reason)), _) => Err(CompileError::Worker(reason)),
                 (_, Err(error)) => Err(error),
                 (Ok(_), Ok(())) => Err(unexpected("another answer than was asked for")),
@@ -117,9 +117,6 @@ impl Job {
             match (answer, taken) {
                 (Ok(Answer::Compiled { engine_key, world, bytes }), Some(Ok((code, crc32)))) => {
                     ended?;
-                    if !is_key(&engine_key) {
-                        return Err(unexpected("an engine key that is none"));
-                    }
                     Ok(Output { engine_key, world, code, bytes, crc32 })
                 }
                 (Ok(Answer::Invalid(reason)), _) => Err(CompileError::Invalid(reason)),

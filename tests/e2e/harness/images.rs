@@ -122,7 +122,7 @@ fn file(tar: &mut tar::Builder<Vec<u8>>, path: &str, mode: u32, data: &[u8]) {
 }
 
 /// A layer of files, each with path, mode and content.
-pub(super) fn layer(files: &[(&str, u32, &[u8])]) -> Vec<u8> {
+pub(crate) fn layer(files: &[(&str, u32, &[u8])]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (path, mode, content) in files {
         file(&mut tar, path, *mode, content);
@@ -131,7 +131,7 @@ pub(super) fn layer(files: &[(&str, u32, &[u8])]) -> Vec<u8> {
 }
 
 /// The machine's architecture in OCI's words.
-pub(super) fn architecture() -> &'static str {
+pub(crate) fn architecture() -> &'static str {
     if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }
 }
 
