@@ -18,6 +18,7 @@ mod signer;
 mod teardown_command;
 mod token_command;
 mod unpack_command;
+mod wasm_command;
 
 use crate::config::{AgentArgs, ServerArgs, with_files};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -69,6 +70,8 @@ enum Commands {
     ///
     /// Changes nothing. Exit code 1 when edge would not run.
     Check(check_command::CheckArgs),
+    /// Try WebAssembly programs, and package them as images
+    Wasm(wasm_command::WasmArgs),
     /// Print what a shell needs to complete edge's commands and flags
     ///
     /// For bash: edge completion bash > /usr/share/bash-completion/completions/edge
@@ -139,6 +142,7 @@ pub(crate) fn main() -> ExitCode {
         Commands::Token(args) => token_command::main(args),
         Commands::Teardown(args) => teardown_command::main(&args),
         Commands::Check(args) => check_command::main(&args),
+        Commands::Wasm(args) => wasm_command::main(args),
         Commands::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "edge", &mut script);

@@ -23,6 +23,7 @@ use edge_runtime::Zygote;
 use edge_storage::Lmdb;
 use nix::errno::Errno;
 use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, SockaddrIn6, sockopt};
+use std::borrow::Cow;
 use std::error::Error;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV6, TcpListener};
@@ -49,12 +50,15 @@ const SETTLE: Duration = Duration::from_millis(50);
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
 pub(crate) struct Failure {
-    what: &'static str,
+    what: Cow<'static, str>,
     source: Box<dyn Error + Send + Sync>,
 }
 
 /// Says what was being done when an error came.
-pub(crate) fn doing<E: Into<Box<dyn Error + Send + Sync>>>(what: &'static str) -> impl FnOnce(E) -> Failure {
+pub(crate) fn doing<E: Into<Box<dyn Error + Send + Sync>>>(
+    what: impl Into<Cow<'static, str>>,
+) -> impl FnOnce(E) -> Failure {
+    let what = what.into();
     move |source| Failure { what, source: source.into() }
 }
 
@@ -85,19 +89,19 @@ pub(crate) fn run_process(
     // monitors are forked from a process without threads, so this comes before everything else
     let zygote = match pods.then(Zygote::start).transpose() {
         Ok(zygote) => zygote,
-        Err(error) => return fail(1, &Failure { what: "starting the zygote", source: error.into() }),
+        Err(error) => return fail(1, &Failure { what: "starting the zygote".into(), source: error.into() }),
     };
     logging::start(debug);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return fail(1, &Failure { what: "starting the runtime", source: error.into() }),
+        Err(error) => return fail(1, &Failure { what: "starting the runtime".into(), source: error.into() }),
     };
     let code = runtime.block_on(async {
         raise_file_limit();
         let signals = signal(SignalKind::terminate()).and_then(|t| Ok((t, signal(SignalKind::interrupt())?)));
         match signals {
             Ok((terminate, interrupt)) => command(Process { zygote, terminate, interrupt }).await,
-            Err(error) => fail(1, &Failure { what: "listening for SIGTERM", source: error.into() }),
+            Err(error) => fail(1, &Failure { what: "listening for SIGTERM".into(), source: error.into() }),
         }
     });
     // what a blocking thread still does (reading an archive, say) is safe to leave at any point, as in a crash

@@ -33,3 +33,4 @@ mod vm;
 mod walkthrough;
 mod wasm;
 mod wasm_images;
+mod wasm_run;
