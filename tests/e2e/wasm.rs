@@ -486,7 +486,6 @@ spec: {containers: [{name: main, image: "busybox:test", command: [sleep, "100000
 "#;
 
 #[test]
-#[ignore = "not yet seen to pass"]
 fn components_answer_http() {
     let cluster = Cluster::start();
     cluster.drop_image("http.tar", &archive(&component("http"), Packing::Artifact, "http:test"));
@@ -495,11 +494,9 @@ fn components_answer_http() {
     for pod in ["echo", "client", "stranger"] {
         cluster.wait_for(&format!("pod/{pod}"), "condition=Ready");
     }
-    // by its address: a static busybox cannot look up names
-    let service = cluster.get(&["service", "web"])["spec"]["clusterIP"].as_str().unwrap().to_owned();
     let ask = |from: &str, path: &str| {
-        let url = format!("http://{service}:8000{path}");
-        cluster.try_kubectl(Kubectl::Newest, &["exec", from, "--", "wget", "-T", "5", "-qO-", &url])
+        let url = format!("http://web:8000{path}");
+        cluster.try_kubectl(Kubectl::Newest, &["exec", from, "--", "timeout", "5", "wget", "-qO-", &url])
     };
     let answer = |path: &str| {
         eventually(path, || {
