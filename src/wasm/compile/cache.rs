@@ -9,9 +9,9 @@ use super::process::Output;
 use crate::world::World;
 use edge_sys::fsutil;
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Version of the description's format.
@@ -90,7 +90,10 @@ impl Cache {
         let describing = self.directory.join(format!("{name}.json"));
         // An old description must not describe new code.
         fsutil::remove_file_if_exists(&describing).map_err(CompileError::io("remove", &describing))?;
-        let stored = output.code.as_file().sync_all().and_then(|()| {
+        // Nobody but root gets into the directory. A program's process, which is not root, opens the descriptor that it was
+        // given once more in order to share its pages with the others.
+        let readable = output.code.as_file().set_permissions(Permissions::from_mode(0o444));
+        let stored = readable.and_then(|()| output.code.as_file().sync_all()).and_then(|()| {
             output.code.persist(&path)?;
             fsutil::sync_dir(&self.directory)
         });

@@ -114,7 +114,9 @@ fn compiles_once_and_keeps_it() {
     let before = std::fs::metadata(&one.path).unwrap();
     assert_eq!(before.len(), one.bytes);
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
-    assert_eq!(before.permissions().mode() & 0o777, 0o600);
+    assert_eq!(before.permissions().mode() & 0o777, 0o444);
+    let directory = std::fs::metadata(one.path.parent().unwrap()).unwrap();
+    assert_eq!(directory.permissions().mode() & 0o777, 0o700, "nobody else gets to the file");
     bench.reopen();
     assert_eq!(run(bench.compile(&hello())).unwrap(), one);
     assert_eq!(std::fs::metadata(&one.path).unwrap().ino(), before.ino(), "compiled again");
