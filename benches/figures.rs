@@ -4,16 +4,16 @@
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot run should say where and stop")]
 #![expect(dead_code, unused_imports, reason = "the tests' harness has more than is needed here")]
 
+mod common;
 #[path = "../tests/e2e/harness/mod.rs"]
 mod harness;
 
+use common::{connect, processes, pss_kib};
 use futures::{StreamExt, TryStreamExt};
 use harness::Cluster;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
 use kube::api::{Api, DeleteParams, PostParams, WatchEvent, WatchParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::json;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 fn main() {
@@ -40,15 +40,6 @@ fn row(name: &str, edge: String, k3s: &str) {
     println!("{name:<44} {edge:>14}   {k3s}");
 }
 
-async fn connect(cluster: &Cluster) -> kube::Client {
-    let mut kubeconfig = Kubeconfig::read_from(cluster.kubeconfig()).unwrap();
-    for c in &mut kubeconfig.clusters {
-        c.cluster.as_mut().unwrap().server = Some(format!("https://{}:6443", cluster.ip));
-    }
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
-    kube::Client::try_from(config).unwrap()
-}
-
 async fn start_to_ready(cluster: &mut Cluster, name: &str) -> kube::Client {
     let start = Instant::now();
     tokio::task::block_in_place(|| cluster.launch());
@@ -71,25 +62,6 @@ async fn start_to_ready(cluster: &mut Cluster, name: &str) -> kube::Client {
     row(name, format!("{:.2} s", start.elapsed().as_secs_f64()), k3s);
     row("  of which until the API is served", format!("{:.2} s", served.as_secs_f64()), "");
     client
-}
-
-/// The server, its zygote and monitors: all that carry the cluster's mark in their environment.
-fn processes(cluster: &Cluster) -> Vec<PathBuf> {
-    let mark = format!("EDGE_E2E={}", cluster.dir.file_name().unwrap().to_str().unwrap());
-    std::fs::read_dir("/proc")
-        .unwrap()
-        .flatten()
-        .map(|e| e.path())
-        .filter(|p| {
-            std::fs::read(p.join("environ")).unwrap_or_default().split(|b| *b == 0).any(|v| v == mark.as_bytes())
-        })
-        .collect()
-}
-
-fn pss_kib(process: &std::path::Path) -> u64 {
-    let rollup = std::fs::read_to_string(process.join("smaps_rollup")).unwrap_or_default();
-    let line = rollup.lines().find(|l| l.starts_with("Pss:")).unwrap_or("Pss: 0 kB");
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 fn cpu_ticks(process: &std::path::Path) -> u64 {

@@ -4,9 +4,11 @@
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot run should say where and stop")]
 #![expect(dead_code, unused_imports, reason = "the tests' harness has more than is needed here")]
 
+mod common;
 #[path = "../tests/e2e/harness/mod.rs"]
 mod harness;
 
+use common::connect;
 use edge_client::Change;
 use edge_network::{Backend, NodeConfig, NodeNetwork};
 use edge_sys::netns;
@@ -16,7 +18,6 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket, sockopt,
@@ -24,7 +25,7 @@ use nix::sys::socket::{
 use serde_json::{Value, json};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -283,28 +284,9 @@ impl RuleEvents {
     }
 }
 
-async fn connect(cluster: &Cluster) -> kube::Client {
-    let mut kubeconfig = Kubeconfig::read_from(cluster.kubeconfig()).unwrap();
-    for c in &mut kubeconfig.clusters {
-        c.cluster.as_mut().unwrap().server = Some(format!("https://{}:6443", cluster.ip));
-    }
-    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
-    kube::Client::try_from(config).unwrap()
-}
-
-/// The server, its zygote and monitors: all that carry the cluster's mark in their environment.
+/// Memory of all that is edge's, in MiB.
 fn memory(cluster: &Cluster) -> f64 {
-    let mark = format!("EDGE_E2E={}", cluster.dir.file_name().unwrap().to_str().unwrap());
-    let is_ours = |p: &PathBuf| {
-        std::fs::read(p.join("environ")).unwrap_or_default().split(|b| *b == 0).any(|v| v == mark.as_bytes())
-    };
-    let all = std::fs::read_dir("/proc").unwrap().flatten().map(|e| e.path()).filter(is_ours);
-    let pss = |p: PathBuf| {
-        let rollup = std::fs::read_to_string(p.join("smaps_rollup")).unwrap_or_default();
-        let line = rollup.lines().find(|l| l.starts_with("Pss:")).unwrap_or("Pss: 0 kB");
-        line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap()
-    };
-    all.map(pss).sum::<f64>() / 1024.0
+    common::processes(cluster).iter().map(|process| common::pss_kib(process)).sum::<u64>() as f64 / 1024.0
 }
 
 /// Connections from the node to a service, which a server outside of the cluster accepts.

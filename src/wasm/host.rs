@@ -73,7 +73,7 @@ pub(crate) fn wasi_builder(invocation: &Invocation, stdio: &Stdio) -> WasiCtxBui
     builder.args(&invocation.args).envs(&invocation.env);
     builder.stdout(stdio.stdout.clone()).stderr(stdio.stderr.clone());
     if invocation.network {
-        builder.inherit_network().allow_ip_name_lookup(true);
+        builder.inherit_network().allow_ip_name_lookup(true).allow_tcp(true).allow_udp(true);
     }
     builder
 }

@@ -105,7 +105,10 @@ impl Program {
         };
         let linked = link(&engine, machine_code, invocation.world)?;
         let places = places.map_or(1, |pool| pool.places(linked.resources().as_ref(), invocation.limits.memory));
-        let listeners = listen(&invocation.listen)?;
+        let listeners = match invocation.world {
+            World::HttpProxy => listen(&invocation.listen)?,
+            World::Preview1Command | World::CliCommand => Vec::new(),
+        };
         let wasi = wasi_builder(invocation, &stdio);
         let mut given = Given { invocation, stdio: &stdio, wasi, listeners, places, memory: None };
         given.wasi.inherit_stdin();

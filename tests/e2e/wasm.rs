@@ -438,6 +438,44 @@ fn images_of_every_kind_run() {
     }
 }
 
+#[test]
+fn programs_open_connections_by_name() {
+    let cluster = Cluster::start();
+    cluster.drop_image("net.tar", &archive(&component("net"), Packing::Artifact, "net:test"));
+    cluster.apply(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: pong, labels: {app: pong}}
+spec:
+  containers:
+  - name: main
+    image: busybox:test
+    command: [sh, -c, "exec nc -ll -p 7000 -e /bin/busybox cat"]
+    readinessProbe: {tcpSocket: {port: 7000}, periodSeconds: 1}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: pong}
+spec: {selector: {app: pong}, ports: [{port: 70, targetPort: 7000}]}
+"#,
+    );
+    cluster.wait_for("pod/pong", "condition=Ready");
+    let run = |name: &str, host: &str, phase: &str| {
+        cluster.apply(&format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {{restartPolicy: Never,
+                containers: [{{name: main, image: 'net:test', args: [{host}, '70']}}]}}}}"
+        ));
+        cluster.wait_for(&format!("pod/{name}"), &format!("jsonpath={{.status.phase}}={phase}"));
+        cluster.kubectl(&["logs", name])
+    };
+    let service = cluster.kubectl(&["get", "service", "pong", "-o", "jsonpath={.spec.clusterIP}"]);
+    let told = run("ping", "pong", "Succeeded");
+    assert!(told.contains(&format!("address {service}\n")) && told.contains("received ping\n"), "{told}");
+    let told = run("lost", "nobody.nowhere", "Failed");
+    assert!(told.contains("failed: error") && !told.contains("received"), "{told}");
+}
+
 /// Two HTTP components behind a service, a policy that lets in only pods with a label, and a native server that they ask by name.
 const HTTP: &str = r#"
 apiVersion: apps/v1

@@ -210,7 +210,7 @@ fn bomb() -> Vec<u8> {
 fn runtime_classes_are_there_and_hold() {
     let cluster = Cluster::start();
     let classes = cluster.kubectl(&["get", "runtimeclass", "-o", "jsonpath={.items[*].handler}"]);
-    assert_eq!(classes, "wasm wasm-dense");
+    assert_eq!(classes, "wasm");
     let handlers = cluster.get(&["nodes"])["items"][0]["status"]["runtimeHandlers"].clone();
     let names: Vec<&str> = handlers.as_array().unwrap().iter().filter_map(|h| h["name"].as_str()).collect();
     assert!(names.contains(&"wasm"), "{handlers}");

@@ -25,13 +25,10 @@ pub(super) fn priority_classes() -> [Value; 2] {
     ]
 }
 
-/// The ways of running WebAssembly: each program in a process of its own (what happens without a class, too, when the image is
-/// a module), or many in one process of the node. What an administrator changes in them stays; a deleted one is back after a
-/// restart.
-pub(super) fn runtime_classes() -> [Value; 2] {
-    ["wasm", "wasm-dense"].map(|name| {
-        json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": name}, "handler": name})
-    })
+/// The class of pods whose programs are WebAssembly; without a class it is the image that tells. What an administrator changes
+/// in it stays; when deleted, it is back after a restart.
+pub(super) fn runtime_class() -> Value {
+    json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "wasm"}, "handler": "wasm"})
 }
 
 /// The Service through which pods reach the API server.

@@ -10,6 +10,9 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::sys::stat::{Mode, mkdirat};
 
+/// How often a way that could not be followed to its end is tried again.
+const ATTEMPTS: u32 = 1000;
+
 /// Opens a directory as a place (`O_PATH`).
 pub(super) fn open(path: &Path) -> io::Result<File> {
     File::options().read(true).custom_flags(nix::libc::O_PATH | nix::libc::O_DIRECTORY).open(path)
@@ -57,10 +60,19 @@ pub(super) fn file(root: &File, path: &Path) -> io::Result<File> {
 }
 
 fn place(root: &File, path: &Path, kind: OFlag) -> nix::Result<OwnedFd> {
-    let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC | kind)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    openat2(root, path, how)
+    let how = || {
+        OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_CLOEXEC | kind)
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS)
+    };
+    // On the way up (`..`) the kernel gives up when anything on the machine is mounted or renamed meanwhile; the next time is another one.
+    let mut left = ATTEMPTS;
+    loop {
+        match openat2(root, path, how()) {
+            Err(Errno::EAGAIN) if left > 0 => left -= 1,
+            result => return result,
+        }
+    }
 }
 
 /// A path by which the kernel finds an open place.

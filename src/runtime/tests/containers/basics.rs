@@ -105,8 +105,7 @@ async fn a_command_that_does_not_exist(node: Arc<Node>) {
     }
     // Nothing is left of the failed ones.
     assert_eq!(node.run("a", node.container("c", "true")).await.code, 0);
-    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", node.place.monitors()[0])).unwrap();
-    assert_eq!(children.trim(), "", "no zombies");
+    node.no_zombies().await;
 }
 
 async fn a_command_that_cannot_be_executed(node: Arc<Node>) {

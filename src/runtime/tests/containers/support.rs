@@ -130,6 +130,13 @@ impl Node {
         Self { runtime: open_runtime(zygote, place.path(), &place.cgroup_root), place }
     }
 
+    /// Everything that the first monitor has started has ended, and it has taken note of that.
+    pub(crate) async fn no_zombies(&self) {
+        let monitor = self.place.monitors()[0];
+        let children = format!("/proc/{monitor}/task/{monitor}/children");
+        eventually("no zombies", || fs::read_to_string(&children).unwrap().trim().is_empty()).await;
+    }
+
     /// Another runtime in the same place, as after a restart of edge.
     pub(crate) fn reopened(&self) -> Runtime {
         open_runtime(ZYGOTE.get().unwrap().clone(), self.place.path(), &self.place.cgroup_root)

@@ -1,0 +1,189 @@
+//! What WebAssembly pods cost, beside the goals.
+//!
+//! `scripts/bench wasm` runs this with the release binary, as root. Nothing is asserted: figures depend on the machine.
+#![expect(clippy::unwrap_used, reason = "a benchmark that cannot run should say where and stop")]
+#![expect(dead_code, unused_imports, reason = "the tests' harness has more than is needed here")]
+
+mod common;
+#[path = "../tests/e2e/harness/mod.rs"]
+mod harness;
+
+use common::connect;
+use futures::{StreamExt, TryStreamExt};
+use harness::wasm::{Packing, archive, component, module};
+use harness::{Cluster, http_get};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, DeleteParams, ListParams, PostParams, WatchEvent, WatchParams};
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+fn main() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    println!("{:<56} {:>14}   goal", "figure", "edge");
+    let cluster = Cluster::start();
+    for (name, file) in [("hello", module("hello")), ("http", component("http"))] {
+        cluster.drop_image(&format!("{name}.tar"), &archive(&file, Packing::Artifact, &format!("{name}:bench")));
+    }
+    compiling(&cluster);
+    let pods: Api<Pod> = runtime.block_on(async { Api::default_namespaced(connect(&cluster).await) });
+    runtime.block_on(async {
+        let sleep = pod("hello", json!({"args": ["sleep", "100000"]}));
+        let (running, _) = sequence(&cluster, &pods, &sleep, 20, false).await;
+        row("command: pod create to Running, median of 20", ms(running), "");
+        let (running, served) = sequence(&cluster, &pods, &pod("http", json!({})), 20, true).await;
+        row("HTTP server: pod create to Running, median of 20", ms(running), "");
+        row("HTTP server: pod create to first answer, median of 20", ms(served), "40 ms");
+    });
+    for (name, container) in [("hello", json!({"args": ["sleep", "100000"]})), ("http", json!({}))] {
+        let before = memory_kib(&cluster);
+        runtime.block_on(burst(&pods, &pod(name, container), 50));
+        std::thread::sleep(Duration::from_secs(5));
+        let each = (memory_kib(&cluster) - before) as f64 / 50.0 / 1024.0;
+        row(&format!("{name}: memory of an idle pod, all that it costs, PSS"), format!("{each:.2} MiB"), "");
+        if name == "http" {
+            requests(&cluster);
+        }
+        runtime.block_on(remove_all(&pods));
+    }
+    let before = memory_kib(&cluster);
+    runtime.block_on(async {
+        for _ in 0..4 {
+            burst(&pods, &pod("hello", json!({"args": ["sleep", "100000"]})), 50).await;
+            remove_all(&pods).await;
+        }
+    });
+    let more = (memory_kib(&cluster) as f64 - before as f64) / 1024.0;
+    row("200 pods started and removed: memory that stays", format!("{more:.2} MiB"), "0");
+}
+
+fn row(name: &str, edge: String, goal: &str) {
+    println!("{name:<56} {edge:>14}   {goal}");
+}
+
+fn ms(mut times: Vec<Duration>) -> String {
+    times.sort();
+    format!("{:.0} ms", times[times.len() / 2].as_secs_f64() * 1e3)
+}
+
+/// What edge says of its compilations, once both are done.
+fn compiling(cluster: &Cluster) {
+    let compiled = |line: &str| line.contains("module compiled");
+    let lines: Vec<String> = harness::eventually("modules are compiled", || {
+        let found: Vec<String> = cluster.log().lines().filter(|line| compiled(line)).map(str::to_owned).collect();
+        if found.len() == 2 { Ok(found) } else { Err(format!("{found:?}")) }
+    });
+    let taken: u64 = lines.iter().map(|line| field(line, "milliseconds")).sum();
+    let sizes = [module("hello"), component("http")].map(|file| std::fs::metadata(file).unwrap().len());
+    let rate = sizes.iter().sum::<u64>() as f64 / 1e6 / (taken as f64 / 1e3);
+    row(
+        &format!("compiling {} kB in two processes", sizes.iter().sum::<u64>() / 1000),
+        format!("{rate:.2} MB/s"),
+        "2 MB/s",
+    );
+}
+
+fn field(line: &str, name: &str) -> u64 {
+    let rest = line.split(&format!("{name}=")).nth(1).unwrap_or_else(|| panic!("no {name}: {line}"));
+    rest.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+fn pod(image: &str, container: Value) -> Pod {
+    let mut container = container;
+    container["name"] = "main".into();
+    container["image"] = format!("{image}:bench").into();
+    container["imagePullPolicy"] = "Never".into();
+    serde_json::from_value(json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one", "labels": {"bench": "yes"}},
+        "spec": {"terminationGracePeriodSeconds": 0, "containers": [container]}
+    }))
+    .unwrap()
+}
+
+fn running(pod: &Pod) -> bool {
+    pod.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running")
+}
+
+/// Creates and deletes a pod, again and again: times until it runs, and until it answers.
+async fn sequence(
+    cluster: &Cluster,
+    pods: &Api<Pod>,
+    pod: &Pod,
+    n: usize,
+    serves: bool,
+) -> (Vec<Duration>, Vec<Duration>) {
+    let (mut up, mut served) = (Vec::new(), Vec::new());
+    for i in 0..n {
+        let name = format!("seq-{i}");
+        let mut pod = pod.clone();
+        pod.metadata.name = Some(name.clone());
+        let fields = format!("metadata.name={name}");
+        let mut watch = pods.watch(&WatchParams::default().fields(&fields), "0").await.unwrap().boxed();
+        let start = Instant::now();
+        pods.create(&PostParams::default(), &pod).await.unwrap();
+        let mut ip = None;
+        while let Some(event) = watch.try_next().await.unwrap() {
+            if let WatchEvent::Modified(p) = &event
+                && running(p)
+            {
+                ip = p.status.as_ref().and_then(|s| s.pod_ip.clone());
+                break;
+            }
+        }
+        up.push(start.elapsed());
+        if serves {
+            let address = SocketAddr::new(ip.unwrap().parse().unwrap(), 8080);
+            tokio::task::block_in_place(|| cluster.inside(|| while http_get(address, "/").is_err() {}));
+            served.push(start.elapsed());
+        }
+        pods.delete(&name, &DeleteParams::default()).await.unwrap();
+        while let Some(event) = watch.try_next().await.unwrap() {
+            if matches!(event, WatchEvent::Deleted(_)) {
+                break;
+            }
+        }
+    }
+    (up, served)
+}
+
+async fn burst(pods: &Api<Pod>, pod: &Pod, n: usize) {
+    let mut watch = pods.watch(&WatchParams::default().labels("bench=yes"), "0").await.unwrap().boxed();
+    for i in 0..n {
+        let mut pod = pod.clone();
+        pod.metadata.name = Some(format!("burst-{i}"));
+        pods.create(&PostParams::default(), &pod).await.unwrap();
+    }
+    let mut up = std::collections::HashSet::new();
+    while up.len() < n {
+        if let Some(WatchEvent::Modified(p) | WatchEvent::Added(p)) = watch.try_next().await.unwrap()
+            && running(&p)
+        {
+            up.insert(p.metadata.name.unwrap());
+        }
+    }
+}
+
+async fn remove_all(pods: &Api<Pod>) {
+    let ours = ListParams::default().labels("bench=yes");
+    pods.delete_collection(&DeleteParams::default(), &ours).await.unwrap();
+    while !pods.list(&ours).await.unwrap().items.is_empty() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn memory_kib(cluster: &Cluster) -> u64 {
+    common::processes(cluster).iter().map(|process| common::pss_kib(process)).sum()
+}
+
+/// Requests to one of the servers, an instance for each.
+fn requests(cluster: &Cluster) {
+    let ip = cluster.kubectl(&["get", "pod", "burst-0", "-o", "jsonpath={.status.podIP}"]);
+    let url = format!("http://{ip}:8080/");
+    let mut command = Command::new("ab");
+    command.args(["-q", "-k", "-n", "20000", "-c", "10", &url]);
+    let output = cluster.inside(|| command.output()).unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let rate = text.lines().find(|line| line.starts_with("Requests per second")).unwrap_or("no answer");
+    row("HTTP server: requests, 10 connections", format!("{} /s", rate.split_whitespace().nth(3).unwrap_or("?")), "");
+}
