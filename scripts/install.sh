@@ -170,7 +170,7 @@ files=$work/files
 escape() { printf '%s' "$1" | sed 's/[\\&|]/\\&/g'; }
 fill() {
   sed -e "s|@ROLE@|$command|g" -e "s|@NAME@|$name|g" -e "s|@BIN@|$(escape "$bin")|g" -e "s|@BIN_DIR@|$(escape "$bin_dir")|g" \
-    -e "s|@ARGS@|$(escape "$args")|g" -e "s|@DATA@|$(escape "$data")|g" "$1" >"$1.filled"
+    -e "s|@ARGS@|$(escape "$args")|g" -e "s|@DATA@|$(escape "$data")|g" -e "s|@SYSTEMD_DIR@|$(escape "$systemd_dir")|g" "$1" >"$1.filled"
   mv "$1.filled" "$1"
 }
 for file in "$files/systemd/edge.service" "$files/rootfs/etc/init.d/edge" "$files"/rootfs/usr/local/bin/*.sh; do fill "$file"; done

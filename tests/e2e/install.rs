@@ -46,6 +46,11 @@ fn ready(debian: &Debian) {
 #[test]
 fn install_use_change_upgrade_and_remove() {
     let debian = Debian::start();
+    // somebody else's, with a name like ours
+    let theirs = "/etc/systemd/system/edgecore.service";
+    debian.run(&format!(
+        "printf '[Service]\\nExecStart=/usr/bin/tail -f /dev/null\\n' > {theirs} && systemctl start edgecore"
+    ));
     let before = debian.state();
 
     // A wrong checksum, and nothing was changed.
@@ -112,6 +117,7 @@ fn install_use_change_upgrade_and_remove() {
     debian.run("kubectl wait pod/survivor --for=condition=Ready --timeout=60s");
 
     debian.run("edge-uninstall.sh");
+    assert_eq!(debian.run("systemctl is-active edgecore"), "active\n");
     let after = debian.state();
     let lines = |state: &str| state.lines().map(str::to_owned).collect::<BTreeSet<String>>();
     let (before, after) = (lines(&before), lines(&after));

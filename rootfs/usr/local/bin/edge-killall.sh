@@ -6,11 +6,14 @@ set -u
 bin=@BIN@
 data=${EDGE_DATA_DIR:-@DATA@}
 
-for unit in /etc/systemd/system/edge*.service; do
-  [ -e "$unit" ] && command -v systemctl >/dev/null && systemctl stop "$(basename "$unit")"
+# Services of this program, whatever they are called; others may have names like these, too.
+# shellcheck disable=SC2013 # their names are words
+for unit in $(grep -ls "^ExecStart=$bin " @SYSTEMD_DIR@/edge*.service); do
+  systemctl stop "$(basename "$unit")"
 done
-for script in /etc/init.d/edge*; do
-  [ -x "$script" ] && command -v rc-service >/dev/null && rc-service "$(basename "$script")" stop
+# shellcheck disable=SC2013 # their names are words
+for script in $(grep -ls "^command=\"$bin\"" /etc/init.d/edge*); do
+  rc-service "$(basename "$script")" stop
 done
 
 # One that was started by hand. Only who holds this data directory is meant.

@@ -9,18 +9,17 @@ data=${EDGE_DATA_DIR:-@DATA@}
 
 "$bin_dir/edge-killall.sh" || { echo "edge-uninstall: not everything has ended: see above. Nothing was removed" >&2; exit 1; }
 
-if command -v systemctl >/dev/null; then
-  for unit in /etc/systemd/system/edge*.service; do
-    [ -e "$unit" ] || continue
-    systemctl disable "$(basename "$unit")" 2>/dev/null
-    rm -f "$unit"
-    systemctl reset-failed "$(basename "$unit")" 2>/dev/null
-  done
+# Services of this program, whatever they are called; others may have names like these, too.
+# shellcheck disable=SC2013 # their names are words
+for unit in $(grep -ls "^ExecStart=$bin " @SYSTEMD_DIR@/edge*.service); do
+  systemctl disable "$(basename "$unit")" 2>/dev/null
+  rm -f "$unit"
+  systemctl reset-failed "$(basename "$unit")" 2>/dev/null
   systemctl daemon-reload
-fi
-for script in /etc/init.d/edge*; do
-  [ -e "$script" ] || continue
-  command -v rc-update >/dev/null && rc-update delete "$(basename "$script")"
+done
+# shellcheck disable=SC2013 # their names are words
+for script in $(grep -ls "^command=\"$bin\"" /etc/init.d/edge*); do
+  rc-update delete "$(basename "$script")"
   rm -f "$script" "/var/log/$(basename "$script").log"
 done
 
