@@ -80,27 +80,20 @@ where
     }
 }
 
-/// The merge patch that adopts an object, on condition that it is still the same.
+/// The strategic merge patch that adopts an object, on condition that it is still the same one. That it may have changed
+/// meanwhile is no hindrance: what is new is scheduled and started while it is adopted, and one that were left out would be
+/// made once more.
 pub(crate) fn adoption<K: Resource<DynamicType = ()>>(owner: &K, object: &impl ResourceExt) -> serde_json::Value {
-    let mut references = object.owner_references().to_vec();
-    references.push(controller_reference(owner));
-    ownership(object, &references)
+    ownership(object, serde_json::json!(controller_reference(owner)))
 }
 
-/// The merge patch that releases an object, on condition that it is still the same.
+/// The strategic merge patch that releases an object, on condition that it is still the same one.
 pub(crate) fn release<K: Resource<DynamicType = ()>>(owner: &K, object: &impl ResourceExt) -> serde_json::Value {
-    let references: Vec<_> =
-        object.owner_references().iter().filter(|r| Some(&r.uid) != owner.meta().uid.as_ref()).cloned().collect();
-    ownership(object, &references)
+    ownership(object, serde_json::json!({"$patch": "delete", "uid": owner.meta().uid}))
 }
 
-fn ownership(object: &impl ResourceExt, references: &[metav1::OwnerReference]) -> serde_json::Value {
-    serde_json::json!({"metadata": {
-        "uid": object.uid(),
-        "resourceVersion": object.resource_version(),
-        // null: an empty list would stay visible
-        "ownerReferences": if references.is_empty() { serde_json::Value::Null } else { serde_json::json!(references) },
-    }})
+fn ownership(object: &impl ResourceExt, reference: serde_json::Value) -> serde_json::Value {
+    serde_json::json!({"metadata": {"uid": object.uid(), "ownerReferences": [reference]}})
 }
 
 /// The objects of an owner among some of its namespace, after adopting those that nobody manages (as far as `adoptable`
@@ -135,13 +128,13 @@ where
                     None => *may_adopt.insert(is_current(client, owner).await?),
                 };
                 if may {
-                    let patch = Patch::Merge(adoption(owner, &*object));
+                    let patch = Patch::Strategic(adoption(owner, &*object));
                     let adopted = api.patch(&object.name_any(), &PatchParams::default(), &patch).await;
                     owned.extend(unless_changed(adopted)?.map(Arc::new));
                 }
             }
             Claim::Release => {
-                let patch = Patch::Merge(release(owner, &*object));
+                let patch = Patch::Strategic(release(owner, &*object));
                 unless_changed(api.patch(&object.name_any(), &PatchParams::default(), &patch).await)?;
             }
         }
