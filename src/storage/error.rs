@@ -108,6 +108,9 @@ pub enum Error {
         /// What happened.
         detail: String,
     },
+    /// etcd did not do what it was asked for.
+    #[error(transparent)]
+    Etcd(#[from] crate::etcd::EtcdError),
     /// The store has been closed.
     #[error("store is closed")]
     Closed,

@@ -1,19 +1,23 @@
 //! The store: keys, bytes and revisions, in etcd's words. It knows no kinds.
 //!
 //! In: [`Transaction`]s, reads, watches. Out: answers that carry the store's revision, one 64-bit number that every committed
-//! transaction raises and that never goes back, whatever crashes. [`Lmdb`] is the implementation on local disk.
+//! transaction raises and that never goes back, whatever crashes. [`Lmdb`] is the implementation on local disk, [`Etcd`] the one in an etcd cluster that several servers share.
 //!
 //! Two classes of keys share these revisions: *durable* ones are on disk before their transaction is acknowledged;
 //! *volatile* ones live in memory, may expire, and are gone after a restart.
 
 mod error;
+mod etcd;
 mod lmdb;
+#[cfg(test)]
+mod suite;
 mod types;
 
 use async_trait::async_trait;
 use std::path::Path;
 
 pub use error::{Error, Result};
+pub use etcd::{Etcd, EtcdError, EtcdOptions};
 pub use lmdb::{Lmdb, LmdbOptions};
 pub use types::{
     Class, Compare, Event, EventBatch, KeyValue, List, ListRequest, Op, Outcome, Revision, Stats, Transaction, Watcher,
@@ -22,8 +26,21 @@ pub use types::{
 /// A key-value store with revisions, as Kubernetes expects of etcd.
 #[async_trait]
 pub trait Storage: Send + Sync + std::fmt::Debug + 'static {
-    /// The newest committed revision.
+    /// The newest committed revision that this process knows of.
     fn revision(&self) -> Revision;
+
+    /// Whether others write to the store, too: what this process knows of it may then be a moment old.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    /// The newest committed revision: that of every write, of whomever, that was acknowledged before this was called.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    async fn newest(&self) -> Result<Revision> {
+        Ok(self.revision())
+    }
 
     /// One key as it is now; `None` when it is absent.
     ///
@@ -41,7 +58,7 @@ pub trait Storage: Send + Sync + std::fmt::Debug + 'static {
     ///
     /// # Errors
     /// When it could not be committed ([`Error::Full`], [`Error::LimitReached`]: for lack of space); nothing of it is then
-    /// visible, now or later (after [`Error::Failed`]: it may be after a restart).
+    /// visible, now or later (after [`Error::Failed`]: it may be after a restart; after [`EtcdError::Unknown`]: it may be).
     async fn transact(&self, transaction: Transaction) -> Result<Outcome>;
 
     /// Follows the keys with a prefix, beginning with the revision after `after`: every committed change once, in order.
