@@ -81,6 +81,13 @@ pub(crate) struct Claim<'a> {
     ports: Vec<(Protocol, u16)>,
 }
 
+impl Claim<'_> {
+    /// Whether nothing was taken.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.addresses.is_empty() && self.ports.is_empty()
+    }
+}
+
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
         if let Some(allocator) = self.allocator {

@@ -13,6 +13,7 @@ pub mod columns;
 mod conversion;
 mod hub;
 mod meta;
+mod newest;
 pub mod options;
 mod read;
 mod registry;

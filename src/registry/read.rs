@@ -94,7 +94,8 @@ pub(crate) async fn list(hub: &Hub, target: &Target<'_>, options: &ListOptions) 
         (first_revision(hub, asked, options.version_match).await?, String::new())
     } else {
         let token = Continue::decode(&options.continue_token)?;
-        if token.revision > hub.revision() {
+        // it may be another server's
+        if wait_for(hub, token.revision).await.is_err() {
             return Err(Status::bad_request("invalid continue token: it is from the future"));
         }
         (token.revision, token.after)

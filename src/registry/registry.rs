@@ -4,6 +4,7 @@ use crate::admission::Admission;
 use crate::allocate::Allocator;
 use crate::catalog::Catalog;
 use crate::hub::Hub;
+use crate::newest::Newest;
 use crate::options::{
     DeleteOptions, ListOptions, Target, UpdateKind, WatchOptions, WriteOptions, parse_resource_version,
 };
@@ -12,8 +13,10 @@ use crate::resource::SubresourceKind;
 use crate::scale;
 use crate::stored::{List, Stored};
 use crate::watch::WatchStream;
+use crate::write;
 use edge_api::{Object, Status};
 use edge_storage::Storage;
+use futures::future::BoxFuture;
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -60,6 +63,7 @@ pub struct Registry {
     pub(crate) allocator: Arc<Allocator>,
     pub(crate) admission: OnceLock<Arc<dyn Admission>>,
     catalog: Catalog,
+    newest: Newest,
     follower: JoinHandle<()>,
 }
 
@@ -92,7 +96,15 @@ impl Registry {
         let rows = catalog.rows();
         let (hub, watcher) = Hub::fill(storage.as_ref(), rows.iter().map(AsRef::as_ref), allocator.clone()).await?;
         let follower = tokio::spawn(hub.clone().follow(storage.clone(), watcher));
-        Ok(Arc::new(Self { storage, hub, allocator, admission: OnceLock::new(), catalog, follower }))
+        Ok(Arc::new(Self {
+            storage,
+            hub,
+            allocator,
+            admission: OnceLock::new(),
+            catalog,
+            newest: Newest::default(),
+            follower,
+        }))
     }
 
     /// Sets admission control; without it, everything is admitted. Only the first call counts.
@@ -128,6 +140,30 @@ impl Registry {
         self.hub.revision()
     }
 
+    /// Returns when everything is visible that anybody, another server among them, had written before this was called.
+    ///
+    /// # Errors
+    /// 503 when the store cannot be asked.
+    pub(crate) async fn catch_up(&self) -> Result<(), Status> {
+        if self.storage.is_shared() {
+            let newest = self.newest.ask(self.storage.as_ref()).await.map_err(write::storage_status)?;
+            self.hub.settled(newest).await;
+        }
+        Ok(())
+    }
+
+    /// Does a write. What is refused by a state that another server has changed meanwhile is tried once more.
+    async fn on_newest<'s, T>(&'s self, attempt: impl Fn() -> BoxFuture<'s, Result<T, Status>>) -> Result<T, Status> {
+        let seen = self.hub.revision();
+        match attempt().await {
+            Err(refused) if self.storage.is_shared() && refused.code < 500 => {
+                self.catch_up().await?;
+                if self.hub.revision() == seen { Err(refused) } else { attempt().await }
+            }
+            other => other,
+        }
+    }
+
     /// One object, from memory.
     ///
     /// # Errors
@@ -142,8 +178,9 @@ impl Registry {
     /// # Errors
     /// 404, 400 for a malformed version, 504 for one from the future.
     pub async fn get_at(&self, target: &Target<'_>, resource_version: &str) -> Result<Stored, Status> {
-        if let Some(revision) = parse_resource_version(resource_version)? {
-            read::wait_for(&self.hub, revision).await?;
+        match parse_resource_version(resource_version)? {
+            Some(revision) => read::wait_for(&self.hub, revision).await?,
+            None => self.catch_up().await?,
         }
         let stored = read::get(&self.hub, target)?;
         match target.info.subresource(target.subresource).map(|s| s.serves) {
@@ -157,6 +194,9 @@ impl Registry {
     /// # Errors
     /// 400 for bad options, 410 for a page or version that is too old.
     pub async fn list(&self, target: &Target<'_>, options: &ListOptions) -> Result<List, Status> {
+        if options.resource_version.is_empty() && options.continue_token.is_empty() {
+            self.catch_up().await?;
+        }
         read::list(&self.hub, target, options).await
     }
 
@@ -165,6 +205,9 @@ impl Registry {
     /// # Errors
     /// 400 for bad options, 410 (`Expired`) for a version that is too old.
     pub async fn watch(&self, target: &Target<'_>, options: &WatchOptions) -> Result<WatchStream, Status> {
+        if options.resource_version.is_empty() {
+            self.catch_up().await?;
+        }
         read::watch(&self.hub, target, options).await
     }
 
@@ -178,7 +221,7 @@ impl Registry {
         options: &WriteOptions<'_>,
         object: Object,
     ) -> Result<Stored, Status> {
-        Box::pin(self.do_create(target, options, object)).await
+        self.on_newest(|| Box::pin(self.do_create(target, options, object.clone()))).await
     }
 
     /// Changes an object or one of its subresources: reads it, calls `transform`, writes, and begins again when somebody
@@ -193,7 +236,7 @@ impl Registry {
         kind: UpdateKind,
         transform: Transform<'_>,
     ) -> Result<Updated, Status> {
-        Box::pin(self.do_update(target, options, kind, transform)).await
+        self.on_newest(|| Box::pin(self.do_update(target, options, kind, transform))).await
     }
 
     /// Deletes an object, at once or in the end.
@@ -206,7 +249,7 @@ impl Registry {
         options: &WriteOptions<'_>,
         deletion: &DeleteOptions,
     ) -> Result<Deleted, Status> {
-        Box::pin(self.do_delete(target, options, deletion)).await
+        self.on_newest(|| Box::pin(self.do_delete(target, options, deletion))).await
     }
 
     /// Deletes what a list selects, and answers with it.

@@ -358,6 +358,4 @@ impl Storage for Etcd {
 }
 
 #[cfg(test)]
-pub(crate) mod testing;
-#[cfg(test)]
 mod tests;

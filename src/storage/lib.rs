@@ -11,6 +11,8 @@ mod etcd;
 mod lmdb;
 #[cfg(test)]
 mod suite;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod types;
 
 use async_trait::async_trait;

@@ -19,6 +19,9 @@ use tokio::sync::oneshot;
 
 /// Below this are all keys of the registry.
 const ROOT: &str = "/registry/";
+/// A key that changes with every claim of a service's address or port, where several servers share a store: who claims
+/// by an old state finds it changed.
+pub(crate) const CLAIMS: &str = "/registry/edge/claims";
 /// What is watched: other keys too, because every revision must be seen to pass.
 const EVERYTHING: &[u8] = b"";
 /// After so long a store that could not be read is tried again.
@@ -33,6 +36,8 @@ pub(crate) struct Hub {
     resources: RwLock<HashMap<Box<str>, Arc<ResourceHub>>>,
     allocator: Arc<Allocator>,
     applied: AtomicU64,
+    /// Revision of [`CLAIMS`]; zero: absent.
+    claims: AtomicU64,
     waiting: Mutex<BTreeMap<u64, Vec<oneshot::Sender<()>>>>,
     bookmarked: Mutex<Instant>,
 }
@@ -55,6 +60,7 @@ impl Hub {
             resources: RwLock::new(resources),
             allocator,
             applied: AtomicU64::new(0),
+            claims: AtomicU64::new(0),
             waiting: Mutex::new(BTreeMap::new()),
             bookmarked: Mutex::new(Instant::now()),
         });
@@ -70,6 +76,11 @@ impl Hub {
     /// The newest revision that is visible.
     pub(crate) fn revision(&self) -> u64 {
         self.applied.load(Ordering::Acquire)
+    }
+
+    /// The revision of [`CLAIMS`]; all claims up to it are known to the allocator.
+    pub(crate) fn claims(&self) -> u64 {
+        self.claims.load(Ordering::Acquire)
     }
 
     /// Returns when a revision is visible.
@@ -122,8 +133,11 @@ impl Hub {
         let request = ListRequest { prefix: ROOT.into(), ..ListRequest::default() };
         let list = storage.list(request).await?;
         let mut per_resource: HashMap<Box<str>, Vec<(String, edge_storage::KeyValue)>> = HashMap::new();
+        let mut claims = 0;
         for kv in list.items {
-            if let Some((resource, key)) = self.locate(&kv.key) {
+            if kv.key == CLAIMS {
+                claims = kv.mod_revision;
+            } else if let Some((resource, key)) = self.locate(&kv.key) {
                 per_resource.entry(resource.prefix().into()).or_default().push((key.to_owned(), kv));
             }
         }
@@ -132,6 +146,7 @@ impl Hub {
             let items = per_resource.remove(resource.prefix()).unwrap_or_default();
             resource.reset(items, list.revision, |change| self.allocator.observe(resource.prefix(), change));
         }
+        self.claims.store(claims, Ordering::Release);
         self.reach(list.revision);
         storage.watch(EVERYTHING, list.revision).await
     }
@@ -145,6 +160,9 @@ impl Hub {
                 Event::Delete { .. } => None,
             };
             resource.apply(key, value, batch.revision, |change| self.allocator.observe(resource.prefix(), change));
+        }
+        if batch.events.iter().any(|event| event.key() == CLAIMS) {
+            self.claims.store(batch.revision, Ordering::Release);
         }
         self.reach(batch.revision);
         let due = {

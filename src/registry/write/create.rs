@@ -8,6 +8,7 @@ use crate::read::resource_of;
 use crate::registry::Registry;
 use crate::resource::SubresourceKind;
 use crate::stored::Stored;
+use crate::strategy::Allocation;
 use edge_api::field::{ErrorList, Path};
 use edge_api::{Object, Status};
 use serde_json::{Value, json};
@@ -85,11 +86,20 @@ impl Registry {
         (info.strategy.validate)(&object, &mut errors);
         invalid_unless_empty(info, &name, &errors)?;
         self.validate_admission(&a, Some(&object)).await?;
-        let _claim = self.allocate(info, &mut object, None)?;
-        let exists = options.dry_run && hub.get(&crate::read::object_key(target)).is_some();
-        match self.commit(target, &hub, None, Change::Put(&object), options.dry_run).await? {
-            Committed::Done(stored) if !exists => Ok(stored),
-            _ => Err(Status::already_exists(&info.group_resource(), &name)),
+        let key = crate::read::object_key(target);
+        let exists = options.dry_run && hub.get(&key).is_some();
+        let prepared = (info.strategy.allocation != Allocation::None).then(|| object.clone());
+        loop {
+            let claims = self.hub.claims();
+            let claim = self.allocate(info, &mut object, None)?;
+            let claims = (!claim.is_empty()).then_some(claims);
+            let change = Change::Put(&object);
+            match (self.commit_claim(target, &hub, None, change, options.dry_run, claims).await?, &prepared) {
+                (Committed::Done(stored), _) if !exists => return Ok(stored),
+                // another server has claimed something meanwhile, which is known now
+                (Committed::Lost, Some(prepared)) if hub.get(&key).is_none() => object = prepared.clone(),
+                _ => return Err(Status::already_exists(&info.group_resource(), &name)),
+            }
         }
     }
 

@@ -10,7 +10,7 @@ mod update;
 
 use crate::admission::{Attributes, Operation};
 use crate::allocate::Claim;
-use crate::hub::ResourceHub;
+use crate::hub::{CLAIMS, ResourceHub};
 use crate::options::{Target, WriteOptions};
 use crate::registry::Registry;
 use crate::resource::{ResourceInfo, StorageClass};
@@ -21,7 +21,7 @@ use edge_api::field::ErrorList;
 use edge_api::{Object, Status};
 use edge_schema::apply::{Writer, update_managed_fields};
 use edge_schema::default;
-use edge_storage::{Class, Outcome, Transaction};
+use edge_storage::{Class, Compare, EtcdError, Op, Outcome, Transaction};
 use serde_json::Value;
 
 /// What is to happen to one object.
@@ -50,6 +50,20 @@ impl Registry {
         change: Change<'_>,
         dry_run: bool,
     ) -> Result<Committed, Status> {
+        self.commit_claim(target, hub, live, change, dry_run, None).await
+    }
+
+    /// The same for an object for which something was claimed, when `claims` ([`crate::hub::Hub::claims`]) was the newest
+    /// claim that was known.
+    async fn commit_claim(
+        &self,
+        target: &Target<'_>,
+        hub: &ResourceHub,
+        live: Option<&Stored>,
+        change: Change<'_>,
+        dry_run: bool,
+        claims: Option<u64>,
+    ) -> Result<Committed, Status> {
         let key = crate::read::object_key(target);
         let expected = live.map_or(0, Stored::resource_version);
         let json = match change {
@@ -64,10 +78,16 @@ impl Registry {
             }));
         }
         let store_key = Bytes::from(format!("{}{key}", target.info.key_prefix()));
-        let transaction = match &json {
+        let mut transaction = match &json {
             Some(json) => Transaction::put(store_key, json.clone(), class(target.info), expected),
             None => Transaction::delete(store_key, expected),
         };
+        if let Some(claims) = claims.filter(|_| self.storage.is_shared()) {
+            // nobody has claimed anything that this claim did not know of
+            let key = Bytes::from_static(CLAIMS.as_bytes());
+            transaction.compares.push(Compare { key: key.clone(), mod_revision: claims });
+            transaction.ops.push(Op::Put { key, value: Bytes::new(), class: Class::Durable });
+        }
         match self.storage.transact(transaction).await.map_err(storage_status)? {
             Outcome::Committed(revision) => {
                 self.hub.settled(revision).await;
@@ -198,7 +218,7 @@ fn record_fields(target: &Target<'_>, options: &WriteOptions<'_>, live: Option<&
     *object = Object::from_value(value).unwrap_or_default();
 }
 
-fn storage_status(error: edge_storage::Error) -> Status {
+pub(crate) fn storage_status(error: edge_storage::Error) -> Status {
     match &error {
         edge_storage::Error::KeyLength { .. } => {
             Status::bad_request(format!("namespace and name are too long: {error}"))
@@ -206,9 +226,20 @@ fn storage_status(error: edge_storage::Error) -> Status {
         edge_storage::Error::Closed => Status::unavailable("the server is stopping"),
         // the store has said so already; the answer is that of kube-apiserver with an etcd that is full
         edge_storage::Error::Full { .. } | edge_storage::Error::LimitReached { .. } => Status::internal(error),
+        edge_storage::Error::Etcd(error) => etcd_status(error),
         _ => {
             tracing::error!(%error, "write failed");
             Status::internal(error)
         }
+    }
+}
+
+/// Whether it happened is part of the answer: nobody must take what is unknown for a failure.
+fn etcd_status(error: &EtcdError) -> Status {
+    match error {
+        EtcdError::Unknown { .. } => Status::timeout(error.to_string()),
+        EtcdError::Unreachable { .. } => Status::unavailable(error.to_string()),
+        EtcdError::TooLarge => Status::too_large(error.to_string()),
+        _ => Status::internal(error),
     }
 }

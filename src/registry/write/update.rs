@@ -136,13 +136,15 @@ impl Registry {
         if new == *old {
             return Ok(Some(live.clone()));
         }
-        let _claim = if main { self.allocate(info, &mut new, Some(old))? } else { Default::default() };
+        let claims = self.hub.claims();
+        let claim = if main { self.allocate(info, &mut new, Some(old))? } else { Default::default() };
+        let claims = (!claim.is_empty()).then_some(claims);
         // the last finalizer of an object that is to be deleted has gone
         let ends = new.is_terminating()
             && !(info.strategy.is_held)(&new)
             && new.metadata().and_then(|m| m.get("deletionGracePeriodSeconds")).is_none_or(|g| g.as_i64() == Some(0));
         let change = if ends { Change::Delete } else { Change::Put(&new) };
-        match self.commit(target, hub, Some(live), change, options.dry_run).await? {
+        match self.commit_claim(target, hub, Some(live), change, options.dry_run, claims).await? {
             Committed::Done(stored) => Ok(Some(stored)),
             Committed::Lost => Ok(None),
         }

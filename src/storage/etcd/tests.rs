@@ -1,7 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
-use super::testing::{Server, tool};
 use super::*;
 use crate::suite::{Backend, committed, key, put, suite};
+use crate::testing::{Server, tool};
 use nix::sys::signal::Signal;
 use std::path::PathBuf;
 

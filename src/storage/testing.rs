@@ -1,7 +1,7 @@
-//! A real etcd for a test of its own.
+//! A real etcd for a test of its own, also of other rooms.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use super::EtcdOptions;
+use crate::EtcdOptions;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::path::PathBuf;
@@ -9,8 +9,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// etcd on free ports of the loopback address, with its data in a directory that goes with it.
-pub(crate) struct Server {
-    pub(crate) dir: tempfile::TempDir,
+#[derive(Debug)]
+pub struct Server {
+    /// Where its files are.
+    pub dir: tempfile::TempDir,
     ports: (u16, u16),
     args: Vec<String>,
     scheme: &'static str,
@@ -18,7 +20,7 @@ pub(crate) struct Server {
 }
 
 /// One of Debian's programs.
-pub(crate) fn tool(name: &str) -> PathBuf {
+pub fn tool(name: &str) -> PathBuf {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools").join(name);
     assert!(path.exists(), "{} is missing: run scripts/setup test", path.display());
     path
@@ -29,12 +31,13 @@ fn free_port() -> u16 {
 }
 
 impl Server {
-    pub(crate) fn start() -> Self {
+    /// Starts one, or panics.
+    pub fn start() -> Self {
         Self::start_with("http", |_| Vec::new())
     }
 
     /// The same with further flags; files for them can be made in the directory.
-    pub(crate) fn start_with(scheme: &'static str, args: impl Fn(&std::path::Path) -> Vec<String>) -> Self {
+    pub fn start_with(scheme: &'static str, args: impl Fn(&std::path::Path) -> Vec<String>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let args = args(dir.path());
         let mut server = Self { dir, ports: (0, 0), args, scheme, child: None };
@@ -53,7 +56,7 @@ impl Server {
     }
 
     /// Starts it; whether it listens.
-    pub(crate) fn launch(&mut self) -> bool {
+    pub fn launch(&mut self) -> bool {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).unwrap();
         let (client, peer) = (self.url(), format!("http://127.0.0.1:{}", self.ports.1));
         let mut command = Command::new(tool("etcd"));
@@ -80,21 +83,24 @@ impl Server {
         false
     }
 
-    pub(crate) fn url(&self) -> String {
+    /// Where it answers clients.
+    pub fn url(&self) -> String {
         format!("{}://127.0.0.1:{}", self.scheme, self.ports.0)
     }
 
-    pub(crate) fn options(&self) -> EtcdOptions {
+    /// How to reach it.
+    pub fn options(&self) -> EtcdOptions {
         EtcdOptions { endpoints: self.url(), ..EtcdOptions::default() }
     }
 
-    pub(crate) fn signal(&self, signal: Signal) {
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
         let pid = self.child.as_ref().unwrap().id();
         kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
     }
 
     /// Kills it as a crash does.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
             child.wait().unwrap();
@@ -102,7 +108,7 @@ impl Server {
     }
 
     /// Kills it and starts it again.
-    pub(crate) fn restart(&mut self) {
+    pub fn restart(&mut self) {
         self.kill();
         assert!(self.launch(), "etcd does not start again");
     }
