@@ -1,6 +1,7 @@
 //! The server's join tokens: `<data-dir>/server/token` and `agent-token`, made at the first start, read again when
 //! somebody (`edge token rotate`) writes them.
 
+use super::datastore::Shared;
 use super::server::{Failure, doing};
 use crate::config::{ServerConfig, TokenSource};
 use edge_auth::JoinSecrets;
@@ -22,19 +23,39 @@ pub(crate) struct JoinTokens {
     dir: PathBuf,
     ca: String,
     secrets: Arc<JoinSecrets>,
+    /// Who else must know of another server token.
+    shared: Option<Shared>,
+}
+
+/// The server token that is given, or in its file.
+pub(crate) fn server_token(config: &ServerConfig) -> Result<Option<JoinToken>, Failure> {
+    let parse = |text: String| JoinToken::parse(&text).map_err(doing("reading the token"));
+    if let Some(text) = config.token.read().map_err(doing("reading the token"))? {
+        return parse(text).map(Some);
+    }
+    match std::fs::read_to_string(config.data_dir.join("server").join(SERVER_TOKEN)) {
+        Ok(text) => parse(text).map(Some),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(doing("reading the join token's file")(e)),
+    }
+}
+
+/// A new token's secret.
+pub(crate) fn new_secret() -> Result<String, Failure> {
+    random_secret(SECRET_BYTES).map_err(doing("making a join token"))
 }
 
 impl JoinTokens {
     /// Reads the tokens as the configuration or the files say, and makes those that are missing. `ca` is the cluster's
     /// authority (PEM), whose hash the tokens carry.
-    pub(crate) fn open(config: &ServerConfig, ca: &str) -> Result<Self, Failure> {
+    pub(crate) fn open(config: &ServerConfig, ca: &str, shared: Option<Shared>) -> Result<Self, Failure> {
         let dir = config.data_dir.join("server");
         let server = match given(&config.token)?.or(stored(&dir.join(SERVER_TOKEN))?) {
             Some(secret) => secret,
-            None => random_secret(SECRET_BYTES).map_err(doing("making a join token"))?,
+            None => new_secret()?,
         };
         let agent = given(&config.agent_token)?.or(stored(&dir.join(AGENT_TOKEN))?).unwrap_or_else(|| server.clone());
-        let tokens = Self { dir, ca: ca.to_owned(), secrets: Arc::default() };
+        let tokens = Self { dir, ca: ca.to_owned(), secrets: Arc::default(), shared };
         tokens.put(&server, &agent).map_err(doing("writing the join tokens"))?;
         Ok(tokens)
     }
@@ -77,6 +98,15 @@ impl JoinTokens {
                     let agent = agent.unwrap_or_else(|| server.clone());
                     self.secrets.replace(&[("server", &server), ("agent", &agent)]);
                     tracing::info!("join tokens read again");
+                    if let Some(shared) = &self.shared
+                        && let Err(error) = shared.change_token(&server).await
+                    {
+                        let error = super::with_causes(&error);
+                        tracing::error!(
+                            error,
+                            "further servers still need the old token: write the token's file again"
+                        );
+                    }
                 }
                 (server, agent) => {
                     let error = server.err().or(agent.err()).map(|e| super::with_causes(&e)).unwrap_or_default();

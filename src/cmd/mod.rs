@@ -3,6 +3,7 @@
 mod agent;
 mod agent_command;
 mod check_command;
+mod datastore;
 mod facts;
 mod identities;
 mod image_command;

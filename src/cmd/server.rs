@@ -1,6 +1,7 @@
 //! `edge server`: control plane and node agent in one process.
 
 use super::agent::{self, LocalDialer, NodeParts};
+use super::datastore::{self, Datastore};
 use super::facts::ClusterFacts;
 use super::identities::{client, user};
 use super::join;
@@ -20,7 +21,6 @@ use edge_controllers::{Identities, ManifestsOptions};
 use edge_pki::{ClusterPki, SharedIdentity};
 use edge_registry::Registry;
 use edge_runtime::Zygote;
-use edge_storage::Lmdb;
 use nix::errno::Errno;
 use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, SockaddrIn6, sockopt};
 use std::borrow::Cow;
@@ -125,6 +125,7 @@ async fn run(config: ServerConfig, mut process: Process) -> Result<(), Failure> 
     let secret = |dir: &str| edge_sys::fsutil::create_dir_all_mode(&config.data_dir.join(dir), 0o700);
     ["server", "agent", "run"].into_iter().try_for_each(secret).map_err(doing("making the data directory"))?;
     let _instance = instance::claim(&config.data_dir)?;
+    let store = datastore::open(&config).await?;
 
     let shutdown = CancellationToken::new();
     let mut tasks = JoinSet::new();
@@ -137,7 +138,7 @@ async fn run(config: ServerConfig, mut process: Process) -> Result<(), Failure> 
     let network = config.agent.then(|| agent::network(&config.data_dir, &config.node, &facts, &known)).transpose()?;
     let dialer = LocalDialer::new(name);
     let mut control =
-        control_plane(&config, &mut facts, addresses.clone(), dialer.clone(), &shutdown, &mut tasks).await?;
+        control_plane(&config, store, &mut facts, addresses.clone(), dialer.clone(), &shutdown, &mut tasks).await?;
     let api = &control.api;
     let informers = Informers::new(client(api, user("system:kube-controller-manager")));
     components(&config, &control, &facts, &informers, &mut tasks);
@@ -234,18 +235,14 @@ struct ControlPlane {
 /// The API server, listening.
 async fn control_plane(
     config: &ServerConfig,
+    store: Datastore,
     facts: &mut ClusterFacts,
     addresses: watch::Receiver<Vec<IpAddr>>,
     dialer: Arc<LocalDialer>,
     shutdown: &CancellationToken,
     tasks: &mut JoinSet<()>,
 ) -> Result<ControlPlane, Failure> {
-    let server_dir = config.data_dir.join("server");
-    let (db, tls) = (server_dir.join("db"), server_dir.join("tls"));
-    let storage = tokio::task::spawn_blocking(move || Lmdb::open(&db))
-        .await
-        .map_err(doing("opening the store"))?
-        .map_err(doing("opening the store"))?;
+    let tls = config.data_dir.join("server/tls");
     let listener = listen(config.bind.0, config.bind.1).map_err(doing("listening for the API"))?;
     let kubelet_socket = config.agent.then(|| agent::kubelet_socket(config.node.kubelet_port)).transpose()?;
     let pki = Arc::new(ClusterPki::load_or_create(&tls).map_err(doing("preparing certificates"))?);
@@ -257,9 +254,9 @@ async fn control_plane(
         service_networks: config.service_cidrs.iter().map(|network| (network.base(), network.prefix())).collect(),
         node_ports: config.node_ports.clone(),
     };
-    let registry = Registry::open(Arc::new(storage), options).await.map_err(doing("reading the store"))?;
+    let registry = Registry::open(store.storage, options).await.map_err(doing("reading the store"))?;
     let issuer = format!("https://kubernetes.default.svc.{}", config.cluster_domain);
-    let tokens = JoinTokens::open(config, pki.server_ca.pem())?;
+    let tokens = JoinTokens::open(config, pki.server_ca.pem(), store.shared)?;
     let authenticator = Authenticator::new(
         pki.service_account.clone(),
         AuthenticatorOptions { audiences: vec![issuer.clone()], issuer },

@@ -5,6 +5,7 @@ use super::parts::Part;
 use super::time::parse_time;
 use clap::Args;
 use edge_network::{Backend, Cidr};
+use edge_storage::EtcdOptions;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -94,6 +95,20 @@ pub(crate) struct ServerArgs {
     #[arg(long, help_heading = "Network")]
     pub(crate) disable_kube_proxy: bool,
 
+    /// etcd (3.4 or later) as the store, which several servers can share: https://HOST:2379,HOST:2379 [default: a store of
+    /// this server's own, in its data directory]
+    #[arg(long, env = "EDGE_DATASTORE_ENDPOINT", value_name = "URLS", help_heading = "Store")]
+    pub(crate) datastore_endpoint: Option<String>,
+    /// Certificate authority (PEM) that vouches for etcd [default: those of the machine]
+    #[arg(long, env = "EDGE_DATASTORE_CAFILE", value_name = "FILE", help_heading = "Store")]
+    pub(crate) datastore_cafile: Option<PathBuf>,
+    /// Certificate (PEM) that is shown to etcd
+    #[arg(long, env = "EDGE_DATASTORE_CERTFILE", value_name = "FILE", help_heading = "Store")]
+    pub(crate) datastore_certfile: Option<PathBuf>,
+    /// Key (PEM) of that certificate
+    #[arg(long, env = "EDGE_DATASTORE_KEYFILE", value_name = "FILE", help_heading = "Store")]
+    pub(crate) datastore_keyfile: Option<PathBuf>,
+
     /// Serve the control plane only, run no pods here
     #[arg(long, help_heading = "Node")]
     pub(crate) disable_agent: bool,
@@ -137,6 +152,8 @@ pub(crate) struct ServerConfig {
     pub(crate) signing_duration: Duration,
     /// Parts that are left out.
     pub(crate) disabled: BTreeSet<Part>,
+    /// Where the store is, when it is not in the data directory.
+    pub(crate) etcd: Option<EtcdOptions>,
     pub(crate) agent: bool,
     pub(crate) node: NodeConfig,
     /// As given; read and checked when it is used.
@@ -213,7 +230,10 @@ impl ServerArgs {
         disabled.extend(self.disable_network_policy.then_some(Part::NetworkPolicy));
         disabled.extend(self.disable_kube_proxy.then_some(Part::ServiceProxy));
         let node = self.node.check()?;
+        let tls = (self.datastore_cafile, self.datastore_certfile, self.datastore_keyfile);
+        let etcd = etcd(self.datastore_endpoint, tls)?;
         Ok(ServerConfig {
+            etcd,
             data_dir: self.data_dir,
             bind: (self.bind_address, self.https_listen_port),
             advertise_address: self.advertise_address,
@@ -236,6 +256,26 @@ impl ServerArgs {
             agent_token: TokenSource { text: self.agent_token, file: self.agent_token_file },
         })
     }
+}
+
+/// etcd's addresses, and its files: authority, certificate and key.
+fn etcd(
+    endpoints: Option<String>,
+    (ca_file, cert_file, key_file): (Option<PathBuf>, Option<PathBuf>, Option<PathBuf>),
+) -> Result<Option<EtcdOptions>, ConfigError> {
+    let Some(endpoints) = endpoints else {
+        for (flag, file) in
+            [("datastore-cafile", ca_file), ("datastore-certfile", cert_file), ("datastore-keyfile", key_file)]
+        {
+            if file.is_some() {
+                return Err(wrong(flag, "it is for etcd, whose address is missing (--datastore-endpoint)"));
+            }
+        }
+        return Ok(None);
+    };
+    let options = EtcdOptions { endpoints, ca_file, cert_file, key_file };
+    options.check().map_err(|e| wrong("datastore-endpoint", e.to_string()))?;
+    Ok(Some(options))
 }
 
 fn port_range(text: &str) -> Result<RangeInclusive<u16>, ConfigError> {
@@ -311,6 +351,10 @@ mod tests {
             (&["--cluster-signing-duration=soon"], "--cluster-signing-duration"),
             (&["--cluster-signing-duration=0"], "--cluster-signing-duration"),
             (&["--write-kubeconfig-mode=9"], "--write-kubeconfig-mode"),
+            (&["--datastore-endpoint=mysql://x"], "--datastore-endpoint"),
+            (&["--datastore-endpoint=etcd:2379"], "--datastore-endpoint"),
+            (&["--datastore-endpoint="], "--datastore-endpoint"),
+            (&["--datastore-cafile=ca.crt"], "--datastore-cafile"),
         ] {
             let error = check(args).unwrap_err().to_string();
             assert!(error.starts_with(flag), "{args:?}: {error}");

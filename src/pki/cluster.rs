@@ -23,6 +23,17 @@ pub struct ClusterPki {
 }
 
 impl ClusterPki {
+    /// The files in the TLS directory that all servers of a cluster have in common; everything else there is a server's own.
+    pub const SHARED: [&str; 7] = [
+        "server-ca.crt",
+        "server-ca.key",
+        "client-ca.crt",
+        "client-ca.key",
+        "request-header-ca.crt",
+        "request-header-ca.key",
+        "service.key",
+    ];
+
     /// Reads the TLS directory `dir`, and makes what is missing in it.
     ///
     /// # Errors

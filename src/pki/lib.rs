@@ -13,6 +13,7 @@ mod files;
 mod identity;
 mod kubeconfig;
 mod request;
+mod sealed;
 mod service_account;
 mod tls;
 mod token;
@@ -24,6 +25,7 @@ pub use files::PkiError;
 pub use identity::{ClientName, Identity};
 pub use kubeconfig::write_kubeconfig;
 pub use request::{KeyRequest, RequestError, RequestFacts};
+pub use sealed::{SealError, seal, unseal};
 pub use service_account::ServiceAccountKey;
 pub use tls::{
     AnyServer, SharedIdentity, client_config, kubelet_server_config, remote_client_config, server_config,

@@ -11,6 +11,7 @@ mod cli;
 mod coexistence;
 mod conformance;
 mod controllers;
+mod etcd;
 mod healing;
 mod idle;
 mod images;

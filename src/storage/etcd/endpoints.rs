@@ -23,6 +23,16 @@ pub struct EtcdOptions {
     pub key_file: Option<PathBuf>,
 }
 
+impl EtcdOptions {
+    /// Looks at the endpoints, and connects to none.
+    ///
+    /// # Errors
+    /// [`EtcdError::Endpoint`].
+    pub fn check(&self) -> Result<(), EtcdError> {
+        parse(&self.endpoints).map(drop)
+    }
+}
+
 /// One member.
 #[derive(Clone, Debug)]
 pub(super) struct Endpoint {

@@ -11,6 +11,7 @@ mod agent;
 mod cleanup;
 mod clock;
 pub(crate) mod disk;
+pub(crate) mod etcd;
 pub(crate) mod images;
 pub(crate) mod network;
 mod rogue;
@@ -334,6 +335,11 @@ impl Cluster {
     /// Gives the server's machine an IPv6 address.
     pub(crate) fn add_ipv6(&self) {
         self.net.add_ipv6(self.id(), 2);
+    }
+
+    /// Takes the further flags of `edge server` away.
+    pub(crate) fn clear_flags(&mut self) {
+        self.extra_args.clear();
     }
 
     /// A further flag for `edge server`, from its next start on.

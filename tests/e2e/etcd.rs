@@ -1,0 +1,152 @@
+//! Servers with their store in a real etcd.
+
+use crate::harness::etcd::Etcd;
+use crate::harness::{Cluster, eventually};
+use nix::sys::signal::Signal;
+use std::fs;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+const WEB: &str = r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec: {terminationGracePeriodSeconds: 0, containers: [{name: web, image: "echo:v1"}]}
+"#;
+
+/// A cluster whose server is not started yet, and its etcd.
+fn prepare(members: usize) -> (Cluster, Etcd) {
+    let mut cluster = Cluster::prepare(&[]);
+    let etcd = Etcd::start(&cluster, members);
+    cluster.add_flag(format!("--datastore-endpoint={}", etcd.endpoints()));
+    (cluster, etcd)
+}
+
+#[test]
+fn a_server_on_etcd_runs_pods_and_finds_all_again() {
+    let (mut cluster, etcd) = prepare(1);
+    cluster.launch();
+    cluster.apply(WEB);
+    cluster.kubectl(&["rollout", "status", "deploy/web", "--timeout=60s"]);
+    cluster.kubectl(&["create", "cm", "kept", "--from-literal=a=b"]);
+    let what = "jsonpath={.metadata.uid} {.metadata.resourceVersion} {.data.a}";
+    let before = cluster.kubectl(&["get", "cm", "kept", "-o", what]);
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        cluster.stop(signal);
+        cluster.launch();
+        assert_eq!(cluster.kubectl(&["get", "cm", "kept", "-o", what]), before);
+    }
+    let restarts = "jsonpath={.items[*].status.containerStatuses[*].restartCount}";
+    assert_eq!(cluster.kubectl(&["get", "pods", "-l", "app=web", "-o", restarts]), "0 0");
+    // the objects are below Kubernetes' keys, and the keys of the cluster are not to be read there
+    let keys = etcd.ctl(&["get", "/registry/", "--prefix", "--keys-only"]);
+    let keys = String::from_utf8_lossy(&keys.stdout).into_owned();
+    for key in [
+        "/registry/configmaps/default/kept",
+        "/registry/deployments/default/web",
+        "/registry/leases/kube-node-lease/node-1",
+    ] {
+        assert!(keys.lines().any(|l| l == key), "{key} is not in\n{keys}");
+    }
+    let shared = etcd.ctl(&["get", "/edge/bootstrap", "--print-value-only"]);
+    let shared = String::from_utf8_lossy(&shared.stdout).into_owned();
+    assert!(shared.contains("\"salt\"") && !shared.contains("PRIVATE KEY"), "{shared}");
+    assert!(!cluster.data_dir().join("server/db").exists());
+    // without the flag no second cluster begins under the pods of this one
+    cluster.stop(Signal::SIGTERM);
+    cluster.clear_flags();
+    let said = refused("without the flag", &cluster.server_command().output().unwrap());
+    assert!(said.contains("the cluster of this machine is in etcd at http://"), "{said}");
+}
+
+/// What a server says that does not start.
+fn refused(what: &str, out: &Output) -> String {
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(1), "{what}: {text}");
+    let last = text.lines().last().unwrap_or_default().to_owned();
+    assert!(last.starts_with("edge: "), "{what}: {text}");
+    last
+}
+
+#[test]
+fn an_etcd_that_cannot_be_used_is_named_and_left_alone() {
+    // nobody there
+    let cluster = Cluster::prepare(&[]);
+    let start = |args: &[&str]| cluster.server_command().args(args).output().unwrap();
+    let began = Instant::now();
+    let nobody = format!("--datastore-endpoint=http://{}:1", cluster.address(1));
+    let said = refused("nobody there", &start(&[&nobody]));
+    assert!(said.contains("no etcd answers at http://") && said.contains("check that etcd runs"), "{said}");
+    assert!(began.elapsed() < Duration::from_secs(20));
+    let links = cluster.inside(|| fs::read_dir("/sys/class/net").unwrap().count());
+    // another Kubernetes' objects
+    let etcd = Etcd::start(&cluster, 1);
+    let endpoint = format!("--datastore-endpoint={}", etcd.endpoints());
+    assert!(etcd.ctl(&["put", "/registry/pods/default/a", "x"]).status.success());
+    let content = etcd.content();
+    let said = refused("foreign objects", &start(&[&endpoint]));
+    assert!(said.contains("holds the objects of another Kubernetes") && said.contains("an etcd of its own"), "{said}");
+    assert_eq!(etcd.content(), content);
+    assert!(etcd.ctl(&["del", "/registry/pods/default/a"]).status.success());
+    // a store of its own, and nothing in etcd
+    fs::create_dir_all(cluster.data_dir().join("server/db")).unwrap();
+    fs::write(cluster.data_dir().join("server/db/data.mdb"), "x").unwrap();
+    let said = refused("a store of its own", &start(&[&endpoint]));
+    assert!(said.contains("has a cluster of its own in"), "{said}");
+    fs::remove_dir_all(cluster.data_dir().join("server/db")).unwrap();
+    // files for TLS
+    let absent = cluster.dir.join("absent.crt");
+    let tls = endpoint.replace("http://", "https://");
+    let said = refused("no such file", &start(&[&tls, &format!("--datastore-cafile={}", absent.display())]));
+    assert!(said.contains("absent.crt"), "{said}");
+    // nothing of all that has left anything
+    assert_eq!(cluster.inside(|| fs::read_dir("/sys/class/net").unwrap().count()), links);
+    assert!(!cluster.data_dir().join("server/tls").exists() && !cluster.data_dir().join("server/token").exists());
+}
+
+#[test]
+fn servers_know_their_cluster_by_its_token() {
+    let (mut cluster, etcd) = prepare(1);
+    cluster.launch();
+    let token = fs::read_to_string(cluster.data_dir().join("server/token")).unwrap().trim().to_owned();
+    let ca = fs::read(cluster.data_dir().join("server/tls/server-ca.crt")).unwrap();
+    cluster.stop(Signal::SIGTERM);
+    let settled = etcd.content();
+    let other = cluster.dir.join("other");
+    fs::create_dir_all(&other).unwrap();
+    let start = |token: Option<&str>| {
+        let mut command = cluster.server_command();
+        command.arg(format!("--data-dir={}", other.display()));
+        command.args(token.map(|t| format!("--token={t}"))).output().unwrap()
+    };
+    let said = refused("no token", &start(None));
+    assert!(said.contains("give its token"), "{said}");
+    let said = refused("a wrong token", &start(Some("wrong")));
+    assert!(said.contains("holds a cluster with another token"), "{said}");
+    let secret = token.rsplit(':').next().unwrap();
+    let foreign = format!("K10{}::server:{secret}", "0".repeat(64));
+    let said = refused("the token of another cluster", &start(Some(&foreign)));
+    assert!(said.contains("for another cluster"), "{said}");
+    assert!(!other.join("server/tls").exists() && !other.join("server/datastore").exists());
+    // a machine of another cluster
+    fs::create_dir_all(other.join("server/tls")).unwrap();
+    fs::write(other.join("server/tls/server-ca.crt"), "x").unwrap();
+    let said = refused("another cluster's machine", &start(Some(secret)));
+    assert!(said.contains("server-ca.crt is not that of the cluster"), "{said}");
+    assert!(!other.join("server/tls/client-ca.crt").exists());
+    assert_eq!(etcd.content(), settled, "something was written");
+    // the server's own machine, with everything lost but the token: the same cluster
+    fs::remove_dir_all(cluster.data_dir().join("server")).unwrap();
+    cluster.add_flag(format!("--token={secret}"));
+    cluster.launch();
+    assert_eq!(fs::read(cluster.data_dir().join("server/tls/server-ca.crt")).unwrap(), ca);
+    eventually("the API answers", || {
+        let out = cluster.try_kubectl(crate::harness::Kubectl::Newest, &["get", "ns", "default"]);
+        if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
+    });
+}
