@@ -10,6 +10,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("sys", &[]),
     ("schema", &["api"]),
     ("storage", &["sys"]),
+    ("backup", &["storage", "sys"]),
     ("pki", &["api", "sys"]),
     ("registry", &["api", "schema", "storage"]),
     ("auth", &["api", "pki"]),

@@ -95,7 +95,7 @@ async fn run_agent(config: &AgentConfig, mut process: Process) -> Result<(), End
         let server = kubelet_server.clone();
         Box::pin(async move { server.serve(stream).await })
     }));
-    tasks.spawn(membership.keep_renewed(addresses, servers));
+    tasks.spawn(membership.keep_renewed(addresses, process.rotations.clone(), servers));
 
     let ready = async {
         // the sender lives as long as the kubelet

@@ -1,11 +1,10 @@
 //! `edge check`: whether this machine has what edge needs, and what to do where it has not. Changes nothing.
 
-use clap::{Args, ValueEnum};
+use super::report::{self, Check, Output, State};
+use clap::Args;
 use nix::sys::statfs::{FsType, statfs};
 use nix::sys::utsname::uname;
-use serde::Serialize;
 use std::fs;
-use std::io::Write;
 use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -41,74 +40,8 @@ pub(crate) struct CheckArgs {
     output: Output,
 }
 
-#[derive(Clone, Copy, Default, ValueEnum)]
-enum Output {
-    /// A line for each check.
-    #[default]
-    Text,
-    /// A list of objects.
-    Json,
-}
-
-/// How a check came out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum State {
-    Ok,
-    /// edge runs, but something does not.
-    Warning,
-    /// edge does not run.
-    Failure,
-}
-
-/// One thing that was looked at.
-#[derive(Debug, Serialize)]
-struct Check {
-    name: &'static str,
-    state: State,
-    /// What was found.
-    found: String,
-    /// What to do about it; empty when nothing.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    fix: String,
-}
-
-impl Check {
-    fn new(
-        name: &'static str,
-        is_fit: bool,
-        otherwise: State,
-        found: impl Into<String>,
-        fix: impl Into<String>,
-    ) -> Self {
-        let (state, fix) = if is_fit { (State::Ok, String::new()) } else { (otherwise, fix.into()) };
-        Self { name, state, found: found.into(), fix }
-    }
-}
-
 pub(crate) fn main(args: &CheckArgs) -> ExitCode {
-    let checks = all(args);
-    let mut text = String::new();
-    match args.output {
-        // plain data always serializes
-        Output::Json => text = serde_json::to_string_pretty(&checks).unwrap_or_default() + "\n",
-        Output::Text => {
-            for check in &checks {
-                let state = match check.state {
-                    State::Ok => "ok     ",
-                    State::Warning => "warning",
-                    State::Failure => "FAILURE",
-                };
-                text += &format!("{state}  {:<18} {}\n", check.name, check.found);
-                if !check.fix.is_empty() {
-                    text += &format!("         {:<18} → {}\n", "", check.fix);
-                }
-            }
-        }
-    }
-    // a closed pipe cannot be told anything
-    let _ = std::io::stdout().write_all(text.as_bytes());
-    if checks.iter().any(|check| check.state == State::Failure) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    report::print(&all(args), args.output)
 }
 
 fn all(args: &CheckArgs) -> Vec<Check> {
@@ -259,7 +192,7 @@ fn inotify() -> Check {
     )
 }
 
-fn clock() -> Check {
+pub(super) fn clock() -> Check {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let shown = i64::try_from(now).ok().and_then(|now| jiff::Timestamp::from_second(now).ok());
     Check::new(
@@ -271,7 +204,7 @@ fn clock() -> Check {
     )
 }
 
-fn disk(data_dir: &Path) -> Vec<Check> {
+pub(super) fn disk(data_dir: &Path) -> Vec<Check> {
     let Some((place, stats)) = data_dir.ancestors().find_map(|place| Some((place, statfs(place).ok()?))) else {
         return Vec::new();
     };

@@ -243,9 +243,14 @@ impl Membership {
         Ok(Servers::new(self.servers.clone(), &tls, self.network.clone()))
     }
 
-    /// Renews the certificates in good time, and whenever the addresses change, for ever. The node's password is enough
+    /// Renews the certificates in good time, and at each rotation and whenever the addresses change, for ever. The node's password is enough
     /// for that; where its name was freed meanwhile, the token is.
-    pub(crate) async fn keep_renewed(mut self, mut addresses: watch::Receiver<Vec<IpAddr>>, servers: Arc<Servers>) {
+    pub(crate) async fn keep_renewed(
+        mut self,
+        mut addresses: watch::Receiver<Vec<IpAddr>>,
+        mut rotations: watch::Receiver<u64>,
+        servers: Arc<Servers>,
+    ) {
         let mut delay = RETRY.0;
         loop {
             let now = SystemTime::now();
@@ -260,6 +265,7 @@ impl Membership {
                         false
                     }
                     changed = addresses.changed() => changed.is_ok(),
+                    Ok(()) = rotations.changed() => true,
                 };
                 if !moved && self.renewal > SystemTime::now() {
                     continue;

@@ -1,8 +1,13 @@
 //! The composition root: the only room that knows all others. Wiring, no logic.
 
+mod access;
 mod agent;
 mod agent_command;
+mod backup_command;
+mod backups;
+mod certificate_command;
 mod check_command;
+mod config_command;
 mod datastore;
 mod facts;
 mod identities;
@@ -10,12 +15,16 @@ mod image_command;
 mod instance;
 mod join;
 mod join_tokens;
+mod kubectl_command;
 mod logging;
 mod net_events;
 mod notify;
+mod options_page;
 mod own_certificates;
+mod report;
 mod server;
 mod signer;
+mod status_command;
 mod teardown_command;
 mod token_command;
 mod unpack_command;
@@ -67,6 +76,26 @@ enum Commands {
     /// forwarding of packets stays switched on. edge must not run. It goes by what the kernel knows, so it works after any
     /// crash, and can be repeated.
     Teardown(teardown_command::TeardownArgs),
+    /// Say whether this machine and its cluster are fine, and what to do where they are not
+    ///
+    /// Exit code 1 when something has failed, 0 when there are only warnings.
+    Status(status_command::StatusArgs),
+    /// Show this machine's certificates, and renew them
+    Certificate(certificate_command::CertificateArgs),
+    /// Run the kubectl on the PATH with the administrator's kubeconfig
+    Kubectl(kubectl_command::KubectlArgs),
+    /// Look at the configuration: flags, environment and files together
+    Config(config_command::ConfigArgs),
+    /// Write a server's store, keys, tokens and manifests to one file
+    ///
+    /// The server goes on meanwhile. Whoever has the file is the administrator of the cluster: keep it as safe as the server. Images,
+    /// containers and volumes of nodes are not in it.
+    Backup(backup_command::BackupArgs),
+    /// Put a server back to what it was when a backup was made, on this machine or another
+    ///
+    /// The server must not run. What is there is kept beside it. Pods that were made since go, those that were removed come back; other
+    /// nodes join by themselves.
+    Restore(backup_command::RestoreArgs),
     /// Look whether this machine has what edge needs, and say what to do where it has not
     ///
     /// Changes nothing. Exit code 1 when edge would not run.
@@ -142,6 +171,12 @@ pub(crate) fn main() -> ExitCode {
         Commands::Image(args) => image_command::main(args),
         Commands::Token(args) => token_command::main(args),
         Commands::Teardown(args) => teardown_command::main(&args),
+        Commands::Status(args) => status_command::main(&args),
+        Commands::Certificate(args) => certificate_command::main(&args),
+        Commands::Kubectl(args) => kubectl_command::main(args),
+        Commands::Config(args) => config_command::main(args),
+        Commands::Backup(args) => backup_command::backup(args),
+        Commands::Restore(args) => backup_command::restore(&args),
         Commands::Check(args) => check_command::main(&args),
         Commands::Wasm(args) => wasm_command::main(args),
         Commands::Completion { shell } => {

@@ -69,8 +69,8 @@ impl OwnCertificates {
         Ok(())
     }
 
-    /// Renews what ends, and follows the address, for ever.
-    pub(crate) async fn keep(mut self, api: ApiServer) {
+    /// Renews what ends, and what is missing at a rotation, and follows the address, for ever.
+    pub(crate) async fn keep(mut self, api: ApiServer, mut rotations: watch::Receiver<u64>) {
         loop {
             let due = self.end.checked_sub(AHEAD).unwrap_or(SystemTime::UNIX_EPOCH);
             tokio::select! {
@@ -85,6 +85,7 @@ impl OwnCertificates {
                         return;
                     }
                 }
+                Ok(()) = rotations.changed() => tracing::info!("renewing certificates: SIGHUP"),
             }
             let before = self.end;
             let renewed = self.renew();

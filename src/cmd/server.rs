@@ -10,7 +10,7 @@ use super::net_events::watch_network;
 use super::own_certificates::OwnCertificates;
 use super::signer::Signer;
 use super::{
-    GIT_VERSION, fail, instance, logging,
+    GIT_VERSION, backups, fail, instance, logging,
     notify::{keep_watchdog, notify},
 };
 use crate::config::{Part, ServerConfig};
@@ -68,6 +68,8 @@ pub(crate) struct Process {
     pub(crate) zygote: Option<Zygote>,
     terminate: Signal,
     interrupt: Signal,
+    /// Changes at every SIGHUP: certificates are to be renewed now.
+    pub(crate) rotations: watch::Receiver<u64>,
 }
 
 impl Process {
@@ -98,15 +100,27 @@ pub(crate) fn run_process(
     };
     let code = runtime.block_on(async {
         raise_file_limit();
-        let signals = signal(SignalKind::terminate()).and_then(|t| Ok((t, signal(SignalKind::interrupt())?)));
-        match signals {
-            Ok((terminate, interrupt)) => command(Process { zygote, terminate, interrupt }).await,
-            Err(error) => fail(1, &Failure { what: "listening for SIGTERM".into(), source: error.into() }),
+        match process(zygote) {
+            Ok(process) => command(process).await,
+            Err(error) => fail(1, &Failure { what: "listening for signals".into(), source: error.into() }),
         }
     });
     // what a blocking thread still does (reading an archive, say) is safe to leave at any point, as in a crash
     runtime.shutdown_background();
     code
+}
+
+/// Listens for the signals of a process.
+fn process(zygote: Option<Zygote>) -> io::Result<Process> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let (rotate, rotations) = watch::channel(0);
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            rotate.send_modify(|n| *n += 1);
+        }
+    });
+    let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(Process { zygote, terminate, interrupt, rotations })
 }
 
 /// Runs until SIGTERM or SIGINT; containers go on.
@@ -138,7 +152,8 @@ async fn run(config: ServerConfig, mut process: Process) -> Result<(), Failure> 
     let network = config.agent.then(|| agent::network(&config.data_dir, &config.node, &facts, &known)).transpose()?;
     let dialer = LocalDialer::new(name);
     let mut control =
-        control_plane(&config, store, &mut facts, addresses.clone(), dialer.clone(), &shutdown, &mut tasks).await?;
+        control_plane(&config, store, &mut facts, addresses.clone(), &process, dialer.clone(), &shutdown, &mut tasks)
+            .await?;
     let api = &control.api;
     let informers = Informers::new(client(api, user("system:kube-controller-manager")));
     components(&config, &control, &facts, &informers, &mut tasks);
@@ -238,6 +253,7 @@ async fn control_plane(
     store: Datastore,
     facts: &mut ClusterFacts,
     addresses: watch::Receiver<Vec<IpAddr>>,
+    process: &Process,
     dialer: Arc<LocalDialer>,
     shutdown: &CancellationToken,
     tasks: &mut JoinSet<()>,
@@ -254,6 +270,10 @@ async fn control_plane(
         service_networks: config.service_cidrs.iter().map(|network| (network.base(), network.prefix())).collect(),
         node_ports: config.node_ports.clone(),
     };
+    if let Some(backup) = config.backup.clone() {
+        let (data_dir, node) = (config.data_dir.clone(), config.node.name.clone());
+        tasks.spawn(backups::keep(backup, data_dir, node, store.storage.clone()));
+    }
     let registry = Registry::open(store.storage, options).await.map_err(doing("reading the store"))?;
     let issuer = format!("https://kubernetes.default.svc.{}", config.cluster_domain);
     let tokens = JoinTokens::open(config, pki.server_ca.pem(), store.shared)?;
@@ -284,7 +304,7 @@ async fn control_plane(
         }
     });
     tasks.spawn(tokens.follow());
-    tasks.spawn(own.keep(api.clone()));
+    tasks.spawn(own.keep(api.clone(), process.rotations.clone()));
     Ok(ControlPlane { api, pki, kubelet_socket, kubelet_identity, serving, scheduler, controllers })
 }
 

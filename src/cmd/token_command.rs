@@ -1,13 +1,12 @@
 //! `edge token`: bootstrap tokens, with which machines join until the tokens expire.
 
+use super::access::{Access, Cluster};
 use super::fail;
 use super::join_tokens::{self, SERVER_TOKEN};
 use super::server::{Failure, doing};
 use crate::config::parse_time;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand, ValueEnum};
-use edge_client::{Api, Client, DeleteParams, ListParams, PostParams, Server, Servers, Uplink};
+use edge_client::{Api, DeleteParams, ListParams, PostParams};
 use edge_pki::{JoinToken, full_token, random_secret};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
@@ -18,30 +17,17 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
-use tokio::sync::watch;
 
 const NAMESPACE: &str = "kube-system";
 const TYPE: &str = "bootstrap.kubernetes.io/token";
 const PREFIX: &str = "bootstrap-token-";
 const DEFAULT_GROUP: &str = "system:bootstrappers:edge:default-node-token";
-/// How long the API may take.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// `edge token`
 #[derive(Args)]
 pub(crate) struct TokenArgs {
     #[command(subcommand)]
     command: TokenCommand,
-}
-
-#[derive(Args)]
-struct Access {
-    /// The administrator's kubeconfig
-    #[arg(long, env = "KUBECONFIG", default_value = "/etc/edge/edge.yaml", value_name = "FILE")]
-    kubeconfig: PathBuf,
-    /// URL of the server [default: that of the kubeconfig]
-    #[arg(long, value_name = "URL")]
-    server: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -127,6 +113,10 @@ pub(crate) fn main(args: TokenArgs) -> ExitCode {
     }
 }
 
+fn secrets(cluster: &Cluster) -> Api<Secret> {
+    Api::namespaced(cluster.client.clone(), NAMESPACE)
+}
+
 fn say(text: &str) {
     use std::io::Write as _;
     // a closed pipe cannot be told anything
@@ -143,7 +133,7 @@ async fn run(command: TokenCommand) -> Result<(), Failure> {
             let cluster = Cluster::open(&access)?;
             let spec = New { token, ttl, description, groups, usages };
             let secret = spec.secret(Timestamp::now()).map_err(doing("making a token"))?;
-            let made = cluster.call(cluster.secrets().create(&PostParams::default(), &secret)).await?;
+            let made = cluster.call(secrets(&cluster).create(&PostParams::default(), &secret)).await?;
             let shown = Shown::of(&made, Timestamp::now());
             let full = full_token(&cluster.ca, "", &shown.token);
             match output {
@@ -159,7 +149,7 @@ async fn run(command: TokenCommand) -> Result<(), Failure> {
         TokenCommand::List { output, access } => {
             let cluster = Cluster::open(&access)?;
             let of_type = ListParams::default().fields(&format!("type={TYPE}"));
-            let list = cluster.call(cluster.secrets().list(&of_type)).await?;
+            let list = cluster.call(secrets(&cluster).list(&of_type)).await?;
             let shown: Vec<Shown> = list.iter().map(|s| Shown::of(s, Timestamp::now())).collect();
             match output {
                 Output::Json => say(&format!("{:#}", Value::from(shown.iter().map(Shown::json).collect::<Vec<_>>()))),
@@ -176,7 +166,7 @@ async fn run(command: TokenCommand) -> Result<(), Failure> {
                     return Err(doing("deleting a token")(Wrong::Token(token)));
                 }
                 let name = format!("{PREFIX}{id}");
-                cluster.call(cluster.secrets().delete(&name, &DeleteParams::default())).await?;
+                cluster.call(secrets(&cluster).delete(&name, &DeleteParams::default())).await?;
                 say(&format!("token {id:?} deleted"));
             }
             Ok(())
@@ -339,46 +329,6 @@ fn table(tokens: &[Shown]) {
     for row in rows {
         let line: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         say(line.join("  ").trim_end());
-    }
-}
-
-/// The cluster of a kubeconfig as `edge server` writes it.
-struct Cluster {
-    client: Client,
-    /// The authority, PEM.
-    ca: Vec<u8>,
-}
-
-impl Cluster {
-    fn open(access: &Access) -> Result<Self, Failure> {
-        let text = std::fs::read_to_string(&access.kubeconfig)
-            .map_err(|e| doing("reading the kubeconfig")(format!("{}: {e}", access.kubeconfig.display())))?;
-        let config: Value = serde_yaml_ng::from_str(&text).map_err(doing("reading the kubeconfig"))?;
-        let text = |pointer: &str| config.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-        let data = |pointer: &str| STANDARD.decode(text(pointer)).map_err(doing("reading the kubeconfig"));
-        let ca = data("/clusters/0/cluster/certificate-authority-data")?;
-        let certificate = data("/users/0/user/client-certificate-data")?;
-        let key = data("/users/0/user/client-key-data")?;
-        let identity = edge_pki::Identity::from_pem(&key, &certificate).map_err(doing("reading the kubeconfig"))?;
-        let shared = edge_pki::SharedIdentity::new(&identity).map_err(doing("reading the kubeconfig"))?;
-        let tls = edge_pki::remote_client_config(&ca, Some(&shared)).map_err(doing("preparing TLS"))?;
-        let url = access.server.clone().unwrap_or_else(|| text("/clusters/0/cluster/server").to_owned());
-        let server = Server::parse(&url).map_err(doing("reading the server's URL"))?;
-        let servers = Servers::new(vec![server], &tls, watch::channel(0).1);
-        Ok(Self { client: Uplink::new(servers).client(http::HeaderMap::new()), ca })
-    }
-
-    fn secrets(&self) -> Api<Secret> {
-        Api::namespaced(self.client.clone(), NAMESPACE)
-    }
-
-    async fn call<T>(&self, request: impl Future<Output = Result<T, edge_client::Error>>) -> Result<T, Failure> {
-        let what = "asking the server";
-        let answer = tokio::time::timeout(PATIENCE, request).await.map_err(doing(what))?;
-        answer.map_err(|e| match e {
-            edge_client::Error::Api(status) => doing(what)(status.message.clone()),
-            other => doing(what)(super::with_causes(&other)),
-        })
     }
 }
 

@@ -52,25 +52,35 @@ pub(crate) enum FileError {
 /// # Errors
 /// [`FileError`] when a file that was named does not exist, or any file is malformed or has unknown keys.
 pub(crate) fn with_files(root: &Command, args: Vec<OsString>) -> Result<Vec<OsString>, FileError> {
-    let Some((at, command)) = args
-        .iter()
-        .enumerate()
-        .skip(1)
-        .find_map(|(i, a)| Some((i, root.find_subcommand(a.to_str()?)?)))
-        .filter(|(_, c)| c.get_arguments().any(|a| a.get_long() == Some("config")))
-    else {
-        return Ok(args);
-    };
+    let Some((at, command)) = configured(root, &args) else { return Ok(args) };
     let given = &args[at + 1..];
-    let (path, named) = config_path(command, given);
-    let mut settings = Settings::default();
-    for file in files(&path, named)? {
-        settings.read(command, &file)?;
-    }
+    let settings = Settings::read_all(command, given)?;
     let mut out = args[..=at].to_vec();
     out.extend(settings.into_args(command, given));
     out.extend_from_slice(given);
     Ok(out)
+}
+
+/// The settings that come from files, with these.
+///
+/// # Errors
+/// As [`with_files`].
+pub(crate) fn settings_of_files(
+    root: &Command,
+    args: &[OsString],
+) -> Result<BTreeMap<String, Vec<PathBuf>>, FileError> {
+    let Some((at, command)) = configured(root, args) else { return Ok(BTreeMap::new()) };
+    let given = &args[at + 1..];
+    let settings = Settings::read_all(command, given)?;
+    let used = settings.0.into_iter().filter(|(name, setting)| setting.counts(command, name, given));
+    Ok(used.map(|(name, setting)| (name, setting.files)).collect())
+}
+
+/// Where in the arguments the command is that has configuration files, and which it is: `edge server`, or `edge config show server`.
+fn configured<'c>(root: &'c Command, args: &[OsString]) -> Option<(usize, &'c Command)> {
+    let at = if args.get(1)? == "config" { args.iter().rposition(|a| a == "server" || a == "agent")? } else { 1 };
+    let command = root.find_subcommand(args[at].to_str()?)?;
+    command.get_arguments().any(|a| a.get_long() == Some("config")).then_some((at, command))
 }
 
 /// Where the configuration is, and whether somebody named that place.
@@ -94,7 +104,7 @@ fn config_path(command: &Command, given: &[OsString]) -> (PathBuf, bool) {
     (default.unwrap_or_default(), false)
 }
 
-/// The file and its drop-ins, the least important first. None of them has to exist.
+/// The file and its drop-ins, the least important first. None of them has to exist, unless somebody named them.
 fn files(path: &Path, named: bool) -> Result<Vec<PathBuf>, FileError> {
     let mut out = Vec::new();
     if path.exists() {
@@ -115,8 +125,8 @@ fn files(path: &Path, named: bool) -> Result<Vec<PathBuf>, FileError> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         Err(source) => return Err(FileError::Read { path: dir.into(), source }),
     }
-    if named && !out.is_empty() {
-        tracing::debug!(files = ?out, "reading configuration");
+    if named && out.is_empty() {
+        return Err(FileError::Read { path: path.into(), source: std::io::ErrorKind::NotFound.into() });
     }
     Ok(out)
 }
@@ -124,6 +134,8 @@ fn files(path: &Path, named: bool) -> Result<Vec<PathBuf>, FileError> {
 #[derive(Default)]
 struct Setting {
     values: Vec<String>,
+    /// Where they come from.
+    files: Vec<PathBuf>,
     /// Whether every value was appended by `key+`, so that flags and environment do not replace them.
     appends: bool,
 }
@@ -131,7 +143,25 @@ struct Setting {
 #[derive(Default)]
 struct Settings(BTreeMap<String, Setting>);
 
+impl Setting {
+    /// Whether it is not replaced by a flag or the environment.
+    fn counts(&self, command: &Command, name: &str, given: &[OsString]) -> bool {
+        let arg = command.get_arguments().find(|a| a.get_long() == Some(name));
+        let in_env = arg.and_then(clap::Arg::get_env).is_some_and(|v| std::env::var_os(v).is_some());
+        self.appends || !(in_env || is_given(arg, name, given))
+    }
+}
+
 impl Settings {
+    fn read_all(command: &Command, given: &[OsString]) -> Result<Self, FileError> {
+        let (path, named) = config_path(command, given);
+        let mut settings = Self::default();
+        for file in files(&path, named)? {
+            settings.read(command, &file)?;
+        }
+        Ok(settings)
+    }
+
     fn read(&mut self, command: &Command, path: &Path) -> Result<(), FileError> {
         let text = std::fs::read_to_string(path).map_err(|source| FileError::Read { path: path.into(), source })?;
         let malformed = |reason: String| FileError::Malformed { path: path.into(), reason };
@@ -157,8 +187,9 @@ impl Settings {
             if append && list {
                 setting.appends |= setting.values.is_empty();
                 setting.values.extend(values);
+                setting.files.push(path.into());
             } else {
-                *setting = Setting { values, appends: false };
+                *setting = Setting { values, files: vec![path.into()], appends: false };
             }
         }
         Ok(())
@@ -167,11 +198,10 @@ impl Settings {
     fn into_args(self, command: &Command, given: &[OsString]) -> Vec<OsString> {
         let mut out = Vec::new();
         for (name, setting) in self.0 {
-            let arg = command.get_arguments().find(|a| a.get_long() == Some(name.as_str()));
-            let in_env = arg.and_then(clap::Arg::get_env).is_some_and(|v| std::env::var_os(v).is_some());
-            if !setting.appends && (in_env || is_given(arg, &name, given)) {
+            if !setting.counts(command, &name, given) {
                 continue;
             }
+            let arg = command.get_arguments().find(|a| a.get_long() == Some(name.as_str()));
             let switch = arg.is_some_and(|a| matches!(a.get_action(), ArgAction::SetTrue));
             for value in setting.values {
                 match (switch, value.as_str()) {
@@ -273,5 +303,7 @@ mod tests {
         assert!(expand(&[("config.yaml", "node-name: [a, b]\n")], &[]).is_err());
         assert!(expand(&[("config.yaml", "- a\n")], &[]).is_err());
         assert!(expand(&[("config.yaml", "")], &[]).is_ok());
+        let missing = expand(&[], &[]).unwrap_err().to_string();
+        assert!(missing.contains("config.yaml"), "{missing}");
     }
 }

@@ -12,8 +12,8 @@ mod server;
 mod time;
 
 pub(crate) use agent::{AgentArgs, AgentConfig};
-pub(crate) use file::with_files;
-pub(crate) use node::{NodeConfig, TokenSource};
+pub(crate) use file::{FileError, settings_of_files, with_files};
+pub(crate) use node::{NodeConfig, TokenSource, host_name};
 pub(crate) use parts::Part;
-pub(crate) use server::{ServerArgs, ServerConfig};
+pub(crate) use server::{BackupConfig, ServerArgs, ServerConfig};
 pub(crate) use time::parse_time;

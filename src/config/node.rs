@@ -161,7 +161,7 @@ impl NodeArgs {
 }
 
 /// The host's name, as the kubelet takes it: lower case.
-fn host_name() -> Result<String, ConfigError> {
+pub(crate) fn host_name() -> Result<String, ConfigError> {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map_err(|e| wrong("node-name", format!("cannot read the host's name: {e}")))?;
     Ok(name.trim().to_lowercase())

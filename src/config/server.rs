@@ -4,6 +4,7 @@ use super::node::{ConfigError, NodeArgs, NodeConfig, TokenSource, wrong};
 use super::parts::Part;
 use super::time::parse_time;
 use clap::Args;
+use edge_api::cron::Schedule;
 use edge_network::{Backend, Cidr};
 use edge_storage::EtcdOptions;
 use std::collections::BTreeSet;
@@ -109,6 +110,23 @@ pub(crate) struct ServerArgs {
     #[arg(long, env = "EDGE_DATASTORE_KEYFILE", value_name = "FILE", help_heading = "Store")]
     pub(crate) datastore_keyfile: Option<PathBuf>,
 
+    /// When backups are made, as a cron line such as "0 3 * * *" or @daily [default: never]
+    #[arg(long, visible_alias = "etcd-snapshot-schedule-cron", value_name = "CRON", help_heading = "Backup")]
+    pub(crate) backup_schedule: Option<String>,
+    /// How many scheduled backups are kept
+    #[arg(
+        long,
+        visible_alias = "etcd-snapshot-retention",
+        default_value_t = 5,
+        value_parser = clap::value_parser!(u32).range(1..),
+        value_name = "N",
+        help_heading = "Backup"
+    )]
+    pub(crate) backup_retention: u32,
+    /// Where scheduled backups are written [default: backups in the data directory]
+    #[arg(long, visible_alias = "etcd-snapshot-dir", value_name = "DIR", help_heading = "Backup")]
+    pub(crate) backup_dir: Option<PathBuf>,
+
     /// Serve the control plane only, run no pods here
     #[arg(long, help_heading = "Node")]
     pub(crate) disable_agent: bool,
@@ -154,11 +172,22 @@ pub(crate) struct ServerConfig {
     pub(crate) disabled: BTreeSet<Part>,
     /// Where the store is, when it is not in the data directory.
     pub(crate) etcd: Option<EtcdOptions>,
+    /// `None`: no backups on a schedule.
+    pub(crate) backup: Option<BackupConfig>,
     pub(crate) agent: bool,
     pub(crate) node: NodeConfig,
     /// As given; read and checked when it is used.
     pub(crate) token: TokenSource,
     pub(crate) agent_token: TokenSource,
+}
+
+/// Backups on a schedule.
+#[derive(Clone, Debug)]
+pub(crate) struct BackupConfig {
+    pub(crate) schedule: Schedule,
+    /// How many are kept, at least one.
+    pub(crate) retention: usize,
+    pub(crate) directory: PathBuf,
 }
 
 /// Networks of a flag: one, or one of each family.
@@ -232,6 +261,18 @@ impl ServerArgs {
         let node = self.node.check()?;
         let tls = (self.datastore_cafile, self.datastore_certfile, self.datastore_keyfile);
         let etcd = etcd(self.datastore_endpoint, tls)?;
+        let schedule = self.backup_schedule.as_deref().filter(|line| !line.trim().is_empty());
+        let schedule =
+            schedule.map(Schedule::parse).transpose().map_err(|e| wrong("backup-schedule", e.to_string()))?;
+        if schedule.is_some() && etcd.is_some() {
+            let reason = "the store is an etcd, which has backups of its own: `etcdctl snapshot save`";
+            return Err(wrong("backup-schedule", reason));
+        }
+        let backup = schedule.map(|schedule| BackupConfig {
+            schedule,
+            retention: self.backup_retention as usize,
+            directory: self.backup_dir.unwrap_or_else(|| self.data_dir.join("backups")),
+        });
         Ok(ServerConfig {
             etcd,
             data_dir: self.data_dir,
@@ -250,6 +291,7 @@ impl ServerArgs {
                 .filter(|d| SIGNING_DURATIONS.contains(d))
                 .ok_or_else(|| wrong("cluster-signing-duration", "expected a time from 1s to 7300d, such as 8760h"))?,
             disabled,
+            backup,
             agent: !self.disable_agent,
             node,
             token: TokenSource { text: self.token, file: self.token_file },
@@ -332,6 +374,17 @@ mod tests {
     }
 
     #[test]
+    fn backups_are_made_when_somebody_says_when() {
+        assert!(check(&[]).unwrap().backup.is_none());
+        let backup = check(&["--backup-schedule=@daily", "--data-dir=/d"]).unwrap().backup.unwrap();
+        assert_eq!((backup.retention, backup.directory), (5, PathBuf::from("/d/backups")));
+        let of_k3s =
+            ["--etcd-snapshot-schedule-cron=0 */6 * * *", "--etcd-snapshot-retention=2", "--etcd-snapshot-dir=/b"];
+        let backup = check(&of_k3s).unwrap().backup.unwrap();
+        assert_eq!((backup.retention, backup.directory), (2, PathBuf::from("/b")));
+    }
+
+    #[test]
     fn mistakes_name_their_flag() {
         for (args, flag) in [
             (&["--cluster-cidr=10.0.0.0"][..], "--cluster-cidr"),
@@ -344,6 +397,8 @@ mod tests {
             (&["--disable=dns"], "--disable"),
             (&["--nodeport-addresses=192.0.2.1"], "--nodeport-addresses"),
             (&["--cluster-dns=1.1.1.1"], "--cluster-dns"),
+            (&["--backup-schedule=daily"], "--backup-schedule"),
+            (&["--backup-schedule=@daily", "--datastore-endpoint=http://127.0.0.1:2379"], "--backup-schedule"),
             (&["--node-label=a b=c"], "--node-label"),
             (&["--node-taint=a=b"], "--node-taint"),
             (&["--node-taint=a=b:Never"], "--node-taint"),

@@ -9,6 +9,7 @@
 
 mod authority;
 mod cluster;
+mod facts;
 mod files;
 mod identity;
 mod kubeconfig;
@@ -21,6 +22,7 @@ mod user;
 
 pub use authority::Authority;
 pub use cluster::{ClusterPki, ServerNames};
+pub use facts::{CertificateFacts, certificate_facts};
 pub use files::PkiError;
 pub use identity::{ClientName, Identity};
 pub use kubeconfig::write_kubeconfig;

@@ -20,7 +20,7 @@ use std::path::Path;
 
 pub use error::{Error, Result};
 pub use etcd::{Etcd, EtcdError, EtcdOptions};
-pub use lmdb::{Lmdb, LmdbOptions};
+pub use lmdb::{Inspection, Lmdb, LmdbOptions, inspect};
 pub use types::{
     Class, Compare, Event, EventBatch, KeyValue, List, ListRequest, Op, Outcome, Revision, Stats, Transaction, Watcher,
 };

@@ -26,6 +26,27 @@ use std::thread::JoinHandle;
 use tokio::sync::oneshot;
 use writer::{Command, Writer};
 
+/// More revisions than any cluster uses between two backups, as etcd recommends.
+const AFTER_RESTORE: Revision = 1_000_000_000;
+
+/// What is in a data file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inspection {
+    /// The newest revision.
+    pub revision: Revision,
+    /// How many keys it has.
+    pub keys: u64,
+}
+
+/// Reads a whole data file that nobody writes to, and checks it as [`Lmdb::open`] does.
+///
+/// # Errors
+/// [`Error::Format`], [`Error::Corrupt`], [`Error::Io`].
+pub fn inspect(file: &Path) -> Result<Inspection> {
+    let state = check::check(file, file::FORMAT)?;
+    Ok(Inspection { revision: state.revision.max(state.highest), keys: state.keys })
+}
+
 /// How a store is kept.
 #[derive(Clone, Copy, Debug)]
 pub struct LmdbOptions {
@@ -110,6 +131,28 @@ impl Lmdb {
             .spawn(move || writer.run())
             .map_err(|e| Error::Io { path: dir.into(), source: Arc::new(e) })?;
         Ok(Self { shared, commands: Some(commands), thread: Some(thread) })
+    }
+
+    /// Writes a consistent copy of the store in `dir` to a new file, also while another process has it open and writes. Blocks.
+    ///
+    /// # Errors
+    /// When there is no store, or the file exists already or cannot be written.
+    pub fn copy(dir: &Path, target: &Path) -> Result<()> {
+        file::copy(dir, target)
+    }
+
+    /// Prepares a store that was put back to an earlier state for going on from there: its revisions continue far beyond all that
+    /// were given to clients after that state, so that whoever knows a later one is told to look again, and none comes twice with
+    /// another meaning. Checks it as [`Lmdb::open`] does.
+    ///
+    /// # Errors
+    /// As [`Lmdb::open`].
+    pub fn continue_restored(dir: &Path) -> Result<()> {
+        let place = Place::new(dir, LmdbOptions::default().limit);
+        let _lock = place.lock()?;
+        let (file, state) = place.open()?;
+        let reserved = state.revision.max(state.reserved).max(state.highest) + AFTER_RESTORE;
+        file.commit(std::iter::empty(), state.revision, reserved)
     }
 
     /// The data file.

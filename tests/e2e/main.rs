@@ -6,9 +6,11 @@
 
 mod harness;
 
+mod backup;
 mod bad_input;
 mod cli;
 mod coexistence;
+mod commands;
 mod conformance;
 mod controllers;
 mod etcd;

@@ -58,6 +58,8 @@ pub(super) struct State {
     pub(super) reserved: Revision,
     /// The highest revision of a record.
     pub(super) highest: Revision,
+    /// How many keys there are.
+    pub(super) keys: u64,
 }
 
 /// Checks a file that this program can read in format `known`.
@@ -274,6 +276,9 @@ impl Checker<'_> {
             return Err(
                 self.corrupt(format!("a tree has {counted:?} pages and entries, and says that it has {said:?}"))
             );
+        }
+        if kind == Kind::Keys {
+            self.state.keys = found.entries as u64;
         }
         match kind {
             Kind::Names if !(found.keys && found.facts && found.entries == 2) => {

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::types::{KeyValue, Revision, Stats};
 use bytes::Bytes;
 use heed::types::Bytes as Raw;
-use heed::{CommitOrAbort, CompactionOption, Database, Env, EnvOpenOptions, RoTxn, RwTxn, WithoutTls};
+use heed::{CommitOrAbort, CompactionOption, Database, Env, EnvFlags, EnvOpenOptions, RoTxn, RwTxn, WithoutTls};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -25,6 +25,8 @@ const PER_COMMIT: u64 = 64 << 10;
 /// How much more than the limit the map may grow for deletions and revisions, in steps.
 const MAX_BEYOND: usize = 64 << 20;
 const BEYOND_STEP: usize = 4 << 20;
+/// How much a store may grow while it is being opened for a copy.
+const COPY_BEYOND: usize = 1 << 30;
 /// Bytes of LMDB's table of readers, with 64 for each: more than the runtime has threads.
 const READERS_BYTES: u64 = 128 << 10;
 const READERS: u32 = 1024;
@@ -305,18 +307,7 @@ impl DataFile {
 
     /// Writes a compact copy; a failure leaves no file.
     pub(super) fn copy_to(&self, target: &Path) -> Result<()> {
-        let io = |e| file_error(target, e);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(target).map_err(io)?;
-        let copied = self.env.copy_to_file(&mut file, CompactionOption::Enabled).map_err(|e| database(target, e));
-        let synced = copied.and_then(|()| file.sync_all().map_err(io)).and_then(|()| {
-            let dir = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            edge_sys::fsutil::sync_dir(dir).map_err(io)
-        });
-        if synced.is_err() {
-            // the first error is the one worth reporting
-            let _ = std::fs::remove_file(target);
-        }
-        synced
+        copy_env(&self.env, target)
     }
 
     pub(super) fn stats(&self) -> Result<Stats> {
@@ -340,6 +331,37 @@ impl DataFile {
             detail: format!("record {:?} fails its checksum", String::from_utf8_lossy(key)),
         })
     }
+}
+
+fn copy_env(env: &Env<WithoutTls>, target: &Path) -> Result<()> {
+    let io = |e| file_error(target, e);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(target).map_err(io)?;
+    let copied = env.copy_to_file(&mut file, CompactionOption::Enabled).map_err(|e| database(target, e));
+    let synced = copied.and_then(|()| file.sync_all().map_err(io)).and_then(|()| {
+        let dir = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        edge_sys::fsutil::sync_dir(dir).map_err(io)
+    });
+    if synced.is_err() {
+        // the first error is the one worth reporting
+        let _ = std::fs::remove_file(target);
+    }
+    synced
+}
+
+/// Writes a compact copy of a store that another process may have open.
+pub(super) fn copy(dir: &Path, target: &Path) -> Result<()> {
+    let place = Place::new(dir, 0);
+    let length = std::fs::metadata(&place.path).map_err(|e| file_error(&place.path, e))?.len();
+    // what the other adds meanwhile has to fit, too
+    let map = usize::try_from(length).unwrap_or(usize::MAX / 2).saturating_add(COPY_BEYOND).next_multiple_of(1 << 20);
+    prepare_readers(dir)?;
+    let mut options = EnvOpenOptions::new().read_txn_without_tls();
+    options.max_readers(READERS).map_size(map);
+    // SAFETY: nothing is written to the map, LMDB's table of readers keeps pages that are read here from being reused by another
+    // process, and this process does not have the file open
+    #[expect(unsafe_code, reason = "LMDB maps the file, and nobody can promise what others do to files")]
+    let env = unsafe { options.flags(EnvFlags::READ_ONLY).open(dir) }.map_err(|e| database(&place.path, e))?;
+    copy_env(&env, target)
 }
 
 /// Opens the environment in a directory. Its map is as large as it may ever get: that costs address space, not memory.

@@ -32,6 +32,7 @@ impl Agent {
         let namespace = cluster.net.add(n);
         let dir = cluster.dir.join(format!("agent-{n}"));
         fs::create_dir_all(dir.join("data/agent/images")).unwrap();
+        fs::write(dir.join("config.yaml"), "").unwrap();
         for (name, archive) in [("busybox.tar", busybox_archive()), ("echo.tar", echo_archive())] {
             fs::copy(archive, dir.join("data/agent/images").join(name)).unwrap();
         }

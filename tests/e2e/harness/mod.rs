@@ -22,7 +22,7 @@ pub(crate) mod wasm;
 
 pub(crate) use agent::Agent;
 pub(crate) use clock::Clock;
-use images::{busybox_archive, echo_archive};
+pub(crate) use images::{busybox_archive, echo_archive};
 pub(crate) use rogue::Rogue;
 
 use serde_json::Value;
@@ -99,6 +99,7 @@ impl Cluster {
         let dir = PathBuf::from(format!("/tmp/{}", net.name));
         fs::create_dir_all(dir.join("data/agent/images")).unwrap();
         fs::write(dir.join("owner"), std::process::id().to_string()).unwrap();
+        fs::write(dir.join("config.yaml"), "").unwrap();
         drop(lock);
         let ip = net.inside;
         let extra_args = args.iter().map(|a| (*a).to_owned()).collect();
