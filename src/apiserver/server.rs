@@ -124,6 +124,43 @@ impl ApiServer {
         bootstrap::endpoints(&self.0).await
     }
 
+    /// Says to the other servers of the store, if it can have any, that this one lives, and keeps the endpoints of the
+    /// Service `kubernetes` to those that do, for ever.
+    pub async fn keep_endpoints(&self) {
+        let Some(mut servers) = self.0.registry.servers() else { return };
+        let mut announced = None;
+        loop {
+            let own = *self.0.advertised.read();
+            let moved = announced.is_some_and(|known| known != own);
+            let work = async {
+                if let Some(old) = announced.filter(|_| moved) {
+                    servers.withdraw(old).await?;
+                }
+                if moved || servers.is_due() {
+                    servers.announce(own).await?;
+                    announced = Some(own);
+                }
+                bootstrap::endpoints(&self.0).await
+            };
+            if let Err(error) = work.await {
+                tracing::warn!(error = error.message, "the endpoints of the servers are not up to date");
+            }
+            servers.changed().await;
+        }
+    }
+
+    /// Says to the other servers that this one goes.
+    ///
+    /// # Errors
+    /// When the store cannot be written; then they find out after 15 s.
+    pub async fn withdraw(&self) -> Result<(), Status> {
+        let own = *self.0.advertised.read();
+        match self.0.registry.servers() {
+            Some(servers) => servers.withdraw(own).await,
+            None => Ok(()),
+        }
+    }
+
     /// Binds the name of this machine's node to its password, so that no other machine can join under that name.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! same process ([`local`]), the one to servers on other machines ([`Uplink`]) with the tunnel back, one shared cache per resource ([`Informers`]), work queues, an event recorder and a supervisor.
 
 mod backoff;
+mod election;
 mod informer;
 mod local;
 pub mod placement;
@@ -16,6 +17,7 @@ mod tunnel;
 mod workqueue;
 
 pub use backoff::WatchBackoff;
+pub use election::Candidate;
 pub use informer::{Change, Informer, InformerKind, Informers, Key};
 pub use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams,

@@ -16,6 +16,7 @@ mod instance;
 mod join;
 mod join_tokens;
 mod kubectl_command;
+mod leading;
 mod logging;
 mod net_events;
 mod notify;

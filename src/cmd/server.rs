@@ -6,6 +6,7 @@ use super::facts::ClusterFacts;
 use super::identities::{client, user};
 use super::join;
 use super::join_tokens::JoinTokens;
+use super::leading::{Candidates, lead};
 use super::net_events::watch_network;
 use super::own_certificates::OwnCertificates;
 use super::signer::Signer;
@@ -156,7 +157,7 @@ async fn run(config: ServerConfig, mut process: Process) -> Result<(), Failure> 
             .await?;
     let api = &control.api;
     let informers = Informers::new(client(api, user("system:kube-controller-manager")));
-    components(&config, &control, &facts, &informers, &mut tasks);
+    let candidates = components(&config, &control, &facts, &informers, &mut tasks)?;
 
     let kubelet = match (process.zygote.take(), network) {
         (Some(zygote), Some(network)) => {
@@ -204,6 +205,7 @@ async fn run(config: ServerConfig, mut process: Process) -> Result<(), Failure> 
     }
     // those who ask stop before the one who answers
     tasks.shutdown().await;
+    candidates.release(api).await;
     shutdown.cancel();
     control.serving.await.map_err(doing("ending the API"))?;
     crash.map_or(Ok(()), Err)
@@ -362,16 +364,19 @@ fn components(
     facts: &ClusterFacts,
     informers: &Informers,
     tasks: &mut JoinSet<()>,
-) {
+) -> Result<Candidates, Failure> {
     let identities = Identities::new(informers.clone(), {
         let api = control.api.clone();
         move |name| client(&api, user(name))
     });
     let directory = config.data_dir.join("server/manifests");
+    // each server of several has a directory of its own
+    let record = "edge-manifests".to_owned();
+    let record = if config.etcd.is_some() { format!("{record}-{}", config.node.name) } else { record };
     let (own, supervisor) = (identities.clone(), control.controllers.clone());
     tasks.spawn(async move {
         let run = || {
-            let options = ManifestsOptions { directory: directory.clone() };
+            let options = ManifestsOptions { directory: directory.clone(), record: record.clone() };
             edge_controllers::run_manifests(own.context("edge-manifests"), options)
         };
         supervisor.keep("edge-manifests", run).await;
@@ -382,14 +387,24 @@ fn components(
         service_cidrs: facts.service_cidrs.clone(),
         signer: Arc::new(Signer { pki: control.pki.clone(), longest: config.signing_duration }),
         load_balancers: facts.has(Part::ServiceLb),
-        server_node: config.agent.then(|| config.node.name.clone()),
     };
-    tasks.spawn(edge_controllers::run(identities, options, control.controllers.clone()));
+    let supervisor = control.controllers.clone();
+    if config.agent {
+        let (identities, node) = (identities.clone(), config.node.name.clone());
+        tasks.spawn(edge_controllers::run_server_label(identities, node, supervisor.clone()));
+    }
+    let candidates = Candidates::new(config, &control.api)?;
+    let controllers = move || edge_controllers::run(identities.clone(), options.clone(), supervisor.clone());
+    tasks.spawn(lead(candidates.controllers.clone(), controllers));
     let (informers, supervisor) = (informers.clone(), control.scheduler.clone());
     let scheduler = client(&control.api, user("system:kube-scheduler"));
-    tasks.spawn(async move {
-        supervisor.keep("scheduler", || edge_scheduler::run(informers.clone(), scheduler.clone())).await;
-    });
+    tasks.spawn(lead(candidates.scheduler.clone(), move || {
+        let (informers, scheduler, supervisor) = (informers.clone(), scheduler.clone(), supervisor.clone());
+        async move { supervisor.keep("scheduler", || edge_scheduler::run(informers.clone(), scheduler.clone())).await }
+    }));
+    let api = control.api.clone();
+    tasks.spawn(async move { api.keep_endpoints().await });
+    Ok(candidates)
 }
 
 /// The node's addresses, at least one, one of a family: those given, else what the network says, which may change, else

@@ -61,8 +61,6 @@ pub struct Options {
     pub signer: Arc<dyn CertificateSigner>,
     /// Whether services of type LoadBalancer get addresses of the cluster's nodes.
     pub load_balancers: bool,
-    /// The name of this server's own node, if it is one.
-    pub server_node: Option<String>,
 }
 
 /// Runs all controllers, for ever; dropping the future ends them.
@@ -97,9 +95,6 @@ pub async fn run(identities: Identities, options: Options, supervisor: Superviso
     all.start("token-cleaner", |context| async {
         tokio::join!(joining::clean_tokens(context.clone()), joining::free_names(context));
     });
-    if let Some(node) = options.server_node {
-        all.start("node-controller", move |context| joining::label_server(context, node.clone()));
-    }
     all.start("clusterrole-aggregation-controller", clusterrole_aggregation::run);
     all.start("pvc-protection-controller", protection::run_claims);
     all.start("pv-protection-controller", protection::run_volumes);
@@ -109,6 +104,12 @@ pub async fn run(identities: Identities, options: Options, supervisor: Superviso
     all.start("node-controller", node_lifecycle::run);
     all.start("node-controller", taint_eviction::run);
     while all.tasks.join_next().await.is_some() {}
+}
+
+/// Keeps the label of a server on this server's own node, for ever; to be run by each server.
+pub async fn run_server_label(identities: Identities, node: String, supervisor: Supervisor) {
+    let run = || joining::label_server(identities.context("node-controller"), node.clone());
+    supervisor.keep("node-controller", run).await;
 }
 
 /// The controllers that run.

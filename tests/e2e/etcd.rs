@@ -1,10 +1,14 @@
 //! Servers with their store in a real etcd.
 
 use crate::harness::etcd::Etcd;
-use crate::harness::{Cluster, eventually};
+use crate::harness::{Agent, Cluster, Kubectl, Server, eventually};
 use nix::sys::signal::Signal;
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
-use std::process::Output;
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const WEB: &str = r#"
@@ -146,7 +150,170 @@ fn servers_know_their_cluster_by_its_token() {
     cluster.launch();
     assert_eq!(fs::read(cluster.data_dir().join("server/tls/server-ca.crt")).unwrap(), ca);
     eventually("the API answers", || {
-        let out = cluster.try_kubectl(crate::harness::Kubectl::Newest, &["get", "ns", "default"]);
+        let out = cluster.try_kubectl(Kubectl::Newest, &["get", "ns", "default"]);
         if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
     });
+}
+
+/// Creates ConfigMaps as fast as it can, by whichever server takes them; gives the names of those that were acknowledged.
+struct Load {
+    stop: Arc<AtomicBool>,
+    threads: Vec<std::thread::JoinHandle<Vec<String>>>,
+}
+
+impl Load {
+    /// `kubectl`: makes a command for a server; there are so many.
+    fn start(servers: usize, kubectl: impl Fn(usize, &[&str]) -> Command + Send + Sync + Clone + 'static) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let threads = (0..2).map(|t: usize| {
+            let (stop, kubectl) = (stop.clone(), kubectl.clone());
+            std::thread::spawn(move || {
+                let mut acknowledged = Vec::new();
+                for i in 0.. {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let name = format!("load-{t}-{i}");
+                    let args = ["create", "cm", &name, "--from-literal=a=b", "--request-timeout=15s"];
+                    if kubectl((t + i) % servers, &args).output().unwrap().status.success() {
+                        acknowledged.push(name);
+                    }
+                }
+                acknowledged
+            })
+        });
+        let threads = threads.collect();
+        Self { stop, threads }
+    }
+
+    fn finish(self) -> Vec<String> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.threads.into_iter().flat_map(|t| t.join().unwrap()).collect()
+    }
+}
+
+/// A kubectl's command line, to be repeated from another thread.
+fn repeat(command: &Command) -> impl Fn(&[&str]) -> Command + Send + Sync + Clone + 'static {
+    let program = command.get_program().to_owned();
+    let args: Vec<OsString> = command.get_args().map(OsString::from).collect();
+    let home: Vec<(OsString, Option<OsString>)> =
+        command.get_envs().map(|(k, v)| (k.to_owned(), v.map(OsString::from))).collect();
+    move |more| {
+        let mut command = Command::new(&program);
+        command.args(&args).args(more).stdin(Stdio::null());
+        command.envs(home.iter().filter_map(|(k, v)| Some((k, v.as_ref()?))));
+        command
+    }
+}
+
+fn holder(kubectl: &dyn Fn(&[&str]) -> String, lease: &str) -> String {
+    kubectl(&["get", "lease", "-n", "kube-system", lease, "-o", "jsonpath={.spec.holderIdentity}"])
+}
+
+/// Names of the ConfigMaps of a load that are there.
+fn stored(list: &str) -> BTreeSet<String> {
+    list.lines().filter_map(|l| l.strip_prefix("configmap/")).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_second_server_takes_over_and_nothing_acknowledged_is_lost() {
+    let (mut cluster, etcd) = prepare(1);
+    cluster.launch();
+    let token = fs::read_to_string(cluster.data_dir().join("server/token")).unwrap().trim().to_owned();
+    let flags = [format!("--datastore-endpoint={}", etcd.endpoints()), format!("--token={token}")];
+    let mut second = Server::start(&cluster, 1, &flags);
+    let mut agent = Agent::prepare(&cluster, 2);
+    agent.server = format!("{},{}", agent.server, second.url);
+    agent.launch();
+    agent.await_images();
+    // both are the Service's endpoints, and the first one leads
+    let addresses = "jsonpath={.subsets[*].addresses[*].ip}";
+    let both = format!("{} {}", cluster.ip, cluster.address(11));
+    eventually("both servers are endpoints", || match cluster.kubectl(&["get", "ep", "kubernetes", "-o", addresses]) {
+        found if found == both => Ok(()),
+        found => Err(found),
+    });
+    let by_second = |args: &[&str]| second.kubectl(args);
+    for lease in ["kube-controller-manager", "kube-scheduler"] {
+        assert!(holder(&by_second, lease).starts_with("node-1_"), "{lease}: {}", holder(&by_second, lease));
+    }
+    // what one server has done the other one shows
+    cluster.kubectl(&["create", "cm", "seen"]);
+    second.kubectl(&["delete", "cm", "seen"]);
+    assert!(!cluster.try_kubectl(Kubectl::Newest, &["get", "cm", "seen"]).status.success());
+    // pods on the agent, which is asked to keep off the first server's machine
+    second.kubectl(&["cordon", "node-1"]);
+    cluster.apply(WEB);
+    cluster.kubectl(&["rollout", "status", "deploy/web", "--timeout=60s"]);
+    let servers = [repeat(&cluster.kubectl_command(Kubectl::Newest, &[])), repeat(&second.kubectl_command(&[]))];
+    let load = Load::start(2, move |n, args| servers[n](args));
+    std::thread::sleep(Duration::from_secs(2));
+    cluster.stop(Signal::SIGKILL);
+    let killed = Instant::now();
+    eventually("the second server leads", || match holder(&by_second, "kube-scheduler") {
+        name if name.starts_with("server-1_") => Ok(()),
+        name => Err(name),
+    });
+    println!("the second server led {:?} after the first was killed", killed.elapsed());
+    second.kubectl(&["scale", "deploy/web", "--replicas=4"]);
+    second.kubectl(&["rollout", "status", "deploy/web", "--timeout=60s"]);
+    eventually("the dead server is no endpoint", || match by_second(&["get", "ep", "kubernetes", "-o", addresses]) {
+        found if found == cluster.address(11).to_string() => Ok(()),
+        found => Err(found),
+    });
+    let acknowledged = load.finish();
+    let found = stored(&second.kubectl(&["get", "cm", "-o", "name"]));
+    let lost: Vec<&String> = acknowledged.iter().filter(|name| !found.contains(*name)).collect();
+    assert!(lost.is_empty() && acknowledged.len() > 20, "{} acknowledged, lost: {lost:?}", acknowledged.len());
+    // a server that ends in order is followed at once
+    cluster.launch();
+    assert!(
+        stored(&cluster.kubectl(&["get", "cm", "-o", "name"])).is_superset(&acknowledged.iter().cloned().collect())
+    );
+    second.stop(Signal::SIGTERM);
+    let ended = Instant::now();
+    let by_first = |args: &[&str]| cluster.kubectl(args);
+    eventually("the first server leads again", || match holder(&by_first, "kube-scheduler") {
+        name if name.starts_with("node-1_") => Ok(()),
+        name => Err(name),
+    });
+    assert!(ended.elapsed() < Duration::from_secs(5), "after {:?}", ended.elapsed());
+    cluster.kubectl(&["scale", "deploy/web", "--replicas=5"]);
+    cluster.kubectl(&["rollout", "status", "deploy/web", "--timeout=60s"]);
+    assert_eq!(cluster.kubectl(&["get", "ep", "kubernetes", "-o", addresses]), cluster.ip.to_string());
+    drop(agent);
+}
+
+#[test]
+fn a_member_of_etcd_dies_under_load_and_nothing_acknowledged_is_lost() {
+    let (mut cluster, mut etcd) = prepare(3);
+    cluster.launch();
+    cluster.apply(WEB);
+    cluster.kubectl(&["rollout", "status", "deploy/web", "--timeout=60s"]);
+    let kubectl = repeat(&cluster.kubectl_command(Kubectl::Newest, &[]));
+    let load = Load::start(1, move |_, args| kubectl(args));
+    let mut longest = Duration::ZERO;
+    for _ in 0..2 {
+        std::thread::sleep(Duration::from_secs(2));
+        let leader = etcd.leader();
+        etcd.kill(leader);
+        let killed = Instant::now();
+        eventually("writes go on", || {
+            let name = format!("after-{}", killed.elapsed().as_millis());
+            let out = cluster.try_kubectl(Kubectl::Newest, &["create", "cm", &name]);
+            if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
+        });
+        longest = longest.max(killed.elapsed());
+        etcd.launch(leader);
+        etcd.await_healthy();
+    }
+    println!("writes went on {longest:?} after the leader of etcd was killed");
+    cluster.kubectl(&["scale", "deploy/web", "--replicas=3"]);
+    cluster.kubectl(&["rollout", "status", "deploy/web", "--timeout=60s"]);
+    let acknowledged = load.finish();
+    let found = stored(&cluster.kubectl(&["get", "cm", "-o", "name"]));
+    let lost: Vec<&String> = acknowledged.iter().filter(|name| !found.contains(*name)).collect();
+    assert!(lost.is_empty() && acknowledged.len() > 20, "{} acknowledged, lost: {lost:?}", acknowledged.len());
+    let restarts = "jsonpath={.items[*].status.containerStatuses[*].restartCount}";
+    assert_eq!(cluster.kubectl(&["get", "pods", "-l", "app=web", "-o", restarts]), "0 0 0");
 }

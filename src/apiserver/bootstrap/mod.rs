@@ -11,6 +11,7 @@ use edge_api::{Object, Reason, Status, UserInfo};
 use edge_registry::{Target, UpdateKind, WriteOptions};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use serde_json::Value;
+use std::net::IpAddr;
 
 /// Creations under way at once: they share the store's commits.
 const AT_ONCE: usize = 64;
@@ -44,7 +45,19 @@ pub(crate) async fn run(server: &Server) -> Result<(), Status> {
 /// # Errors
 /// When they could not be written.
 pub(crate) async fn endpoints(server: &Server) -> Result<(), Status> {
-    let (at, port) = (*server.advertised.read(), server.options.advertise_port);
+    let (own, port) = (*server.advertised.read(), server.options.advertise_port);
+    let mut at = match server.registry.servers() {
+        Some(servers) => servers.list().await?,
+        None => Vec::new(),
+    };
+    // an EndpointSlice is of one family
+    at.retain(|ip| ip.is_ipv4() == own.is_ipv4() && *ip != own);
+    at.push(own);
+    at.sort_unstable();
+    write_endpoints(server, &at, port).await
+}
+
+async fn write_endpoints(server: &Server, at: &[IpAddr], port: u16) -> Result<(), Status> {
     let both = [objects::kubernetes_endpoints(at, port), objects::kubernetes_endpoint_slice(at, port)];
     all(server, both.map(|v| (v, Policy::Replace)).into()).await
 }

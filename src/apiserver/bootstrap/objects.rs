@@ -56,7 +56,9 @@ pub(super) fn service_cidr(o: &Options) -> Value {
     })
 }
 
-pub(super) fn kubernetes_endpoints(at: IpAddr, port: u16) -> Value {
+/// `at`: one or more addresses of one family.
+pub(super) fn kubernetes_endpoints(at: &[IpAddr], port: u16) -> Value {
+    let addresses: Vec<Value> = at.iter().map(|ip| json!({"ip": ip.to_string()})).collect();
     json!({
         "apiVersion": "v1", "kind": "Endpoints",
         "metadata": {
@@ -64,21 +66,23 @@ pub(super) fn kubernetes_endpoints(at: IpAddr, port: u16) -> Value {
             "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"},
         },
         "subsets": [{
-            "addresses": [{"ip": at.to_string()}],
+            "addresses": addresses,
             "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
         }],
     })
 }
 
-pub(super) fn kubernetes_endpoint_slice(at: IpAddr, port: u16) -> Value {
+pub(super) fn kubernetes_endpoint_slice(at: &[IpAddr], port: u16) -> Value {
+    let ready = |ip: &IpAddr| json!({"addresses": [ip.to_string()], "conditions": {"ready": true}});
+    let endpoints: Vec<Value> = at.iter().map(ready).collect();
     json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
         "metadata": {
             "name": "kubernetes", "namespace": "default",
             "labels": {"kubernetes.io/service-name": "kubernetes"},
         },
-        "addressType": family(at),
-        "endpoints": [{"addresses": [at.to_string()], "conditions": {"ready": true}}],
+        "addressType": at.first().map_or("IPv4", |ip| family(*ip)),
+        "endpoints": endpoints,
         "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
     })
 }

@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 pub(super) const NAMESPACE: &str = "kube-system";
-pub(super) const NAME: &str = "edge-manifests";
 
 /// An object that was applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,12 +45,14 @@ impl fmt::Display for Reference {
 /// The memory; what is in it was written to the API before.
 pub(super) struct Applied {
     api: Api<ConfigMap>,
+    /// Of the ConfigMap.
+    pub(super) name: String,
     files: Option<BTreeMap<String, Vec<Reference>>>,
 }
 
 impl Applied {
-    pub(super) fn new(client: Client) -> Self {
-        Self { api: Api::namespaced(client, NAMESPACE), files: None }
+    pub(super) fn new(client: Client, name: String) -> Self {
+        Self { api: Api::namespaced(client, NAMESPACE), name, files: None }
     }
 
     /// Reads what an earlier run has remembered, once.
@@ -59,7 +60,7 @@ impl Applied {
         if self.files.is_some() {
             return Ok(());
         }
-        let data = self.api.get_opt(NAME).await?.and_then(|m| m.data).unwrap_or_default();
+        let data = self.api.get_opt(&self.name).await?.and_then(|m| m.data).unwrap_or_default();
         let files = data
             .into_iter()
             .filter_map(|(key, text)| Some((decode(&key)?, text.lines().filter_map(Reference::parse).collect())))
@@ -100,10 +101,10 @@ impl Applied {
         let text = references.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
         let value = if references.is_empty() { serde_json::Value::Null } else { text.clone().into() };
         let patch = Patch::Merge(json!({"data": {encode(file): value}}));
-        match self.api.patch(NAME, &PatchParams::default(), &patch).await {
+        match self.api.patch(&self.name, &PatchParams::default(), &patch).await {
             Err(e) if edge_client::is_not_found(&e) => {
                 let map = ConfigMap {
-                    metadata: ObjectMeta { name: Some(NAME.into()), ..ObjectMeta::default() },
+                    metadata: ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() },
                     data: (!references.is_empty()).then(|| [(encode(file), text)].into()),
                     ..ConfigMap::default()
                 };

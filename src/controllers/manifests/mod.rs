@@ -1,6 +1,6 @@
 //! Manifests in a watched directory are applied when they appear or change, and pruned when they or parts of them go.
 //!
-//! What each file has applied is remembered in the ConfigMap `kube-system/edge-manifests`, so that a file taken away
+//! What each file has applied is remembered in a ConfigMap of `kube-system`, so that a file taken away
 //! while edge was down is pruned at the next start. A broken file changes nothing: its last good state stays, an Event
 //! and a log line say which file and line.
 
@@ -28,6 +28,8 @@ const LONGEST_RETRY: Duration = Duration::from_secs(60);
 pub struct ManifestsOptions {
     /// The watched directory; made when it is absent.
     pub directory: PathBuf,
+    /// Name of the ConfigMap in which is remembered what was applied; each server with a directory has its own.
+    pub record: String,
 }
 
 /// Runs the deployer, for ever; dropping the future ends it.
@@ -35,7 +37,7 @@ pub async fn run(context: Context, options: ManifestsOptions) {
     let queue = WorkQueue::<Scan>::new();
     let mut deployer = Deployer {
         applier: Applier::new(context.client.clone()),
-        applied: Applied::new(context.client.clone()),
+        applied: Applied::new(context.client.clone(), options.record),
         seen: BTreeMap::new(),
         delay: FIRST_RETRY,
         directory: options.directory.clone(),
@@ -164,7 +166,7 @@ impl Deployer {
             api_version: Some("v1".into()),
             kind: Some("ConfigMap".into()),
             namespace: Some(applied::NAMESPACE.into()),
-            name: Some(applied::NAME.into()),
+            name: Some(self.applied.name.clone()),
             ..ObjectReference::default()
         };
         self.context.recorder.event_ref(about, EventType::Warning, reason, message);

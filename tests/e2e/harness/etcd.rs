@@ -69,6 +69,22 @@ impl Etcd {
         });
     }
 
+    /// Kills a member as a crash does.
+    pub(crate) fn kill(&mut self, n: usize) {
+        let mut child = self.members[n].take().expect("the member runs");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Which member leads the others.
+    pub(crate) fn leader(&self) -> usize {
+        let out = self.ctl(&["endpoint", "status"]);
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        // endpoint, id, version, size, is it the leader, ...
+        let line = text.lines().find(|l| l.split(", ").nth(4) == Some("true")).unwrap_or_else(|| panic!("{out:?}"));
+        (0..self.members.len()).find(|n| line.starts_with(&self.urls(*n).0)).unwrap()
+    }
+
     /// Runs etcdctl with all members.
     pub(crate) fn ctl(&self, args: &[&str]) -> Output {
         let mut command = Command::new(program("etcdctl"));

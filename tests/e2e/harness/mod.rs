@@ -15,6 +15,7 @@ pub(crate) mod etcd;
 pub(crate) mod images;
 pub(crate) mod network;
 mod rogue;
+mod server;
 pub(crate) mod space;
 pub(crate) mod systemd;
 pub(crate) mod vm;
@@ -24,6 +25,7 @@ pub(crate) use agent::Agent;
 pub(crate) use clock::Clock;
 pub(crate) use images::{busybox_archive, echo_archive};
 pub(crate) use rogue::Rogue;
+pub(crate) use server::Server;
 
 use serde_json::Value;
 use std::fs;
