@@ -8,6 +8,7 @@
 
 mod compile;
 pub mod dense;
+mod dial;
 mod engine;
 mod host;
 mod inspect;

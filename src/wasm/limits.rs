@@ -14,7 +14,7 @@ pub(crate) struct MemoryLimiter {
     limit: usize,
     used: usize,
     denied: Option<usize>,
-    /// What all instances of the program use together, for whoever asks.
+    /// What all instances of the program use together, which the limit is for, too.
     total: Option<Arc<AtomicU64>>,
 }
 
@@ -24,7 +24,7 @@ impl MemoryLimiter {
         Self { limit, used: 0, denied: None, total: None }
     }
 
-    /// Adds what is used to a sum, as long as this lives.
+    /// Adds what is used to a sum, as long as this lives. The limit is for the sum then.
     pub(crate) fn counted_in(mut self, total: Option<Arc<AtomicU64>>) -> Self {
         self.total = total;
         self
@@ -37,15 +37,22 @@ impl MemoryLimiter {
     }
 
     fn grow(&mut self, bytes: usize) -> bool {
-        let wanted = self.used.saturating_add(bytes);
+        let wanted = match &self.total {
+            Some(total) => {
+                let sum = |used: u64| usize::try_from(used).unwrap_or(usize::MAX).saturating_add(bytes);
+                let within = |used| Some(sum(used)).filter(|sum| *sum <= self.limit).map(|sum| sum as u64);
+                match total.try_update(Ordering::Relaxed, Ordering::Relaxed, within) {
+                    Ok(_) => 0,
+                    Err(used) => sum(used),
+                }
+            }
+            None => self.used.saturating_add(bytes),
+        };
         if wanted > self.limit {
             self.denied = Some(wanted);
             return false;
         }
-        self.used = wanted;
-        if let Some(total) = &self.total {
-            total.fetch_add(bytes as u64, Ordering::Relaxed);
-        }
+        self.used = self.used.saturating_add(bytes);
         true
     }
 }
@@ -84,5 +91,23 @@ impl ResourceLimiter for MemoryLimiter {
 
     fn memories(&self) -> usize {
         usize::MAX
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instances_of_one_program_share_its_limit() {
+        let total = Arc::new(AtomicU64::new(0));
+        let new = || MemoryLimiter::new(Some(100)).counted_in(Some(Arc::clone(&total)));
+        let (mut one, mut other) = (new(), new());
+        assert!(one.grow(60) && !other.grow(50) && other.grow(40) && !one.grow(1));
+        assert!(other.denied().is_some_and(|words| words.contains("110")));
+        drop(one);
+        assert!(other.grow(60) && total.load(Ordering::Relaxed) == 100);
+        drop(other);
+        assert_eq!(total.load(Ordering::Relaxed), 0);
     }
 }

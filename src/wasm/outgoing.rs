@@ -3,7 +3,9 @@
 
 use std::collections::HashMap;
 use std::error::Error as StdError;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,12 +19,14 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use rustls::RootCertStore;
 use tokio::time::{Instant, Sleep};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
+use crate::dial::{Connector, Network};
 use crate::invocation::Invocation;
 
 /// For how long a connection is kept for the next request.
@@ -31,15 +35,20 @@ const IDLE: Duration = Duration::from_secs(30);
 const MOST_POOLS: usize = 8;
 /// Where an image, or a volume mounted there, may have the certificates that the program trusts.
 const PROGRAMS_ROOTS: &str = "etc/ssl/certs/ca-certificates.crt";
+/// Most bytes of certificates that are read.
+const MAX_ROOTS: u64 = 4 << 20;
+/// How often a way that could not be followed to its end is tried again.
+const ATTEMPTS: u32 = 100;
 
-type Plain = legacy::Client<HttpConnector, WasiBody>;
-type Tls = legacy::Client<HttpsConnector<HttpConnector>, WasiBody>;
+type Plain = legacy::Client<Connector, WasiBody>;
+type Tls = legacy::Client<HttpsConnector<Connector>, WasiBody>;
 type Sent = (Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>);
 
 /// Sends requests; shared by all instances of a program.
 pub(crate) struct Client {
-    network: bool,
-    roots: Option<PathBuf>,
+    network: Network,
+    /// The program's root directory.
+    root: Option<PathBuf>,
     pools: Mutex<Pools>,
 }
 
@@ -53,10 +62,10 @@ struct Pools {
 pub(crate) struct Outgoing(Arc<Client>);
 
 impl Client {
-    pub(crate) fn new(invocation: &Invocation) -> Self {
+    pub(crate) fn new(invocation: &Invocation, network: Network) -> Self {
         // Its root directory may have certificates of its own. They are read when the first request needs them.
         let root = invocation.preopens.iter().find(|p| p.guest == "/");
-        Self { network: invocation.network, roots: root.map(|p| p.host.join(PROGRAMS_ROOTS)), pools: Mutex::default() }
+        Self { network, root: root.map(|p| p.host.clone()), pools: Mutex::default() }
     }
 
     pub(crate) fn for_instance(self: &Arc<Self>) -> Outgoing {
@@ -64,9 +73,6 @@ impl Client {
     }
 
     async fn send(&self, mut request: Request<WasiBody>, options: Option<RequestOptions>) -> Result<Sent, Error> {
-        if !self.network {
-            return Err(Error::HttpRequestDenied);
-        }
         let options = options.unwrap_or_default();
         let connecting = options.connect_timeout;
         // What is not HTTP/2 needs the version that hyper sends by itself.
@@ -74,7 +80,7 @@ impl Client {
         let sending = if request.uri().scheme() == Some(&Scheme::HTTPS) {
             self.tls(connecting)?.request(request)
         } else {
-            self.plain(connecting).request(request)
+            self.plain(connecting)?.request(request)
         };
         let response = match options.first_byte_timeout {
             Some(first) => tokio::time::timeout(connecting.unwrap_or_default() + first, sending)
@@ -88,13 +94,15 @@ impl Client {
         Ok((response, Box::new(async { Ok(()) })))
     }
 
-    fn plain(&self, connecting: Option<Duration>) -> Plain {
+    fn plain(&self, connecting: Option<Duration>) -> Result<Plain, Error> {
+        let tcp = self.network.connector(connecting).ok_or(Error::HttpRequestDenied)?;
         let pools = &mut *self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         room(&mut pools.plain, connecting);
-        pools.plain.entry(connecting).or_insert_with(|| builder().build(connector(connecting))).clone()
+        Ok(pools.plain.entry(connecting).or_insert_with(|| builder().build(tcp)).clone())
     }
 
     fn tls(&self, connecting: Option<Duration>) -> Result<Tls, Error> {
+        let tcp = self.network.connector(connecting).ok_or(Error::HttpRequestDenied)?;
         let pools = &mut *self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = pools.tls.get(&connecting) {
             return Ok(client.clone());
@@ -103,10 +111,8 @@ impl Client {
         let config = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|e| Error::InternalError(Some(e.to_string())))?
-            .with_root_certificates(load_roots(self.roots.as_deref())?)
+            .with_root_certificates(load_roots(self.root.as_deref())?)
             .with_no_client_auth();
-        let mut tcp = connector(connecting);
-        tcp.enforce_http(false);
         let connector =
             HttpsConnectorBuilder::new().with_tls_config(config).https_only().enable_all_versions().wrap_connector(tcp);
         let client: Tls = builder().build(connector);
@@ -129,31 +135,45 @@ fn builder() -> legacy::Builder {
     builder
 }
 
-fn connector(connecting: Option<Duration>) -> HttpConnector {
-    let mut tcp = HttpConnector::new();
-    tcp.set_connect_timeout(connecting);
-    tcp.set_nodelay(true);
-    tcp
-}
-
 /// The program's own certificates if it brings some, the machine's otherwise.
-fn load_roots(programs: Option<&Path>) -> Result<RootCertStore, Error> {
+fn load_roots(root: Option<&Path>) -> Result<RootCertStore, Error> {
     use rustls::pki_types::CertificateDer;
     use rustls::pki_types::pem::PemObject;
     let mut roots = RootCertStore::empty();
-    if let Some(certificates) = programs.and_then(|path| CertificateDer::pem_file_iter(path).ok()) {
-        roots.add_parsable_certificates(certificates.filter_map(Result::ok));
+    if let Some(pem) = root.and_then(|root| programs_roots(root).ok()) {
+        roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok));
     }
     if roots.is_empty() {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     }
     if roots.is_empty() {
-        let place = programs.unwrap_or(Path::new(PROGRAMS_ROOTS)).display();
         return Err(Error::InternalError(Some(format!(
-            "no certificates to trust: neither in {place} nor the machine's"
+            "no certificates to trust: neither in /{PROGRAMS_ROOTS} nor the machine's"
         ))));
     }
     Ok(roots)
+}
+
+/// Reads the certificates that the program brings. Its files may be links to anywhere, which are followed inside its root only.
+fn programs_roots(root: &Path) -> io::Result<Vec<u8>> {
+    let root = File::options().read(true).custom_flags(nix::libc::O_PATH | nix::libc::O_DIRECTORY).open(root)?;
+    let how = OpenHow::new()
+        // What is no file must not keep us waiting.
+        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let mut left = ATTEMPTS;
+    let file = loop {
+        match openat2(&root, PROGRAMS_ROOTS, how) {
+            Err(Errno::EAGAIN) if left > 0 => left -= 1,
+            result => break File::from(result?),
+        }
+    };
+    if !file.metadata()?.is_file() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut pem = Vec::new();
+    file.take(MAX_ROOTS).read_to_end(&mut pem)?;
+    Ok(pem)
 }
 
 /// What went wrong, in the words that WASI has for it.

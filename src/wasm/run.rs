@@ -13,10 +13,11 @@ use tokio::sync::oneshot;
 use wasmtime::component::ResourceTable;
 use wasmtime::{Engine, Store, Trap, UpdateDeadline};
 use wasmtime_wasi::p2::bindings::CommandPre;
-use wasmtime_wasi::{I32Exit, WasiCtxBuilder};
+use wasmtime_wasi::{I32Exit, WasiCtxBuilder, WasiView};
 use wasmtime_wasi_http::WasiHttpCtx;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
+use crate::dial::Network;
 use crate::engine::{Profile, engine, pooled_engine};
 use crate::host::{ComponentHost, ModuleHost, preopen, wasi_builder};
 use crate::inspect::ModuleError;
@@ -110,7 +111,9 @@ impl Program {
             World::Preview1Command | World::CliCommand => Vec::new(),
         };
         let wasi = wasi_builder(invocation, &stdio);
-        let mut given = Given { invocation, stdio: &stdio, wasi, listeners, places, memory: None };
+        let network = if invocation.network { Network::Process } else { Network::Nobody };
+        let mut given =
+            Given { invocation, stdio: &stdio, wasi, listeners, places, memory: None, network, handles: None };
         given.wasi.inherit_stdin();
         // It is alone in its process: nobody else waits while it waits for a disk, and no threads are needed for that.
         given.wasi.allow_blocking_current_thread(true);
@@ -157,6 +160,10 @@ pub(crate) struct Given<'a> {
     pub(crate) places: usize,
     /// Where the bytes are counted that its instances use.
     pub(crate) memory: Option<Arc<AtomicU64>>,
+    /// Where its requests to others go.
+    pub(crate) network: Network,
+    /// Most files and other things that an instance may have open; `None` is no limit but the process'.
+    pub(crate) handles: Option<usize>,
 }
 
 impl Ready {
@@ -167,16 +174,19 @@ impl Ready {
         match linked {
             Linked::Module(pre) => {
                 preopen(&mut given.wasi, invocation)?;
-                let host = ModuleHost { wasi: given.wasi.build_p1(), limiter };
+                let mut host = ModuleHost { wasi: given.wasi.build_p1(), limiter };
+                if let Some(most) = given.handles {
+                    host.wasi.ctx().table.set_max_capacity(most);
+                }
                 Ok(Self::Module(Box::new(new_store(engine, host, |host| &mut host.limiter)), pre))
             }
             Linked::Component(pre) if invocation.world == World::CliCommand => {
                 preopen(&mut given.wasi, invocation)?;
                 let host = ComponentHost {
-                    table: ResourceTable::new(),
+                    table: table(given.handles),
                     wasi: given.wasi.build(),
                     http: WasiHttpCtx::new(),
-                    outgoing: Arc::new(Client::new(invocation)).for_instance(),
+                    outgoing: Arc::new(Client::new(invocation, given.network)).for_instance(),
                     limiter,
                 };
                 let pre = CommandPre::new(pre).map_err(|e| ModuleError::Link(format!("{e:#}")))?;
@@ -208,6 +218,15 @@ impl Ready {
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn engine_error(err: wasmtime::Error) -> PrepareError {
     PrepareError::Engine(format!("{err:#}"))
+}
+
+/// A table for so many things.
+pub(crate) fn table(most: Option<usize>) -> ResourceTable {
+    let mut table = ResourceTable::new();
+    if let Some(most) = most {
+        table.set_max_capacity(most);
+    }
+    table
 }
 
 pub(crate) fn new_store<T: Send + 'static>(

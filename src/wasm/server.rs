@@ -20,19 +20,19 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
-use wasmtime::component::ResourceTable;
 use wasmtime::{Engine, Store};
 use wasmtime_wasi::WasiCtxBuilder;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
 use wasmtime_wasi_http::{WasiBody, WasiHttpCtx, WasiHttpView};
 
+use crate::dial::Network;
 use crate::host::{ComponentHost, preopen, wasi_builder};
 use crate::invocation::Invocation;
 use crate::limits::MemoryLimiter;
 use crate::meter::Meter;
 use crate::outgoing::Client;
-use crate::run::{Given, PrepareError, new_store, trap_of};
+use crate::run::{Given, PrepareError, new_store, table, trap_of};
 use crate::stdio::{Output, Stdio};
 
 /// For how long a connection may take to send the head of a request.
@@ -50,6 +50,8 @@ pub(crate) struct Server {
     /// Most requests at the same time; others wait.
     places: usize,
     memory: Option<Arc<AtomicU64>>,
+    network: Network,
+    handles: Option<usize>,
     /// Whether the component can see its directories at all.
     sees_files: bool,
 }
@@ -62,6 +64,7 @@ struct Shared {
     stdio: Stdio,
     places: Arc<Semaphore>,
     sees_files: bool,
+    handles: Option<usize>,
     client: Arc<Client>,
     memory: Option<Arc<AtomicU64>>,
     meter: Arc<Meter>,
@@ -90,7 +93,7 @@ impl Server {
         pre: ProxyPre<ComponentHost>,
         given: Given<'_>,
     ) -> Result<Self, PrepareError> {
-        let Given { invocation, stdio, listeners, places, memory, .. } = given;
+        let Given { invocation, stdio, listeners, places, memory, network, handles, .. } = given;
         if listeners.is_empty() {
             return Err(PrepareError::NowhereToListen);
         }
@@ -109,6 +112,8 @@ impl Server {
             stdio: stdio.clone(),
             places,
             memory,
+            network,
+            handles,
             sees_files,
         })
     }
@@ -123,7 +128,7 @@ impl Server {
     pub(crate) async fn serve(self, meter: Arc<Meter>, shutdown: impl Future<Output = ()>) -> io::Result<()> {
         let mut shutdown = pin!(shutdown);
         let shared = Arc::new(Shared {
-            client: Arc::new(Client::new(&self.invocation)),
+            client: Arc::new(Client::new(&self.invocation, self.network)),
             memory: self.memory,
             meter,
             given_up: CancellationToken::new(),
@@ -133,6 +138,7 @@ impl Server {
             stdio: self.stdio,
             places: Arc::new(Semaphore::new(self.places)),
             sees_files: self.sees_files,
+            handles: self.handles,
             programs: TaskTracker::new(),
         });
         let _given_up = shared.given_up.clone().drop_guard();
@@ -287,7 +293,7 @@ impl Shared {
             preopen(&mut builder, &self.invocation)?;
         }
         let host = ComponentHost {
-            table: ResourceTable::new(),
+            table: table(self.handles),
             wasi: builder.build(),
             http: WasiHttpCtx::new(),
             outgoing: self.client.for_instance(),

@@ -1,7 +1,9 @@
 //! What is said on a connection: JSON in messages of a SEQPACKET socket, some with descriptors.
 //!
-//! A connection begins with the listening sockets of a server, one a message, and the start. It ends with [`Event::Refused`] or
-//! [`Event::Ended`].
+//! The host greets. Then come the listening sockets of a server, one a message, and the start, by which the program is prepared, and
+//! at last the word to run. It ends with [`Event::Refused`] or [`Event::Ended`].
+//!
+//! The other side may be older or younger than the host: fields are only ever added, with defaults.
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
@@ -25,6 +27,15 @@ pub enum Request {
     Listener,
     /// Comes with what [`Descriptors`] lists, in its order, after a file with the [`Spec`].
     Start,
+    /// Lets the program run that is prepared.
+    Run,
+    /// The answer to an [`Event::Dial`]: why there is no connection, or else it comes with a connected socket.
+    Dialled {
+        /// That of the event.
+        id: u64,
+        /// `None` for a connection.
+        failure: Option<DialFailure>,
+    },
     /// Ends the program: a command at once, with this exit code; a server when it has answered what has begun, or at once when it is
     /// asked again.
     End(i32),
@@ -32,10 +43,33 @@ pub enum Request {
     Usage,
 }
 
+/// Why a connection for a request could not be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DialFailure {
+    /// The name means nothing, in words.
+    Name(String),
+    /// Nobody could be reached: the number of the system's error.
+    Connect(i32),
+}
+
 /// What the host tells.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Event {
+    /// The host is there, and will be as long as this connection is. The first word on every one.
+    Hello,
+    /// The program can run.
+    Prepared,
+    /// The program wants a connection, which the host cannot make: it is in nobody's network.
+    Dial {
+        /// For the answer.
+        id: u64,
+        /// Name or address.
+        host: String,
+        /// TCP port.
+        port: u16,
+    },
     /// The program has begun.
     Running,
     /// It cannot begin, and why.
@@ -101,6 +135,14 @@ pub fn send_start(socket: BorrowedFd<'_>, spec: &Spec, descriptors: &Descriptors
     edge_sys::socket::send(socket, &serde_json::to_vec(&Request::Start)?, &fds)
 }
 
+/// Gives a connection that was asked for.
+///
+/// # Errors
+/// That the host is gone.
+pub fn send_dialled(socket: BorrowedFd<'_>, id: u64, connected: BorrowedFd<'_>) -> io::Result<()> {
+    edge_sys::socket::send(socket, &serde_json::to_vec(&Request::Dialled { id, failure: None })?, &[connected])
+}
+
 /// Sends a request without descriptors.
 ///
 /// # Errors
@@ -133,4 +175,9 @@ impl Received {
         let [spec, code, root, stdout, stderr] = <[OwnedFd; 5]>::try_from(fds).ok()?;
         Some(Self { spec: spec.into(), code: code.into(), root, stdout, stderr })
     }
+}
+
+/// A peer that does not keep to the order of things.
+pub(super) fn invalid(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
 }

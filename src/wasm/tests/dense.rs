@@ -13,7 +13,7 @@ use crate::{Invocation, Outcome, Preopen, inspect};
 fn start_host() -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     let listener = edge_sys::socket::listen_at(&directory.path().join("host")).unwrap();
-    std::thread::spawn(|| host(listener, Capacity { instances: 64, memories: 64 }));
+    std::thread::spawn(|| host(listener, Capacity { instances: 64, memories: 64 }, Duration::from_secs(3600)));
     directory
 }
 
@@ -47,11 +47,17 @@ impl Monitor {
             stderr: to_stderr.as_fd(),
         };
         send_start(socket.as_fd(), &wanted.spec, &descriptors).unwrap();
+        assert_eq!(read_event(socket.as_fd()).unwrap(), Some(Event::Hello));
         Self { socket, stdout: OwnedFd::from(stdout).into(), stderr: OwnedFd::from(stderr).into() }
     }
 
     fn next(&self) -> Event {
-        read_event(self.socket.as_fd()).unwrap().expect("the host is there")
+        let event = read_event(self.socket.as_fd()).unwrap().expect("the host is there");
+        if event != Event::Prepared {
+            return event;
+        }
+        self.ask(&Request::Run);
+        self.next()
     }
 
     fn ask(&self, request: &Request) {
