@@ -65,6 +65,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The process that runs dense WebAssembly programs cannot be started, or does not answer.
+    #[error("cannot reach the process that runs dense WebAssembly programs")]
+    DenseHost(#[source] io::Error),
     /// A monitor sent something that is not understood.
     #[error("unexpected message of the monitor of sandbox {id}")]
     Protocol {

@@ -12,11 +12,14 @@
 //!
 //! In `main()`, before anything else: `let zygote = Zygote::start()?`; later, inside tokio: `Runtime::open(zygote, RuntimeConfig {..})`.
 //!
+//! Dense WebAssembly programs run all in one more process, the **host** ([`DENSE_HOST`]), each watched over by its pod's monitor.
+//!
 //! libcontainer runs only in short-lived children of a monitor, because its `clone3` is not safe with threads.
 
 mod capabilities;
 pub mod cgroup;
 mod daemon;
+mod dense;
 pub mod error;
 mod fdio;
 mod monitor;
@@ -37,9 +40,10 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 
 pub use daemon::{Runtime, RuntimeConfig};
+pub use dense::{DENSE_HOST, dense_host};
 pub use error::{Error, Result};
 pub use session::{AttachSession, AttachStreams, ExecSession, Terminal};
-pub use spec::{ContainerSpec, ExecSpec, Resources, SandboxSpec, WasmSpec, WindowSize};
+pub use spec::{ContainerSpec, ExecSpec, Isolation, Resources, SandboxSpec, WasmSpec, WindowSize};
 pub use status::{AdoptedSandbox, ContainerEvent, ContainerState, ContainerStatus, ExitStatus, Usage};
 pub use teardown::tear_down;
 pub use zygote::Zygote;

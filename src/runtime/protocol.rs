@@ -7,6 +7,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::dense::HostConfig;
 use crate::spec::WindowSize;
 use crate::status::{ContainerState, ExitStatus};
 
@@ -16,7 +17,16 @@ pub(crate) const VERSION: u32 = 1;
 /// Largest message in bytes.
 pub(crate) const MAX_MESSAGE: usize = 128 * 1024;
 
-/// What the zygote needs to start a monitor. One descriptor comes with it: where the monitor reports [`Ready`].
+/// What the zygote is asked to fork. One descriptor comes with it: where the new process reports [`Ready`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Fork {
+    /// A monitor.
+    Monitor(MonitorConfig),
+    /// A host of dense WebAssembly programs.
+    DenseHost(HostConfig),
+}
+
+/// What the zygote needs to start a monitor.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct MonitorConfig {
     /// Directory of the sandbox.
@@ -25,7 +35,7 @@ pub(crate) struct MonitorConfig {
     pub(crate) cgroup_root: String,
 }
 
-/// First and only word of a new monitor to who asked for it.
+/// First and only word of a new process to who asked for it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Ready {
     /// It listens.
@@ -48,7 +58,8 @@ pub(crate) struct Request {
 pub(crate) enum RequestBody {
     /// State of all containers.
     List,
-    /// Create the container whose description is in its directory. `cgroup` is its cgroup below the root, which exists.
+    /// Create the container whose description is in its directory. `cgroup` is its cgroup below the root, which exists. With a dense
+    /// WebAssembly program a connection to the host comes with it.
     Create { container: String, cgroup: String },
     /// Let its command run.
     Start { container: String },
@@ -64,6 +75,8 @@ pub(crate) enum RequestBody {
     Resize { container: String, size: WindowSize },
     /// Close its log file and open it again.
     ReopenLog { container: String },
+    /// What its dense WebAssembly program uses.
+    Usage { container: String },
     /// Forget an ended container.
     Forget { container: String },
     /// Kill everything and end.
@@ -94,6 +107,8 @@ pub(crate) enum ReplyBody {
     Containers(Vec<ListedContainer>),
     /// To [`RequestBody::Exec`]: pid of the command.
     Exec { pid: i32 },
+    /// To [`RequestBody::Usage`].
+    Usage(edge_wasm::dense::Usage),
 }
 
 /// One container in a list.

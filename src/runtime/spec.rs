@@ -116,6 +116,12 @@ impl ContainerSpec {
         }
     }
 
+    /// Whether it is a WebAssembly program that shares its process with those of other pods.
+    #[must_use]
+    pub fn is_dense(&self) -> bool {
+        self.wasm.as_ref().is_some_and(|wasm| wasm.isolation == Isolation::Dense)
+    }
+
     /// The supplementary groups of the command: the user's and the group of the volumes, each once.
     #[must_use]
     pub fn supplementary_groups(&self) -> Vec<u32> {
@@ -143,6 +149,21 @@ pub struct WasmSpec {
     pub listen: Vec<SocketAddr>,
     /// Largest amount of memory in bytes that the program may use.
     pub memory: Option<u64>,
+    /// What separates the program from others.
+    #[serde(default)]
+    pub isolation: Isolation,
+}
+
+/// What separates a WebAssembly program from those of other pods.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Isolation {
+    /// The kernel and the engine: it has a process of its own, in the namespaces and the cgroup of its pod.
+    #[default]
+    Process,
+    /// The engine alone: one process without privileges runs the programs of all pods. Memory and processor time are limited and counted by
+    /// the engine; of [`ContainerSpec::resources`] only the processor's quota counts. The program's user is always 65532, and it has no stdin
+    /// and no terminal.
+    Dense,
 }
 
 /// Numeric identity of a command. Names are resolved by [`crate::users::resolve`].

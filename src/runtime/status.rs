@@ -109,3 +109,14 @@ pub struct Usage {
     /// Number of processes and threads.
     pub pids: u64,
 }
+
+impl Usage {
+    /// With what a program uses for which there is no cgroup.
+    pub(crate) fn with_program(mut self, program: edge_wasm::dense::Usage) -> Self {
+        self.cpu_nanos += program.cpu;
+        self.memory_usage += program.memory;
+        self.memory_working_set += program.memory;
+        self.memory_rss += program.memory;
+        self
+    }
+}

@@ -1,19 +1,22 @@
-//! The zygote: a small process forked before edge has threads, which forks the monitors.
+//! The zygote: a small process forked before edge has threads, which forks the monitors, and the host of dense WebAssembly programs.
 //!
 //! Forking later would be unsafe (other threads hold locks), and executing a fresh program costs memory for every pod. The
 //! zygote ends when edge does; the monitors do not.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::wait::waitpid;
-use nix::unistd::setsid;
+use nix::unistd::{dup2_stdin, execve, setsid};
 
 use edge_sys::{process, signal, socket};
 
+use crate::dense::{DENSE_HOST, HostConfig};
 use crate::monitor;
-use crate::protocol::{self, MonitorConfig, Ready};
+use crate::protocol::{self, Fork, MonitorConfig, Ready};
 
 /// The running zygote. Dropping the last clone ends it.
 #[derive(Debug, Clone)]
@@ -40,13 +43,22 @@ impl Zygote {
 
     /// Starts a monitor and waits until it listens. Blocks.
     pub(crate) fn spawn_monitor(&self, config: &MonitorConfig) -> io::Result<()> {
+        self.spawn(&Fork::Monitor(config.clone()))
+    }
+
+    /// Starts a host and waits until it listens. Blocks.
+    pub(crate) fn spawn_host(&self, config: &HostConfig) -> io::Result<()> {
+        self.spawn(&Fork::DenseHost(config.clone()))
+    }
+
+    fn spawn(&self, fork: &Fork) -> io::Result<()> {
         let (ours, theirs) = socket::pair()?;
-        protocol::send(self.socket.as_fd(), config, &[theirs.as_fd()])?;
+        protocol::send(self.socket.as_fd(), fork, &[theirs.as_fd()])?;
         drop(theirs);
         match protocol::receive::<Ready>(ours.as_fd())? {
             Some((Ready::Listening, _)) => Ok(()),
             Some((Ready::Failed(reason), _)) => Err(io::Error::other(reason)),
-            None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the monitor ended before it was ready")),
+            None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it ended before it was ready")),
         }
     }
 }
@@ -56,9 +68,9 @@ fn serve(socket: &OwnedFd) -> io::Result<()> {
     setsid()?;
     signal::reset_to_defaults()?;
     nix::sys::prctl::set_name(c"edge-zygote")?;
-    while let Some((config, fds)) = protocol::receive::<MonitorConfig>(socket.as_fd())? {
+    while let Some((fork, fds)) = protocol::receive::<Fork>(socket.as_fd())? {
         let Some(reply) = fds.into_iter().next() else { continue };
-        if let Err(err) = spawn(&config, &reply) {
+        if let Err(err) = spawn(&fork, &reply) {
             // Who asked may have gone away; then nobody needs the answer.
             let _ = protocol::send(reply.as_fd(), &Ready::Failed(format!("cannot fork: {err}")), &[]);
         }
@@ -66,14 +78,35 @@ fn serve(socket: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Forks twice, so that the monitor is nobody's child but init's.
-fn spawn(config: &MonitorConfig, reply: &OwnedFd) -> io::Result<()> {
+/// Forks twice, so that the new process is nobody's child but init's.
+fn spawn(fork: &Fork, reply: &OwnedFd) -> io::Result<()> {
     let intermediate = process::fork_child(|| {
-        let child = process::fork_child(|| monitor::run(config, reply));
+        let child = match fork {
+            Fork::Monitor(config) => process::fork_child(|| monitor::run(config, reply)),
+            Fork::DenseHost(config) => unshare(CloneFlags::CLONE_NEWPID)
+                .map_err(io::Error::from)
+                .and_then(|()| process::fork_child(|| become_host(config, reply))),
+        };
         i32::from(child.is_err())
     })?;
     match waitpid(intermediate, None)? {
         nix::sys::wait::WaitStatus::Exited(_, 0) => Ok(()),
         status => Err(io::Error::other(format!("intermediate process: {status:?}"))),
+    }
+}
+
+/// Executes edge anew as the host, with nothing but the reply, as its standard input. Returns only on failure.
+fn become_host(config: &HostConfig, reply: &OwnedFd) -> i32 {
+    let executed = || -> io::Result<std::convert::Infallible> {
+        let config = CString::new(serde_json::to_vec(config)?)?;
+        let name = CString::new(DENSE_HOST)?;
+        dup2_stdin(reply)?;
+        process::close_fds_except(&[])?;
+        Ok(execve(c"/proc/self/exe", &[c"edge", &name, &config], &[] as &[CString])?)
+    };
+    match executed() {
+        Ok(never) => match never {},
+        // Who waits sees the connection end.
+        Err(_) => 1,
     }
 }

@@ -66,6 +66,22 @@ pub fn close_fds_except(keep: &[RawFd]) -> io::Result<()> {
     close_range(first, libc::c_uint::MAX)
 }
 
+/// Empties the bounding set of the calling thread: no capability can be gained any more by executing something.
+///
+/// # Errors
+/// The error of `prctl(2)`: it takes a capability itself.
+pub fn empty_bounding_set() -> io::Result<()> {
+    // Those that the kernel does not know are an error; it knows all below the first.
+    for capability in 0..64 {
+        // SAFETY: this prctl(2) takes integers.
+        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } != 0 {
+            let err = io::Error::last_os_error();
+            return if err.raw_os_error() == Some(libc::EINVAL) && capability > 0 { Ok(()) } else { Err(err) };
+        }
+    }
+    Ok(())
+}
+
 /// Gives the calling process the nice value `nice` (-20 to 19; higher is humbler).
 ///
 /// # Errors

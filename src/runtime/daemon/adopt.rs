@@ -17,6 +17,7 @@ use crate::status::{AdoptedSandbox, ContainerState};
 
 impl Inner {
     pub(super) async fn adopt(self: &Arc<Self>) -> Result<Vec<AdoptedSandbox>> {
+        self.adopt_hosts().await?;
         let pods = self.directory.join("pods");
         let found = blocking(move || find(&pods)).await?;
         let mut adopted = Vec::new();

@@ -34,7 +34,10 @@ impl Inner {
         let mut result = blocking(move || inner.prepare_container(&home, &namespaces, &new)).await;
         if result.is_ok() {
             let request = RequestBody::Create { container: id.clone(), cgroup: container.cgroup.clone() };
-            result = connection.request(&id, request).await.map(drop);
+            result = match container.spec.is_dense() {
+                true => self.ask_with_host(&connection, &id, request).await,
+                false => connection.request(&id, request).await.map(drop),
+            };
         }
         if result.is_err() {
             self.discard_container(&sandbox, container).await.unwrap_or_else(|err| {
@@ -52,6 +55,9 @@ impl Inner {
         container: &Container,
     ) -> Result<()> {
         let paths = &container.paths;
+        if container.spec.is_dense() {
+            return self.prepare_dense_container(container);
+        }
         let full_cgroup = self.cgroups.full_path(&container.cgroup)?;
         let specification = oci::build(&sandbox.spec, namespaces, &container.spec, paths, &full_cgroup)?;
         let directory = paths.directory();

@@ -6,6 +6,7 @@
 mod adopt;
 mod connection;
 mod containers;
+mod dense;
 mod sandboxes;
 mod streams;
 
@@ -56,6 +57,8 @@ struct Inner {
     /// Sandbox of every container.
     sandbox_of: Mutex<HashMap<String, String>>,
     subscribers: Mutex<Vec<mpsc::UnboundedSender<ContainerEvent>>>,
+    /// Directory of the host for new dense programs.
+    host: Mutex<Option<PathBuf>>,
 }
 
 #[derive(Debug)]
@@ -93,6 +96,7 @@ impl Runtime {
             sandboxes: Mutex::default(),
             sandbox_of: Mutex::default(),
             subscribers: Mutex::default(),
+            host: Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -223,6 +227,11 @@ impl PodRuntime for Runtime {
 
     async fn update_container(&self, container_id: &str, resources: Resources) -> Result<()> {
         let (_, container) = self.inner.container(container_id)?;
+        if container.spec.is_dense() {
+            return Err(Error::InvalidSpec(
+                "the limits of a dense WebAssembly program cannot be changed while it runs".to_owned(),
+            ));
+        }
         let cgroups = self.inner.cgroups.clone();
         blocking(move || cgroups.update(&container.cgroup, &resources)).await
     }
@@ -253,14 +262,21 @@ impl PodRuntime for Runtime {
     }
 
     async fn container_usage(&self, container_id: &str) -> Result<Usage> {
-        let (_, container) = self.inner.container(container_id)?;
+        let (sandbox, container) = self.inner.container(container_id)?;
         let cgroups = self.inner.cgroups.clone();
-        blocking(move || cgroups.usage(&container.cgroup)).await
+        let of_programs = sandbox.dense_usage(&container).await;
+        let usage = blocking(move || cgroups.usage(&container.cgroup)).await?;
+        Ok(usage.with_program(of_programs))
     }
 
     async fn sandbox_usage(&self, sandbox_id: &str) -> Result<Usage> {
         let sandbox = self.inner.sandbox(sandbox_id)?;
-        let cgroups = self.inner.cgroups.clone();
-        blocking(move || cgroups.usage(&sandbox.spec.cgroup)).await
+        let (cgroups, cgroup) = (self.inner.cgroups.clone(), sandbox.spec.cgroup.clone());
+        let mut usage = blocking(move || cgroups.usage(&cgroup)).await?;
+        let containers: Vec<_> = sandbox.containers.lock().values().cloned().collect();
+        for container in containers {
+            usage = usage.with_program(sandbox.dense_usage(&container).await);
+        }
+        Ok(usage)
     }
 }

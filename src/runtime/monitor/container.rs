@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use nix::sys::wait::WaitStatus;
 
 use super::clients::ClientId;
+use super::dense::DenseProgram;
 use super::log::Log;
 use super::stdio::Stdio;
 use crate::paths::ContainerPaths;
@@ -55,6 +56,8 @@ pub(super) struct Container {
     /// Where a running WebAssembly program leaves word of how it ended. Looked at when it has, and not before.
     pub(super) last_words: Option<OwnedFd>,
     pub(super) ending: Option<Ending>,
+    /// A program in the host of dense ones, until it has ended. It has no process of its own.
+    pub(super) dense: Option<DenseProgram>,
     pub(super) failure: FailureText,
     pub(super) stdio: Stdio,
     pub(super) log: Log,
@@ -64,6 +67,7 @@ impl Container {
     /// Pid of its first process while it lives.
     pub(super) fn pid(&self) -> Option<i32> {
         match self.phase {
+            _ if self.is_dense() => None,
             Phase::Created { pid } | Phase::Starting { pid } | Phase::Running { pid, .. } => Some(pid),
             Phase::Creating | Phase::Exited(_) => None,
         }

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
@@ -56,6 +57,12 @@ pub(super) enum CreateError {
     #[error("cannot create working directory {path}")]
     WorkingDirectory {
         path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot listen on {address}")]
+    Listen {
+        address: SocketAddr,
         #[source]
         source: io::Error,
     },
@@ -165,7 +172,7 @@ fn build(paths: &ContainerPaths, payload: Payload, ends: Option<ContainerEnds>) 
 }
 
 /// Makes a private mount namespace, in which the mounts that propagate lie ready where the OCI specification expects them.
-fn prepare_mounts(paths: &ContainerPaths, spec: &ContainerSpec) -> Result<(), CreateError> {
+pub(super) fn prepare_mounts(paths: &ContainerPaths, spec: &ContainerSpec) -> Result<(), CreateError> {
     let mut staged = Vec::new();
     for (index, wanted) in spec.mounts.iter().enumerate() {
         if let MountSource::Bind { path, propagation } = &wanted.source

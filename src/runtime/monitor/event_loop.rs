@@ -65,6 +65,7 @@ enum Token {
     Client(ClientId),
     Channel(String),
     Stdio(String, Interest),
+    Dense(String),
     Exec(u64, ClientId),
 }
 
@@ -115,6 +116,10 @@ impl Monitor {
                 fds.push(PollFd::new(channel.as_fd(), PollFlags::POLLIN));
                 tokens.push(Token::Channel(id.clone()));
             }
+            if let Some(dense) = &container.dense {
+                fds.push(PollFd::new(dense.host().as_fd(), PollFlags::POLLIN));
+                tokens.push(Token::Dense(id.clone()));
+            }
             for (fd, write, interest) in container.stdio.interests() {
                 fds.push(PollFd::new(fd, if write { PollFlags::POLLOUT } else { PollFlags::POLLIN }));
                 tokens.push(Token::Stdio(id.clone(), interest));
@@ -160,6 +165,7 @@ impl Monitor {
                 }
             }
             Token::Channel(id) => self.pump_container_channel(&id),
+            Token::Dense(id) => self.pump_dense(&id),
             Token::Exec(name, client) => self.pump_exec_channel(name, client),
             Token::Stdio(id, interest) => {
                 if let Some(container) = self.containers.get_mut(&id) {
@@ -201,7 +207,16 @@ impl Monitor {
         if let Some((id, container)) = helped {
             container.helper = None;
             let id = id.clone();
+            if container.dense.is_some() && !matches!(status, WaitStatus::Exited(_, 0)) {
+                // What it reported comes first.
+                self.pump_container_channel(&id);
+                let why = "the process that prepares the container has ended early".to_owned();
+                return self.creation_failed(&id, Failure::Start(why));
+            }
             return self.answer_when_created(&id);
+        }
+        if self.dialler_ended(pid, status) {
+            return;
         }
         let container =
             self.containers.iter().find(|(_, container)| container.pid() == Some(pid)).map(|(id, _)| id.clone());
@@ -254,7 +269,7 @@ impl Monitor {
 
     /// Tells who asked for a container that it is there, once its helper has gone. The command may begin and even end at once
     /// then, and only when nobody else holds the connection its end tells that the command was executed.
-    fn answer_when_created(&mut self, id: &str) {
+    pub(super) fn answer_when_created(&mut self, id: &str) {
         let Some(container) = self.containers.get_mut(id) else { return };
         if matches!(container.phase, Phase::Created { .. })
             && container.helper.is_none()
@@ -268,13 +283,11 @@ impl Monitor {
     fn channel_ended(&mut self, id: &str) {
         let Some(container) = self.containers.get_mut(id) else { return };
         match container.phase {
+            // The helper has done its part; the host has the next word.
+            Phase::Creating if container.dense.is_some() && container.failure.text().is_none() => {}
             Phase::Creating => {
                 let text = container.failure.text().unwrap_or_else(|| "the container could not be created".to_owned());
-                let asker = container.asker.take();
-                self.containers.remove(id);
-                if let Some(asker) = asker {
-                    self.reply(asker, Err(Failure::Start(text)));
-                }
+                self.creation_failed(id, Failure::Start(text));
             }
             // A WebAssembly program says so when it begins.
             Phase::Starting { .. } if container.failure.text().is_none() && container.spec.wasm.is_none() => {
@@ -285,7 +298,14 @@ impl Monitor {
         }
     }
 
-    fn command_runs(&mut self, id: &str) {
+    /// Forgets a container that could not be created, and says why.
+    pub(super) fn creation_failed(&mut self, id: &str, failure: Failure) {
+        if let Some(asker) = self.containers.remove(id).and_then(|container| container.asker) {
+            self.reply(asker, Err(failure));
+        }
+    }
+
+    pub(super) fn command_runs(&mut self, id: &str) {
         let Some(container) = self.containers.get_mut(id) else { return };
         let Phase::Starting { pid } = container.phase else { return };
         let started_at = Timestamp::now();
@@ -309,7 +329,26 @@ impl Monitor {
             // Others in a shared PID namespace outlive it otherwise. Failing, they are found when the cgroup is removed.
             let _ = self.cgroups.kill(&container.cgroup);
         }
+        self.finish(id, status, oom_kills);
+    }
+
+    /// A dense program has ended, as a process would with that status.
+    pub(super) fn program_ended(&mut self, id: &str, status: WaitStatus) {
+        if let Some(container) = self.containers.get(id) {
+            // Those that make connections for it. Failing, they are found when the cgroup is removed.
+            let _ = self.cgroups.kill(&container.cgroup);
+        }
+        self.finish(id, status, 0);
+    }
+
+    fn finish(&mut self, id: &str, status: WaitStatus, oom_kills: u64) {
+        let Some(container) = self.containers.get_mut(id) else { return };
         container.stdio.drain(&mut container.log);
+        if container.is_dense() {
+            // The host tells the end when all is written, and may hold the pipes for a moment longer; a last line without an end
+            // must be in the log now.
+            container.stdio.close(&mut container.log);
+        }
         let exit = container.exit_status(status, oom_kills);
         let asker = container.asker.take();
         container.phase = Phase::Exited(exit.clone());

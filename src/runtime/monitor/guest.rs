@@ -36,7 +36,7 @@ const HARMLESS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFl
 const FOR_THE_PROCESS: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
 
 /// Where distributions keep the certificates of the authorities that they trust, in one file.
-const AUTHORITIES: [&str; 5] = [
+pub(crate) const AUTHORITIES: [&str; 5] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
@@ -46,26 +46,12 @@ const AUTHORITIES: [&str; 5] = [
 
 /// Mounts everything, in the mount namespace of the process that creates the container.
 pub(super) fn mount_all(paths: &ContainerPaths, spec: &ContainerSpec) -> Result<(), CreateError> {
-    prepare_directories(paths, spec.layers.last().map(PathBuf::as_path))?;
-    let root = paths.rootfs();
-    let options = Some("mode=755,size=1m");
-    mount(Some("tmpfs"), &root, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, options)
-        .map_err(mount_error(&root))?;
-    let process = inside::open(&root).map_err(step("open the container's root directory"))?;
-    let guest_path = root.join(GUEST.trim_start_matches('/'));
-    fs::create_dir(&guest_path).map_err(step("create the program's root directory"))?;
-    mount_guest(paths, spec, &guest_path)?;
-    let guest = inside::open(&guest_path).map_err(step("open the program's root directory"))?;
-    inside::directory(&guest, &spec.cwd)
-        .map_err(|source| CreateError::WorkingDirectory { path: spec.cwd.clone(), source })?;
-
-    let stage = Stage::new(&root).map_err(step("create a mount point"))?;
+    let (stage, guest) = mount_into_guest(paths, spec)?;
+    let process = inside::open(&paths.rootfs()).map_err(step("open the container's root directory"))?;
     for (index, wanted) in spec.mounts.iter().enumerate() {
-        let failed = || mount_error(&wanted.destination);
-        stage.mount(wanted, &paths.staged_mount(index), &guest).map_err(failed())?;
         if FOR_THE_PROCESS.iter().any(|path| wanted.destination == Path::new(path)) {
             let read_only = Mount { read_only: true, ..wanted.clone() };
-            stage.mount(&read_only, &paths.staged_mount(index), &process).map_err(failed())?;
+            stage.mount(&read_only, &paths.staged_mount(index), &process).map_err(mount_error(&wanted.destination))?;
         }
     }
     if let Some(bundle) = AUTHORITIES.iter().find(|path| Path::new(path).is_file()) {
@@ -76,10 +62,42 @@ pub(super) fn mount_all(paths: &ContainerPaths, spec: &ContainerSpec) -> Result<
         };
         stage.mount(&wanted, Path::new(""), &process).map_err(mount_error(&wanted.destination))?;
     }
+    finish(stage, &guest, spec)
+}
+
+/// Mounts only what the program knows as its root, for a process that lives elsewhere; gives where it is.
+pub(super) fn mount_program(paths: &ContainerPaths, spec: &ContainerSpec) -> Result<PathBuf, CreateError> {
+    let (stage, guest) = mount_into_guest(paths, spec)?;
+    finish(stage, &guest, spec)?;
+    Ok(guest)
+}
+
+/// Makes the file system around the program's root, and all mounts within the latter.
+fn mount_into_guest(paths: &ContainerPaths, spec: &ContainerSpec) -> Result<(Stage, PathBuf), CreateError> {
+    prepare_directories(paths, spec.layers.last().map(PathBuf::as_path))?;
+    let root = paths.rootfs();
+    let options = Some("mode=755,size=1m");
+    mount(Some("tmpfs"), &root, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, options)
+        .map_err(mount_error(&root))?;
+    let guest_path = root.join(GUEST.trim_start_matches('/'));
+    fs::create_dir(&guest_path).map_err(step("create the program's root directory"))?;
+    mount_guest(paths, spec, &guest_path)?;
+    let guest = inside::open(&guest_path).map_err(step("open the program's root directory"))?;
+    inside::directory(&guest, &spec.cwd)
+        .map_err(|source| CreateError::WorkingDirectory { path: spec.cwd.clone(), source })?;
+
+    let stage = Stage::new(&root).map_err(step("create a mount point"))?;
+    for (index, wanted) in spec.mounts.iter().enumerate() {
+        stage.mount(wanted, &paths.staged_mount(index), &guest).map_err(mount_error(&wanted.destination))?;
+    }
+    Ok((stage, guest_path))
+}
+
+fn finish(stage: Stage, guest: &Path, spec: &ContainerSpec) -> Result<(), CreateError> {
     stage.remove().map_err(step("remove a mount point"))?;
     if spec.security.read_only_rootfs {
         // Only now: the mount points had to be made.
-        restrict(&guest_path, true).map_err(mount_error(&guest_path))?;
+        restrict(guest, true).map_err(mount_error(guest))?;
     }
     Ok(())
 }

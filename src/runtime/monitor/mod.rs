@@ -6,9 +6,10 @@
 mod clients;
 mod container;
 mod create;
+mod dense;
 mod event_loop;
 mod exec;
-mod guest;
+pub(crate) mod guest;
 mod helper;
 mod inside;
 mod log;

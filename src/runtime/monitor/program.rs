@@ -88,11 +88,7 @@ impl WasmExecutor {
         }
         self.reporter.running();
         let outcome = program.run(Shutdown::on_signals());
-        let (code, ending) = match outcome {
-            Outcome::Exited(code) => (code, None),
-            Outcome::Trapped(message) => (TRAPPED, Some(Ending { message, out_of_memory: false })),
-            Outcome::OutOfMemory(message) => (OUT_OF_MEMORY, Some(Ending { message, out_of_memory: true })),
-        };
+        let (code, ending) = ending_of(outcome);
         if let Some(ending) = ending {
             self.reporter.ended(ending);
         }
@@ -125,8 +121,17 @@ impl Executor for WasmExecutor {
     }
 }
 
+/// The exit code of a program, and what it does not say.
+pub(super) fn ending_of(outcome: Outcome) -> (i32, Option<Ending>) {
+    match outcome {
+        Outcome::Exited(code) => (code, None),
+        Outcome::Trapped(message) => (TRAPPED, Some(Ending { message, out_of_memory: false })),
+        Outcome::OutOfMemory(message) => (OUT_OF_MEMORY, Some(Ending { message, out_of_memory: true })),
+    }
+}
+
 /// What the program is given.
-fn invocation(spec: &ContainerSpec, wasm: &WasmSpec) -> Invocation {
+pub(super) fn invocation(spec: &ContainerSpec, wasm: &WasmSpec) -> Invocation {
     let mut env: Vec<(String, String)> = Vec::new();
     for (name, value) in &spec.env {
         match env.iter_mut().find(|(known, _)| known == name) {

@@ -11,10 +11,11 @@ use nix::unistd::Pid;
 use edge_sys::{fsutil, tty};
 
 use super::container::{Asker, Container, FailureText, Phase};
+use super::dense::DenseProgram;
 use super::event_loop::{Exec, Monitor};
 use super::log::Log;
 use super::stdio::Attachment;
-use super::{create, exec};
+use super::{create, dense, exec};
 use crate::error::chain;
 use crate::paths::SOCKET;
 use crate::protocol::{Failure, ListedContainer, ReplyBody, RequestBody};
@@ -31,7 +32,7 @@ impl Monitor {
     pub(super) fn serve(&mut self, asker: Asker, body: RequestBody, fds: Vec<OwnedFd>) {
         let answer = match body {
             RequestBody::List => Ok(Some(self.list())),
-            RequestBody::Create { container, cgroup } => self.create(asker, container, cgroup).map(|()| None),
+            RequestBody::Create { container, cgroup } => self.create(asker, container, cgroup, fds).map(|()| None),
             RequestBody::Start { container } => self.start(asker, &container).map(|()| None),
             RequestBody::Kill { container, signal } => self.kill(&container, signal).map(done),
             RequestBody::KillAll { container } => self.kill_all(&container).map(done),
@@ -45,6 +46,7 @@ impl Monitor {
             RequestBody::ReopenLog { container } => {
                 self.container(&container).and_then(|container| Ok(container.log.reopen()?)).map(done)
             }
+            RequestBody::Usage { container } => self.usage(asker, &container).map(|()| None),
             RequestBody::Forget { container } => self.forget(&container).map(done),
             RequestBody::Shutdown => {
                 self.shutdown();
@@ -68,7 +70,7 @@ impl Monitor {
         ReplyBody::Containers(listed.collect())
     }
 
-    fn create(&mut self, asker: Asker, id: String, cgroup: String) -> Result<(), Failure> {
+    fn create(&mut self, asker: Asker, id: String, cgroup: String, fds: Vec<OwnedFd>) -> Result<(), Failure> {
         if self.containers.contains_key(&id) {
             return Err(Failure::Other(format!("container {id} exists already")));
         }
@@ -77,7 +79,17 @@ impl Monitor {
         let sandbox: SandboxSpec = read_json(&self.paths.spec())?;
         let log = Log::open(&spec.log_path, spec.log_rotation)
             .map_err(|err| Failure::Other(format!("cannot open log {}: {err}", spec.log_path.display())))?;
-        let (stdio, channel, helper) = create::begin(&paths, &spec)?;
+        let (dense, (stdio, channel, helper)) = match &spec.wasm {
+            Some(wasm) if spec.is_dense() => {
+                let host = fds.into_iter().next();
+                let host = host.ok_or_else(|| Failure::Other("no connection to the host came with it".to_owned()))?;
+                let netns = sandbox.netns.as_deref();
+                let begun =
+                    dense::begin::begin(&dense::begin::Plan { paths: &paths, spec: &spec, wasm, netns, host: &host })?;
+                (Some(DenseProgram::new(host, wasm.world, sandbox.netns.clone())), begun)
+            }
+            _ => (None, create::begin(&paths, &spec)?),
+        };
         let container = Container {
             paths,
             cgroup,
@@ -88,6 +100,7 @@ impl Monitor {
             helper: Some(helper),
             last_words: None,
             ending: None,
+            dense,
             failure: FailureText::default(),
             stdio,
             log,
@@ -100,6 +113,12 @@ impl Monitor {
     fn start(&mut self, asker: Asker, id: &str) -> Result<(), Failure> {
         let container = self.container(id)?;
         let Phase::Created { pid } = container.phase else { return Err(wrong_state(container)) };
+        if let Some(dense) = &container.dense {
+            dense.start();
+            container.phase = Phase::Starting { pid };
+            container.asker = Some(asker);
+            return Ok(());
+        }
         notify(&container.paths.notify_directory()).map_err(|err| Failure::Other(format!("cannot start: {err}")))?;
         container.phase = Phase::Starting { pid };
         container.asker = Some(asker);
@@ -108,10 +127,14 @@ impl Monitor {
 
     fn kill(&mut self, id: &str, signal: i32) -> Result<(), Failure> {
         let container = self.container(id)?;
-        // Its end has not been collected yet if we know a pid, so the pid is still its own.
-        let Some(pid) = container.pid() else { return Ok(()) };
         let signal =
             nix::sys::signal::Signal::try_from(signal).map_err(|_| Failure::Other(format!("no signal {signal}")))?;
+        if let Some(dense) = &mut container.dense {
+            dense.signal(signal);
+            return Ok(());
+        }
+        // Its end has not been collected yet if we know a pid, so the pid is still its own.
+        let Some(pid) = container.pid() else { return Ok(()) };
         match kill(Pid::from_raw(pid), signal) {
             Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
             Err(err) => Err(Failure::Other(err.to_string())),
@@ -119,7 +142,12 @@ impl Monitor {
     }
 
     fn kill_all(&mut self, id: &str) -> Result<(), Failure> {
-        let cgroup = self.container(id)?.cgroup.clone();
+        let container = self.container(id)?;
+        if let Some(dense) = &mut container.dense {
+            dense.kill();
+            return Ok(());
+        }
+        let cgroup = container.cgroup.clone();
         let result = self.cgroups.kill(&cgroup).map_err(|err| Failure::Other(chain(&err)));
         // The first process may not have entered the cgroup yet.
         self.kill(id, nix::libc::SIGKILL)?;
@@ -180,6 +208,17 @@ impl Monitor {
         Ok(())
     }
 
+    fn usage(&mut self, asker: Asker, id: &str) -> Result<(), Failure> {
+        let container = self.container(id)?;
+        match &mut container.dense {
+            Some(dense) if container.phase != Phase::Creating => {
+                dense.ask_usage(asker);
+                Ok(())
+            }
+            _ => Err(wrong_state(container)),
+        }
+    }
+
     fn forget(&mut self, id: &str) -> Result<(), Failure> {
         let container = self.container(id)?;
         if !matches!(container.phase, Phase::Exited(_)) {
@@ -196,6 +235,8 @@ impl Monitor {
                 let _ = kill(Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
             }
             let _ = self.cgroups.kill(&container.cgroup);
+            // Without the connection the host ends it.
+            container.dense = None;
             container.stdio.drain(&mut container.log);
             container.stdio.close(&mut container.log);
         }

@@ -9,7 +9,7 @@ use libcontainer::oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder, LinuxSeccompOperator, LinuxSyscall,
 };
 
-pub(crate) use program::wasm_profile;
+pub(crate) use program::{dense_profile, wasm_profile};
 
 /// Flags of `clone(2)` that make namespaces, all of them.
 const CLONE_NAMESPACE_FLAGS: u64 = 0x7e02_0000;

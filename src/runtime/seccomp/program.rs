@@ -2,7 +2,9 @@
 //! nothing else. The program itself makes no system calls, so a program that got out of the engine finds little to call: no execution,
 //! no new processes, no namespaces, no mounts, no tracing of others, no kernel interfaces beyond files, sockets and memory.
 
-use libcontainer::oci_spec::runtime::{Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompOperator};
+use libcontainer::oci_spec::runtime::{
+    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator, LinuxSyscall,
+};
 
 use super::{CLONE_NAMESPACE_FLAGS, allow, argument, refuse_clone3};
 
@@ -180,13 +182,55 @@ const SOCKETS: &[&str] = &[
     "signalfd4",
 ];
 
-/// The profile.
+/// Sockets that somebody else has made.
+const GIVEN_SOCKETS: &[&str] = &[
+    "accept",
+    "accept4",
+    "epoll_create1",
+    "epoll_ctl",
+    "epoll_pwait",
+    "epoll_pwait2",
+    "epoll_wait",
+    "eventfd2",
+    "getpeername",
+    "getsockname",
+    "getsockopt",
+    "pipe2",
+    "poll",
+    "ppoll",
+    "recv",
+    "recvfrom",
+    "recvmmsg",
+    "recvmsg",
+    "send",
+    "sendmmsg",
+    "sendmsg",
+    "sendto",
+    "setsockopt",
+    "shutdown",
+];
+
+/// The profile of a process that runs one program.
 pub(crate) fn wasm_profile() -> LinuxSeccomp {
     let mut rules: Vec<_> = [PROCESS, FILES, SOCKETS].into_iter().map(|names| allow(names, Vec::new())).collect();
     for family in FAMILIES {
-        let of_family = argument(LinuxSeccompOperator::ScmpCmpEq, family, None);
-        rules.push(allow(&["socket", "socketpair"], vec![of_family]));
+        rules.push(allow(&["socket", "socketpair"], vec![of_family(family)]));
     }
+    profile(rules)
+}
+
+/// The profile of the process that runs many: it makes no sockets, and waits only at those that it is given.
+pub(crate) fn dense_profile() -> LinuxSeccomp {
+    let mut rules: Vec<_> = [PROCESS, FILES, GIVEN_SOCKETS].into_iter().map(|names| allow(names, Vec::new())).collect();
+    rules.push(allow(&["socketpair"], vec![of_family(FAMILIES[0])]));
+    profile(rules)
+}
+
+fn of_family(family: u64) -> LinuxSeccompArg {
+    argument(LinuxSeccompOperator::ScmpCmpEq, family, None)
+}
+
+fn profile(mut rules: Vec<LinuxSyscall>) -> LinuxSeccomp {
     let thread =
         argument(LinuxSeccompOperator::ScmpCmpMaskedEq, CLONE_THREAD | CLONE_NAMESPACE_FLAGS, Some(CLONE_THREAD));
     rules.push(allow(&["clone"], vec![thread]));
@@ -206,8 +250,10 @@ mod tests {
 
     #[test]
     fn what_no_program_needs_is_refused() {
-        let profile = wasm_profile();
-        let named = |name: &str| profile.syscalls().iter().flatten().any(|rule| rule.names().iter().any(|n| n == name));
+        let named = |profile: &LinuxSeccomp, name: &str| {
+            profile.syscalls().iter().flatten().any(|rule| rule.names().iter().any(|n| n == name))
+        };
+        let (one, many) = (wasm_profile(), dense_profile());
         for name in [
             "execve",
             "execveat",
@@ -229,8 +275,12 @@ mod tests {
             "kill",
             "personality",
         ] {
-            assert!(!named(name), "{name}");
+            assert!(!named(&one, name) && !named(&many, name), "{name}");
         }
-        assert!(named("mmap") && named("connect") && named("clone"));
+        assert!(named(&one, "mmap") && named(&one, "connect") && named(&one, "clone"));
+        assert!(named(&many, "mmap") && named(&many, "accept4") && named(&many, "clone"));
+        for name in ["socket", "connect", "bind", "listen"] {
+            assert!(!named(&many, name), "{name}");
+        }
     }
 }

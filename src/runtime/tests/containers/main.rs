@@ -5,6 +5,7 @@
 
 mod basics;
 mod crashes;
+mod dense;
 mod isolation;
 mod streams;
 mod support;
@@ -13,7 +14,12 @@ mod wasm;
 use edge_runtime::Zygote;
 use libtest_mimic::{Arguments, Trial};
 
-fn main() {
+fn main() -> std::process::ExitCode {
+    // The host of dense programs is this program.
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|first| first == edge_runtime::DENSE_HOST) {
+        return edge_runtime::dense_host(args);
+    }
     let arguments = Arguments::from_args();
     if !arguments.list {
         assert!(nix::unistd::geteuid().is_root(), "these tests make containers and need root");
@@ -23,11 +29,11 @@ fn main() {
         }
         support::keep_zygote(zygote);
     }
-    libtest_mimic::run(&arguments, trials()).exit();
+    libtest_mimic::run(&arguments, trials()).exit_code()
 }
 
 fn trials() -> Vec<Trial> {
-    [basics::trials(), streams::trials(), isolation::trials(), crashes::trials(), wasm::trials()]
+    [basics::trials(), streams::trials(), isolation::trials(), crashes::trials(), wasm::trials(), dense::trials()]
         .into_iter()
         .flatten()
         .collect()

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use edge_runtime::spec::{Mount, MountSource, Propagation, User};
-use edge_runtime::{AttachStreams, ContainerSpec, ContainerState, Error, ExecSpec, PodRuntime, Resources, WasmSpec};
+use edge_runtime::{
+    AttachStreams, ContainerSpec, ContainerState, Error, ExecSpec, Isolation, PodRuntime, Resources, WasmSpec,
+};
 use edge_wasm::{Profile, World, engine};
 use libtest_mimic::Trial;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -48,11 +50,11 @@ const IMPORTS: &str = r#"
 "#;
 
 /// A program of a text, with the usual imports.
-fn program(node: &Node, name: &str, body: &str) -> PathBuf {
+pub(crate) fn program(node: &Node, name: &str, body: &str) -> PathBuf {
     compile(node, name, &format!("(module {IMPORTS} {body})"))
 }
 
-fn compile(node: &Node, name: &str, text: &str) -> PathBuf {
+pub(crate) fn compile(node: &Node, name: &str, text: &str) -> PathBuf {
     let wasm = wat::parse_str(text).unwrap();
     let code = engine(Profile::Compile).unwrap().precompile_module(&wasm).unwrap();
     let path = node.place.path().join(format!("{name}.code"));
@@ -61,17 +63,22 @@ fn compile(node: &Node, name: &str, text: &str) -> PathBuf {
 }
 
 /// A container of a program without an image.
-fn container(node: &Node, id: &str, code: &Path) -> ContainerSpec {
+pub(crate) fn container(node: &Node, id: &str, code: &Path) -> ContainerSpec {
     let log = node.place.path().join("logs").join(format!("{id}.log"));
     let mut spec = ContainerSpec::new(id, Vec::new(), vec!["program".to_owned()], log);
     spec.user = User { uid: 65532, gid: 65532, ..User::default() };
-    spec.wasm =
-        Some(WasmSpec { code: code.to_owned(), world: World::Preview1Command, listen: Vec::new(), memory: None });
+    spec.wasm = Some(WasmSpec {
+        code: code.to_owned(),
+        world: World::Preview1Command,
+        listen: Vec::new(),
+        memory: None,
+        isolation: Isolation::Process,
+    });
     spec
 }
 
 /// Prints the arguments and the environment as they lie in memory, and exits with 3.
-const TELL: &str = r#"(func (export "_start")
+pub(crate) const TELL: &str = r#"(func (export "_start")
     (drop (call $args_sizes_get (i32.const 16) (i32.const 20)))
     (drop (call $args_get (i32.const 1000) (i32.const 2000)))
     (drop (call $write (i32.const 1) (i32.const 2000) (i32.load (i32.const 20))))
@@ -174,7 +181,7 @@ async fn that_cannot_be_linked_is_not_created(node: Arc<Node>) {
 
 /// Opens the file whose path is the program's first argument below its root, copies it to stdout, then appends to it. Exits with the error of
 /// opening for reading, or 100 and that of opening for writing.
-const FILES: &str = r#"(func (export "_start") (local $path i32) (local $length i32) (local $error i32)
+pub(crate) const FILES: &str = r#"(func (export "_start") (local $path i32) (local $length i32) (local $error i32)
     (drop (call $args_sizes_get (i32.const 16) (i32.const 20)))
     (drop (call $args_get (i32.const 1000) (i32.const 2000)))
     (local.set $path (i32.add (i32.load (i32.const 1004)) (i32.const 1)))
@@ -193,10 +200,10 @@ const FILES: &str = r#"(func (export "_start") (local $path i32) (local $length 
     (drop (call $write (i32.load (i32.const 24)) (i32.const 8000) (i32.const 2))))"#;
 
 /// The errors of WASI.
-const ENOENT: i32 = 44;
-const EACCES: i32 = 2;
+pub(crate) const ENOENT: i32 = 44;
+pub(crate) const EACCES: i32 = 2;
 /// What wasmtime makes of EROFS: an error of input or output.
-const READ_ONLY: i32 = 29;
+pub(crate) const READ_ONLY: i32 = 29;
 
 async fn sees_its_image_and_its_mounts(node: Arc<Node>) {
     node.sandbox("a").await;
