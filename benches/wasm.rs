@@ -19,10 +19,13 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+/// How many dense pods at the same time.
+const DENSE: usize = 200;
+
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     println!("{:<56} {:>14}   goal", "figure", "edge");
-    let cluster = Cluster::start();
+    let cluster = Cluster::start_with(&["--max-pods=240"]);
     for (name, file) in [("hello", module("hello")), ("http", component("http"))] {
         cluster.drop_image(&format!("{name}.tar"), &archive(&file, Packing::Artifact, &format!("{name}:bench")));
     }
@@ -35,6 +38,10 @@ fn main() {
         let (running, served) = sequence(&cluster, &pods, &pod("http", json!({})), 20, true).await;
         row("HTTP server: pod create to Running, median of 20", ms(running), "");
         row("HTTP server: pod create to first answer, median of 20", ms(served), "40 ms");
+        let (running, _) = sequence(&cluster, &pods, &dense(&sleep), 20, false).await;
+        row("dense command: pod create to Running, median of 20", ms(running), "");
+        let (_, served) = sequence(&cluster, &pods, &dense(&pod("http", json!({}))), 20, true).await;
+        row("dense HTTP server: pod create to first answer, median of 20", ms(served), "40 ms");
     });
     for (name, container) in [("hello", json!({"args": ["sleep", "100000"]})), ("http", json!({}))] {
         let before = memory_kib(&cluster);
@@ -46,6 +53,24 @@ fn main() {
             requests(&cluster);
         }
         runtime.block_on(remove_all(&pods));
+    }
+    for (name, container) in [("hello", json!({"args": ["sleep", "100000"]})), ("http", json!({}))] {
+        // With none the host would be part of what they cost, or not, depending on when the last one ended.
+        let before = memory_kib(&cluster);
+        runtime.block_on(burst(&pods, &dense(&pod(name, container)), DENSE));
+        std::thread::sleep(Duration::from_secs(5));
+        let each = (memory_kib(&cluster) - before) as f64 / DENSE as f64 / 1024.0;
+        row(
+            &format!("{name}, dense: memory of one of {DENSE} pods, all that it costs, PSS"),
+            format!("{each:.2} MiB"),
+            "0.30 MiB",
+        );
+        parts(&cluster);
+        runtime.block_on(remove_all(&pods));
+        harness::eventually("the host ends", || match hosts(&cluster) {
+            0 => Ok(()),
+            n => Err(format!("{n} are there")),
+        });
     }
     let before = memory_kib(&cluster);
     runtime.block_on(async {
@@ -99,6 +124,31 @@ fn pod(image: &str, container: Value) -> Pod {
         "spec": {"terminationGracePeriodSeconds": 0, "containers": [container]}
     }))
     .unwrap()
+}
+
+/// The same pod, in the process that runs many.
+fn dense(pod: &Pod) -> Pod {
+    let mut pod = pod.clone();
+    pod.spec.as_mut().unwrap().runtime_class_name = Some("wasm-dense".to_owned());
+    pod
+}
+
+/// Where the memory of dense pods is: in the host, in their monitors, in edge itself.
+fn parts(cluster: &Cluster) {
+    let name = |process: &std::path::PathBuf| std::fs::read_to_string(process.join("comm")).unwrap_or_default();
+    let all = common::processes(cluster);
+    for part in ["edge-dense", "edge-monitor", "edge"] {
+        let of = all.iter().filter(|process| name(process).trim_end() == part);
+        let (count, sum) = of.fold((0, 0), |(n, sum), process| (n + 1, sum + common::pss_kib(process)));
+        row(&format!("  of it: {count} {part}"), format!("{:.2} MiB", sum as f64 / 1024.0), "");
+    }
+}
+
+fn hosts(cluster: &Cluster) -> usize {
+    let is_host = |process: &std::path::PathBuf| {
+        std::fs::read_to_string(process.join("comm")).is_ok_and(|name| name.trim_end() == "edge-dense")
+    };
+    common::processes(cluster).iter().filter(|process| is_host(process)).count()
 }
 
 fn running(pod: &Pod) -> bool {

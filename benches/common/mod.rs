@@ -20,7 +20,15 @@ pub(crate) fn processes(cluster: &Cluster) -> Vec<PathBuf> {
     let has_mark = |process: &PathBuf| {
         std::fs::read(process.join("environ")).unwrap_or_default().split(|b| *b == 0).any(|v| v == mark.as_bytes())
     };
-    std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path()).filter(has_mark).collect()
+    let mut all: Vec<PathBuf> =
+        std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path()).filter(has_mark).collect();
+    // One that has no environment: the process of dense programs.
+    let pids: std::collections::BTreeSet<i32> = cluster.processes().into_iter().collect();
+    let in_cgroups = pids.into_iter().map(|pid| PathBuf::from(format!("/proc/{pid}")));
+    all.extend(in_cgroups.filter(|process| {
+        std::fs::read_to_string(process.join("comm")).is_ok_and(|name| name.trim_end() == "edge-dense")
+    }));
+    all
 }
 
 /// Proportional set size of a process; 0 when it has ended.

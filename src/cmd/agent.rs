@@ -21,8 +21,6 @@ use tokio::task::JoinSet;
 
 /// In-process connections to the kubelet hold so many bytes in flight.
 const DUPLEX: usize = 64 << 10;
-/// How many pods a node takes.
-const MAX_PODS: u32 = 110;
 const DNS_PORT: u16 = 53;
 /// Where users of CoreDNS expect its metrics.
 const DNS_METRICS_PORT: u16 = 9153;
@@ -282,6 +280,6 @@ fn kubelet_config(
         resolv_conf: node.resolv_conf.clone(),
         kubelet_port: node.kubelet_port,
         offline_secrets: node.offline_secrets,
-        max_pods: MAX_PODS,
+        max_pods: node.max_pods,
     }
 }

@@ -133,10 +133,12 @@ enum VersionOutput {
 
 /// Runs the command that the arguments name.
 pub(crate) fn main() -> ExitCode {
-    // Not for people: edge executes itself to compile WebAssembly modules.
+    // Not for people: edge executes itself to compile WebAssembly modules, and to run those of many pods.
     let mut args = std::env::args_os().skip(1);
-    if args.next().is_some_and(|first| first == edge_wasm::COMPILE_WORKER) {
-        return edge_wasm::compile_worker(args);
+    match args.next() {
+        Some(first) if first == edge_wasm::COMPILE_WORKER => return edge_wasm::compile_worker(args),
+        Some(first) if first == edge_runtime::DENSE_HOST => return edge_runtime::dense_host(args),
+        _ => {}
     }
     let mut root = Cli::command();
     root.build();

@@ -84,6 +84,9 @@ pub(crate) struct NodeArgs {
     /// Port on which metrics collectors and others reach this node's kubelet
     #[arg(long, default_value_t = 10250, value_parser = clap::value_parser!(u16).range(1..), value_name = "PORT", help_heading = "Node")]
     pub(crate) kubelet_port: u16,
+    /// Most pods on this node. The network of its pods has addresses for some 250 in the usual case
+    #[arg(long, default_value_t = 110, value_parser = clap::value_parser!(u32).range(1..=10000), value_name = "NUMBER", help_heading = "Node")]
+    pub(crate) max_pods: u32,
     /// Keep the secrets and tokens of this node's pods on its disk (mode 0600), so that the pods start after a reboot even
     /// while no server can be reached. Without that, pods that use secrets wait for the server then
     #[arg(
@@ -118,6 +121,7 @@ pub(crate) struct NodeConfig {
     pub(crate) pod_logs_dir: PathBuf,
     pub(crate) cgroup_root: PathBuf,
     pub(crate) kubelet_port: u16,
+    pub(crate) max_pods: u32,
     pub(crate) offline_secrets: bool,
 }
 
@@ -155,6 +159,7 @@ impl NodeArgs {
             pod_logs_dir: self.pod_logs_dir,
             cgroup_root: self.cgroup_root,
             kubelet_port: self.kubelet_port,
+            max_pods: self.max_pods,
             offline_secrets: self.offline_secrets,
         })
     }

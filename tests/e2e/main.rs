@@ -35,5 +35,6 @@ mod streams;
 mod vm;
 mod walkthrough;
 mod wasm;
+mod wasm_dense;
 mod wasm_images;
 mod wasm_run;

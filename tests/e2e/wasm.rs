@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::path::Path;
 
 /// A cluster that has some of the tests' programs as images `NAME:test`.
-fn cluster_with(names: &[&str]) -> Cluster {
+pub(crate) fn cluster_with(names: &[&str]) -> Cluster {
     let cluster = Cluster::start();
     for name in names {
         cluster.drop_image(&format!("{name}.tar"), &archive(&module(name), Packing::Artifact, &format!("{name}:test")));
@@ -16,7 +16,7 @@ fn cluster_with(names: &[&str]) -> Cluster {
 }
 
 /// A module in the text format, as image `NAME:test`.
-fn drop_text(cluster: &Cluster, name: &str, text: &str) {
+pub(crate) fn drop_text(cluster: &Cluster, name: &str, text: &str) {
     drop_bytes(cluster, name, &wat::parse_str(text).unwrap());
 }
 
@@ -28,14 +28,14 @@ fn drop_bytes(cluster: &Cluster, name: &str, bytes: &[u8]) {
 }
 
 /// A pod that never restarts, of one container `main` with an image and arguments; `more` are further fields of the container.
-fn pod(name: &str, image: &str, args: &str, more: &str) -> String {
+pub(crate) fn pod(name: &str, image: &str, args: &str, more: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n  restartPolicy: Never\n  containers:\n  - {{name: main, image: '{image}', args: {args}{more}}}\n"
     )
 }
 
 /// Waits for the end of a pod; gives how its first container ended.
-fn ended(cluster: &Cluster, name: &str) -> Value {
+pub(crate) fn ended(cluster: &Cluster, name: &str) -> Value {
     eventually(&format!("pod {name} ends"), || {
         let pod = cluster.get(&["pod", name]);
         let state = &pod["status"]["containerStatuses"][0]["state"];
@@ -44,7 +44,7 @@ fn ended(cluster: &Cluster, name: &str) -> Value {
 }
 
 /// Waits until the first container of a pod waits for a reason; gives what it says, and what `kubectl describe` shows.
-fn waits(cluster: &Cluster, name: &str, reason: &str) -> (String, String) {
+pub(crate) fn waits(cluster: &Cluster, name: &str, reason: &str) -> (String, String) {
     let message = eventually(&format!("pod {name} waits for {reason}"), || {
         let pod = cluster.get(&["pod", name]);
         let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"];
@@ -477,7 +477,7 @@ spec: {selector: {app: pong}, ports: [{port: 70, targetPort: 7000}]}
 }
 
 /// Two HTTP components behind a service, a policy that lets in only pods with a label, and a native server that they ask by name.
-const HTTP: &str = r#"
+pub(crate) const HTTP: &str = r#"
 apiVersion: apps/v1
 kind: Deployment
 metadata: {name: web}

@@ -210,10 +210,10 @@ fn bomb() -> Vec<u8> {
 fn runtime_classes_are_there_and_hold() {
     let cluster = Cluster::start();
     let classes = cluster.kubectl(&["get", "runtimeclass", "-o", "jsonpath={.items[*].handler}"]);
-    assert_eq!(classes, "wasm");
+    assert_eq!(classes, "wasm wasm-dense");
     let handlers = cluster.get(&["nodes"])["items"][0]["status"]["runtimeHandlers"].clone();
     let names: Vec<&str> = handlers.as_array().unwrap().iter().filter_map(|h| h["name"].as_str()).collect();
-    assert!(names.contains(&"wasm"), "{handlers}");
+    assert!(names.contains(&"wasm") && names.contains(&"wasm-dense"), "{handlers}");
     cluster.drop_image("hello.tar", &archive(&module("hello"), Packing::Artifact, "hello:test"));
     cluster.drop_image("busybox.tar", busybox_archive());
     // Its overhead is added to every pod of the class, and counted by the scheduler.

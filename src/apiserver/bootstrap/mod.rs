@@ -29,7 +29,7 @@ pub(crate) async fn run(server: &Server) -> Result<(), Status> {
     all(server, objects::NAMESPACES.iter().map(|n| (objects::namespace(n), Policy::Keep)).collect()).await?;
     let mut rest: Vec<(Value, Policy)> = Vec::new();
     rest.extend(objects::priority_classes().map(|v| (v, Policy::Keep)));
-    rest.push((objects::runtime_class(), Policy::Keep));
+    rest.extend(objects::runtime_classes().map(|v| (v, Policy::Keep)));
     rest.push((objects::kubernetes_service(o), Policy::Keep));
     rest.push((objects::service_cidr(o), Policy::Widen));
     if !o.dns_ips.is_empty() {

@@ -25,10 +25,12 @@ pub(super) fn priority_classes() -> [Value; 2] {
     ]
 }
 
-/// The class of pods whose programs are WebAssembly; without a class it is the image that tells. What an administrator changes
-/// in it stays; when deleted, it is back after a restart.
-pub(super) fn runtime_class() -> Value {
-    json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "wasm"}, "handler": "wasm"})
+/// The classes of pods whose programs are WebAssembly: in a process of their own, or in one with those of other pods. Without a class it
+/// is the image that tells, and each has its own process. What an administrator changes in them stays; when deleted, they are back after a restart.
+pub(super) fn runtime_classes() -> [Value; 2] {
+    ["wasm", "wasm-dense"].map(|name| {
+        json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": name}, "handler": name})
+    })
 }
 
 /// The Service through which pods reach the API server.

@@ -7,7 +7,7 @@ use crate::pods::runtime_class::{self, Handler, RuntimeClassError};
 use crate::pods::shared::PodShared;
 use crate::volumes::subpath::{self, SubPathError};
 use edge_runtime::spec::{Mount, MountSource, Propagation};
-use edge_runtime::{ContainerSpec, WasmSpec, spec::LogRotation};
+use edge_runtime::{ContainerSpec, Isolation, WasmSpec, spec::LogRotation};
 use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
 use nix::sys::signal::Signal;
 use std::fs;
@@ -88,13 +88,20 @@ pub(super) async fn describe(
     let image = name.parse().ok().and_then(|reference| cx.images.get_reference(&reference));
     let image = image.ok_or_else(|| DescribeError::NoImage(name.clone()))?;
     let is_wasm = image.kind != edge_image::ImageKind::Container;
-    match runtime_class::handler(cx, pod).await? {
-        Handler::Wasm if !is_wasm => return Err(DescribeError::NotWasm(name)),
-        Handler::Wasm | Handler::ByImage => {}
+    let handler = runtime_class::handler(cx, pod).await?;
+    if handler != Handler::ByImage && !is_wasm {
+        return Err(DescribeError::NotWasm(name));
     }
     if is_wasm {
         wasm::check(pod, container)?;
     }
+    let isolation = match handler {
+        Handler::WasmDense => {
+            wasm::check_dense(pod, container)?;
+            Isolation::Dense
+        }
+        Handler::Wasm | Handler::ByImage => Isolation::Process,
+    };
     let facts = cx.facts(&shared.addresses());
     let variables = env::variables(shared, pod, container, &facts).await?;
     let mut args = command(container, &image.config.entrypoint, &image.config.cmd, &variables);
@@ -137,7 +144,7 @@ pub(super) async fn describe(
     let (pod, container) = (pod.clone(), container.clone());
     let (profiles, memory) = (cx.config.agent_dir.join("seccomp"), cx.machine.memory);
     let mut image_config = image.config.clone();
-    if is_wasm && image_config.user.is_empty() {
+    if is_wasm && (image_config.user.is_empty() || isolation == Isolation::Dense) {
         wasm::USER.clone_into(&mut image_config.user);
     }
     let listen = wasm::listen(&shared.addresses(), &container);
@@ -166,6 +173,7 @@ pub(super) async fn describe(
             world: program.world,
             listen,
             memory: spec.resources.memory_limit.and_then(|limit| u64::try_from(limit).ok()),
+            isolation,
         });
         let own_signal = container.lifecycle.as_ref().and_then(|l| l.stop_signal.as_deref());
         spec.stop_signal = own_signal.or(image_config.stop_signal.as_deref()).map_or(SIGTERM, signal);

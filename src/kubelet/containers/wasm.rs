@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Whom a program runs as when neither the pod nor the image say: no program can tell, and it needs no rights to anything.
 pub(super) const USER: &str = "65532:65532";
+const USER_ID: i64 = 65532;
 
 /// Where an HTTP component listens when its container declares no TCP port.
 const HTTP_PORT: u16 = 8080;
@@ -29,6 +30,16 @@ pub(crate) enum WasmError {
     ExecProbe(&'static str),
     #[error("the {0} hook executes a command, and beside a WebAssembly program there is none: use httpGet or sleep")]
     ExecHook(&'static str),
+    #[error("a dense WebAssembly program runs as user 65532, so {0} cannot hold: use the RuntimeClass wasm")]
+    DenseUser(&'static str),
+    #[error(
+        "a dense WebAssembly program has no standard input and no terminal (stdin, tty): use the RuntimeClass wasm"
+    )]
+    DenseInput,
+    #[error(
+        "mounts that are made later do not reach a dense WebAssembly program (mountPropagation): use the RuntimeClass wasm"
+    )]
+    DensePropagation,
 }
 
 /// Refuses what cannot hold for a program. What only concerns native programs and does no harm is left alone.
@@ -72,6 +83,30 @@ pub(super) fn check(pod: &Pod, container: &Container) -> Result<(), WasmError> {
     match hooks.into_iter().find(|(_, hook)| hook.is_some_and(|h| h.exec.is_some())) {
         Some((name, _)) => Err(WasmError::ExecHook(name)),
         None => Ok(()),
+    }
+}
+
+/// Refuses what cannot hold for a program that shares its process with those of other pods.
+pub(super) fn check_dense(pod: &Pod, container: &Container) -> Result<(), WasmError> {
+    let own = container.security_context.as_ref();
+    let shared = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
+    let groups = shared.and_then(|c| c.supplemental_groups.as_deref()).unwrap_or_default();
+    let ids = [
+        ("runAsUser", own.and_then(|c| c.run_as_user).or(shared.and_then(|c| c.run_as_user))),
+        ("runAsGroup", own.and_then(|c| c.run_as_group).or(shared.and_then(|c| c.run_as_group))),
+        ("fsGroup", shared.and_then(|c| c.fs_group)),
+        ("supplementalGroups", groups.iter().copied().find(|group| *group != USER_ID)),
+    ];
+    if let Some((name, _)) = ids.into_iter().find(|(_, id)| id.is_some_and(|id| id != USER_ID)) {
+        return Err(WasmError::DenseUser(name));
+    }
+    if container.stdin.unwrap_or(false) || container.tty.unwrap_or(false) {
+        return Err(WasmError::DenseInput);
+    }
+    let propagates = |mode: &Option<String>| mode.as_deref().is_some_and(|mode| mode != "None");
+    match container.volume_mounts.iter().flatten().any(|mount| propagates(&mount.mount_propagation)) {
+        true => Err(WasmError::DensePropagation),
+        false => Ok(()),
     }
 }
 
@@ -150,6 +185,25 @@ mod tests {
             assert_eq!(refused(json!({}), json!({"lifecycle": {name: exec}})), Some(WasmError::ExecHook(name)));
             assert_eq!(refused(json!({}), json!({"lifecycle": {name: {"sleep": {"seconds": 1}}}})), None);
         }
+    }
+
+    #[test]
+    fn what_cannot_hold_in_a_shared_process_is_refused() {
+        let of = |context: Value, container: Value| {
+            let pod = pod(context, container);
+            check_dense(&pod, &pod.spec.as_ref().unwrap().containers[0]).err()
+        };
+        assert_eq!(of(json!({"runAsUser": 1000}), json!({})), Some(WasmError::DenseUser("runAsUser")));
+        let own = json!({"securityContext": {"runAsUser": 65532}});
+        assert_eq!(of(json!({"runAsUser": 1000, "runAsNonRoot": true}), own), None, "the container's own counts");
+        assert_eq!(of(json!({"fsGroup": 5}), json!({})), Some(WasmError::DenseUser("fsGroup")));
+        let groups = json!({"supplementalGroups": [65532, 7]});
+        assert_eq!(of(groups, json!({})), Some(WasmError::DenseUser("supplementalGroups")));
+        assert_eq!(of(json!({}), json!({"stdin": true})), Some(WasmError::DenseInput));
+        assert_eq!(of(json!({}), json!({"tty": true})), Some(WasmError::DenseInput));
+        let mounts = |mode: &str| json!({"volumeMounts": [{"name": "v", "mountPath": "/v", "mountPropagation": mode}]});
+        assert_eq!(of(json!({}), mounts("HostToContainer")), Some(WasmError::DensePropagation));
+        assert_eq!(of(json!({}), mounts("None")), None);
     }
 
     #[test]

@@ -5,8 +5,9 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::node::v1::RuntimeClass;
 
 /// The handlers of this node, as RuntimeClasses name them.
-pub(crate) const HANDLERS: [&str; 2] = ["", WASM];
+pub(crate) const HANDLERS: [&str; 3] = ["", WASM, WASM_DENSE];
 const WASM: &str = "wasm";
+const WASM_DENSE: &str = "wasm-dense";
 
 /// What runs a pod's containers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub(crate) enum Handler {
     ByImage,
     /// WebAssembly programs only.
     Wasm,
+    /// WebAssembly programs only, all in the process that runs those of other pods, too.
+    WasmDense,
 }
 
 /// Why a pod's RuntimeClass is of no use; the texts are the kubelet's and containerd's.
@@ -47,6 +50,7 @@ fn named(handler: &str) -> Result<Handler, RuntimeClassError> {
     match handler {
         "" => Ok(Handler::ByImage),
         WASM => Ok(Handler::Wasm),
+        WASM_DENSE => Ok(Handler::WasmDense),
         other => Err(RuntimeClassError::NoHandler(other.to_owned())),
     }
 }

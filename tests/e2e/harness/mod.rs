@@ -73,6 +73,8 @@ pub(crate) struct Cluster {
     net: network::TestNetwork,
     child: Option<Child>,
     extra_args: Vec<String>,
+    /// The binary that runs as the server.
+    pub(crate) binary: PathBuf,
     /// Further variables of the server's environment.
     pub(crate) environment: Vec<(String, String)>,
 }
@@ -105,7 +107,7 @@ impl Cluster {
         drop(lock);
         let ip = net.inside;
         let extra_args = args.iter().map(|a| (*a).to_owned()).collect();
-        let cluster = Self { dir, ip, net, child: None, extra_args, environment: Vec::new() };
+        let cluster = Self { dir, ip, net, child: None, extra_args, binary: edge_binary(), environment: Vec::new() };
         cluster.drop_image("busybox.tar", busybox_archive());
         cluster.drop_image("echo.tar", echo_archive());
         cluster
@@ -133,7 +135,7 @@ impl Cluster {
 
     /// `edge server` with all that keeps it apart from the machine and from other tests.
     pub(crate) fn server_command(&self) -> Command {
-        let mut command = Command::new(edge_binary());
+        let mut command = Command::new(&self.binary);
         command
             .arg("server")
             .arg(format!("--data-dir={}", self.data_dir().display()))
