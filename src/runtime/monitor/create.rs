@@ -60,6 +60,8 @@ pub(super) enum CreateError {
         #[source]
         source: io::Error,
     },
+    #[error("the image holds a FIFO ({path}), at which a dense WebAssembly program could wait for ever")]
+    Fifo { path: PathBuf },
     #[error("cannot listen on {address}")]
     Listen {
         address: SocketAddr,

@@ -7,7 +7,8 @@ use std::fs::{self, File};
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use edge_sys::mount::clone_tree;
@@ -62,6 +63,7 @@ fn helper(plan: &Plan<'_>, reporter: &Reporter, ends: &ContainerEnds) -> i32 {
 fn give(plan: &Plan<'_>, ends: &ContainerEnds) -> Result<(), CreateError> {
     let Plan { paths, spec, wasm, host, .. } = plan;
     let code = File::open(&wasm.code).map_err(step("open the program's machine code"))?;
+    refuse_fifos(&spec.layers)?;
     copy_names(paths, spec).map_err(step("copy the files for looking up names"))?;
     prepare_mounts(paths, spec)?;
     let root = guest::mount_program(paths, spec)?;
@@ -90,6 +92,26 @@ fn listen(plan: &Plan<'_>) -> Result<Vec<TcpListener>, CreateError> {
     }
     let listen = |address| TcpListener::bind(address).map_err(|source| CreateError::Listen { address, source });
     plan.wasm.listen.iter().copied().map(listen).collect()
+}
+
+/// Whoever opens a FIFO waits until somebody else does, and a program that waits so holds one of the host's threads for files, even when it
+/// has been ended: some hundred of them, and no program gets at its files any more. Programs cannot make any.
+fn refuse_fifos(layers: &[PathBuf]) -> Result<(), CreateError> {
+    let mut directories = layers.to_vec();
+    while let Some(directory) = directories.pop() {
+        let failed = |source| CreateError::Layer { path: directory.clone(), source };
+        for entry in fs::read_dir(&directory).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let kind = entry.file_type().map_err(failed)?;
+            if kind.is_fifo() {
+                return Err(CreateError::Fifo { path: entry.path() });
+            }
+            if kind.is_dir() {
+                directories.push(entry.path());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Copies what looking up names takes to where [`super::dial`] finds it.

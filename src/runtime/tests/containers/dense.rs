@@ -124,9 +124,17 @@ async fn that_cannot_be_linked_is_not_created(node: Arc<Node>) {
     tight.wasm.as_mut().unwrap().memory = Some(65536);
     let err = node.runtime.create_container("a", tight).await.unwrap_err();
     assert!(matches!(&err, Error::Start(reason) if reason.contains("65536")), "{err:?}");
+    // nor one whose image has what it could wait at for ever
+    let fifo = node.image().join("etc/fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut waiting = container(&node, "c", &fine);
+    waiting.layers = vec![node.image()];
+    let err = node.runtime.create_container("a", waiting.clone()).await.unwrap_err();
+    assert!(matches!(&err, Error::Start(reason) if reason.contains("FIFO")), "{err:?}");
+    fs::remove_file(fifo).unwrap();
     // nothing is left of them, and the sandbox is as good as before
     node.no_zombies().await;
-    assert_eq!(node.run("a", container(&node, "c", &fine)).await.code, 0);
+    assert_eq!(node.run("a", waiting).await.code, 0);
 }
 
 async fn sees_its_image_and_its_mounts_and_nothing_else(node: Arc<Node>) {
