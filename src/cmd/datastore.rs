@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Under this key is what servers have in common.
-const BOOTSTRAP: &str = "/edge/bootstrap";
+pub(crate) const BOOTSTRAP: &str = "/edge/bootstrap";
 /// Below this are a cluster's objects.
 const OBJECTS: &str = "/registry/";
 /// Its presence says that the cluster's objects are in etcd, and where that is.
@@ -37,6 +37,8 @@ enum DatastoreError {
         "etcd at {endpoints} holds a cluster with another token: give that cluster's token (server/token in the data directory of a server that has it), or use another etcd"
     )]
     WrongToken { endpoints: String },
+    #[error("a cluster was being moved to etcd at {endpoints}, and that broke off: give `edge store migrate` again")]
+    Unfinished { endpoints: String },
     #[error("what etcd at {endpoints} has below {BOOTSTRAP} cannot be read: {source}")]
     Unreadable { endpoints: String, source: SealError },
     #[error(
@@ -48,11 +50,11 @@ enum DatastoreError {
     )]
     OtherCluster { path: PathBuf, endpoints: String },
     #[error(
-        "this machine has a cluster of its own in {path}, and etcd at {endpoints} has none: move {path} away to begin a new one"
+        "this machine has a cluster of its own in {path}, and etcd at {endpoints} has none: move it there with `edge store migrate --to etcd`, or move {path} away to begin a new one"
     )]
     HasOwn { path: PathBuf, endpoints: String },
     #[error(
-        "the cluster of this machine is in etcd at {endpoints}: give --datastore-endpoint, or remove {marker} to begin a new cluster here"
+        "the cluster of this machine is in etcd at {endpoints}: give --datastore-endpoint, bring it here with `edge store migrate --to local`, or remove {marker} to begin a new cluster here"
     )]
     IsInEtcd { endpoints: String, marker: PathBuf },
 }
@@ -86,13 +88,32 @@ async fn open_local(server_dir: &Path) -> Result<Datastore, Failure> {
 
 async fn open_etcd(config: &ServerConfig, options: &EtcdOptions, server_dir: PathBuf) -> Result<Datastore, Failure> {
     let etcd = Arc::new(Etcd::connect(options).await.map_err(doing("opening the store"))?);
-    let shared = Shared { etcd: etcd.clone(), endpoints: options.endpoints.clone(), server_dir };
-    let token = join_tokens::server_token(config)?;
+    let shared = Shared::new(etcd.clone(), options.endpoints.clone(), server_dir);
+    let token = join_tokens::server_token(&config.token, &config.data_dir)?;
     shared.join(token).await?;
-    let marker = format!("{}\n", options.endpoints);
-    edge_sys::fsutil::write_atomic(&shared.server_dir.join(MARKER), marker.as_bytes(), 0o600)
-        .map_err(doing("noting where the store is"))?;
+    mark(&shared.server_dir, Some(&options.endpoints))?;
     Ok(Datastore { storage: etcd, shared: Some(shared) })
+}
+
+/// Notes that the cluster of this machine is in etcd, or not.
+pub(crate) fn mark(server_dir: &Path, endpoints: Option<&str>) -> Result<(), Failure> {
+    let marker = server_dir.join(MARKER);
+    let marked = match endpoints {
+        Some(endpoints) => edge_sys::fsutil::write_atomic(&marker, format!("{endpoints}\n").as_bytes(), 0o600),
+        None => match std::fs::remove_file(&marker) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => edge_sys::fsutil::sync_dir(server_dir),
+        },
+    };
+    marked.map_err(doing("noting where the store is"))
+}
+
+/// The key and the content by which a server that has the token joins the cluster of this machine.
+pub(crate) fn sealed(server_dir: &Path, secret: &str) -> Result<(Bytes, Bytes), Failure> {
+    let files = read_files(&server_dir.join("tls")).map_err(doing("reading what the cluster has in common"))?;
+    let content = serde_json::to_vec(&files).map_err(doing("sealing what the cluster has in common"))?;
+    let sealed = edge_pki::seal(secret, &content).map_err(doing("sealing what the cluster has in common"))?;
+    Ok((Bytes::from_static(BOOTSTRAP.as_bytes()), sealed.into()))
 }
 
 /// What the servers of a cluster have in common, by file name.
@@ -108,6 +129,10 @@ pub(crate) struct Shared {
 const JOINING: &str = "joining the cluster in etcd";
 
 impl Shared {
+    pub(crate) fn new(etcd: Arc<Etcd>, endpoints: String, server_dir: PathBuf) -> Self {
+        Self { etcd, endpoints, server_dir }
+    }
+
     fn tls_dir(&self) -> PathBuf {
         self.server_dir.join("tls")
     }
@@ -122,6 +147,9 @@ impl Shared {
                     return Err(doing(JOINING)(DatastoreError::NoToken { endpoints: endpoints() }));
                 };
                 return self.take(&token, &found.value);
+            }
+            if self.etcd.is_unfinished().await.map_err(doing(JOINING))? {
+                return Err(doing(JOINING)(DatastoreError::Unfinished { endpoints: endpoints() }));
             }
             let objects = ListRequest { prefix: OBJECTS.into(), limit: 1, ..ListRequest::default() };
             if !self.etcd.list(objects).await.map_err(doing(JOINING))?.items.is_empty() {
@@ -139,7 +167,7 @@ impl Shared {
     }
 
     /// Takes what another server has made.
-    fn take(&self, token: &JoinToken, sealed: &[u8]) -> Result<(), Failure> {
+    pub(crate) fn take(&self, token: &JoinToken, sealed: &[u8]) -> Result<(), Failure> {
         let endpoints = self.endpoints.clone();
         let content = match edge_pki::unseal(&token.secret, sealed) {
             Ok(content) => content,

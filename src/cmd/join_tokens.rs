@@ -28,12 +28,12 @@ pub(crate) struct JoinTokens {
 }
 
 /// The server token that is given, or in its file.
-pub(crate) fn server_token(config: &ServerConfig) -> Result<Option<JoinToken>, Failure> {
+pub(crate) fn server_token(given: &TokenSource, data_dir: &Path) -> Result<Option<JoinToken>, Failure> {
     let parse = |text: String| JoinToken::parse(&text).map_err(doing("reading the token"));
-    if let Some(text) = config.token.read().map_err(doing("reading the token"))? {
+    if let Some(text) = given.read().map_err(doing("reading the token"))? {
         return parse(text).map(Some);
     }
-    match std::fs::read_to_string(config.data_dir.join("server").join(SERVER_TOKEN)) {
+    match std::fs::read_to_string(data_dir.join("server").join(SERVER_TOKEN)) {
         Ok(text) => parse(text).map(Some),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(doing("reading the join token's file")(e)),

@@ -26,6 +26,7 @@ mod report;
 mod server;
 mod signer;
 mod status_command;
+mod store_command;
 mod teardown_command;
 mod token_command;
 mod unpack_command;
@@ -87,6 +88,8 @@ enum Commands {
     Kubectl(kubectl_command::KubectlArgs),
     /// Look at the configuration: flags, environment and files together
     Config(config_command::ConfigArgs),
+    /// Move a cluster's objects between this machine and etcd
+    Store(store_command::StoreArgs),
     /// Write a server's store, keys, tokens and manifests to one file
     ///
     /// The server goes on meanwhile. Whoever has the file is the administrator of the cluster: keep it as safe as the server. Images,
@@ -173,6 +176,7 @@ pub(crate) fn main() -> ExitCode {
         }
         Commands::Image(args) => image_command::main(args),
         Commands::Token(args) => token_command::main(args),
+        Commands::Store(args) => store_command::main(args),
         Commands::Teardown(args) => teardown_command::main(&args),
         Commands::Status(args) => status_command::main(&args),
         Commands::Certificate(args) => certificate_command::main(&args),

@@ -142,7 +142,6 @@ async fn run(config: ServerConfig, mut process: Process) -> Result<(), Failure> 
     let _instance = instance::claim(&config.data_dir)?;
     let store = datastore::open(&config).await?;
 
-    let shutdown = CancellationToken::new();
     let mut tasks = JoinSet::new();
     let mut facts = facts(&config);
     let name = &config.node.name;
@@ -153,8 +152,7 @@ async fn run(config: ServerConfig, mut process: Process) -> Result<(), Failure> 
     let network = config.agent.then(|| agent::network(&config.data_dir, &config.node, &facts, &known)).transpose()?;
     let dialer = LocalDialer::new(name);
     let mut control =
-        control_plane(&config, store, &mut facts, addresses.clone(), &process, dialer.clone(), &shutdown, &mut tasks)
-            .await?;
+        control_plane(&config, store, &mut facts, addresses.clone(), &process, dialer.clone(), &mut tasks).await?;
     let api = &control.api;
     let informers = Informers::new(client(api, user("system:kube-controller-manager")));
     let candidates = components(&config, &control, &facts, &informers, &mut tasks)?;
@@ -206,7 +204,7 @@ async fn run(config: ServerConfig, mut process: Process) -> Result<(), Failure> 
     // those who ask stop before the one who answers
     tasks.shutdown().await;
     candidates.release(api).await;
-    shutdown.cancel();
+    control.shutdown.cancel();
     control.serving.await.map_err(doing("ending the API"))?;
     crash.map_or(Ok(()), Err)
 }
@@ -244,6 +242,7 @@ struct ControlPlane {
     kubelet_identity: SharedIdentity,
     /// Serves until the shutdown.
     serving: JoinHandle<()>,
+    shutdown: CancellationToken,
     /// Of scheduler and controllers.
     scheduler: Supervisor,
     controllers: Supervisor,
@@ -257,7 +256,6 @@ async fn control_plane(
     addresses: watch::Receiver<Vec<IpAddr>>,
     process: &Process,
     dialer: Arc<LocalDialer>,
-    shutdown: &CancellationToken,
     tasks: &mut JoinSet<()>,
 ) -> Result<ControlPlane, Failure> {
     let tls = config.data_dir.join("server/tls");
@@ -285,6 +283,7 @@ async fn control_plane(
     )
     .with_join_secrets(tokens.secrets());
     let (scheduler, controllers) = (Supervisor::default(), Supervisor::default());
+    let shutdown = CancellationToken::new();
     let component = |name, supervisor: &Supervisor| {
         let supervisor = supervisor.clone();
         Component { name, problem: Arc::new(move || supervisor.problem()) }
@@ -307,7 +306,7 @@ async fn control_plane(
     });
     tasks.spawn(tokens.follow());
     tasks.spawn(own.keep(api.clone(), process.rotations.clone()));
-    Ok(ControlPlane { api, pki, kubelet_socket, kubelet_identity, serving, scheduler, controllers })
+    Ok(ControlPlane { api, pki, kubelet_socket, kubelet_identity, serving, shutdown, scheduler, controllers })
 }
 
 /// A socket on an address, or on all of both families.

@@ -219,7 +219,7 @@ impl ResourceInfo {
     }
 
     /// Store key below which all objects of the resource are.
-    pub(crate) fn key_prefix(&self) -> String {
+    pub fn key_prefix(&self) -> String {
         format!("/registry/{}/", self.prefix)
     }
 }

@@ -7,6 +7,7 @@ mod channel;
 mod compactor;
 mod endpoints;
 mod error;
+mod kept;
 mod leases;
 mod messages;
 mod watch;
@@ -14,6 +15,7 @@ mod wire;
 
 pub use endpoints::EtcdOptions;
 pub use error::EtcdError;
+pub use kept::Import;
 
 use crate::Storage;
 use crate::error::{Error, Result};
@@ -23,6 +25,7 @@ use bytes::Bytes;
 use channel::{Channel, Kind};
 use leases::Leases;
 use messages::{Range, Ranged, Transacted};
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,6 +36,7 @@ use watch::Follower;
 
 const RANGE: &str = "/etcdserverpb.KV/Range";
 const TXN: &str = "/etcdserverpb.KV/Txn";
+const DELETE_RANGE: &str = "/etcdserverpb.KV/DeleteRange";
 const COMPACT: &str = "/etcdserverpb.KV/Compact";
 const GRANT: &str = "/etcdserverpb.Lease/LeaseGrant";
 const STATUS: &str = "/etcdserverpb.Maintenance/Status";
@@ -65,6 +69,8 @@ struct Inner {
     newest: Arc<AtomicU64>,
     leases: Mutex<Leases>,
     commits: AtomicU64,
+    /// Revisions are etcd's and so many: what was brought here from another store keeps its own, which are not more.
+    offset: Revision,
 }
 
 impl Etcd {
@@ -86,14 +92,33 @@ impl Etcd {
     /// As [`Etcd::connect`].
     pub async fn connect_without_compactor(options: &EtcdOptions) -> Result<Self> {
         let channel = Arc::new(Channel::new(options)?);
-        let inner = Inner { channel, newest: Arc::default(), leases: Mutex::default(), commits: AtomicU64::new(0) };
-        inner.check_version().await?;
+        let plain = Inner::new(channel.clone(), 0);
+        plain.check_version().await?;
+        let offset = kept::read_offset(&plain).await?;
+        let inner = Inner::new(channel, offset);
         inner.read_newest().await?;
         Ok(Self { inner: Arc::new(inner), _compactor: None })
     }
 }
 
 impl Inner {
+    fn new(channel: Arc<Channel>, offset: Revision) -> Self {
+        Self { channel, newest: Arc::default(), leases: Mutex::default(), commits: AtomicU64::new(0), offset }
+    }
+
+    /// etcd's number of a revision; zero is the newest for both.
+    async fn raw(&self, revision: Revision) -> Result<Revision> {
+        match revision.checked_sub(self.offset) {
+            _ if revision == 0 => Ok(0),
+            Some(raw) if raw > 0 => Ok(raw),
+            // of the time before it was brought here nothing is remembered
+            _ => {
+                let compacted = Box::pin(self.compacted()).await?.max(self.offset);
+                Err(Error::Compacted { requested: revision, compacted })
+            }
+        }
+    }
+
     async fn check_version(&self) -> Result<()> {
         let status = self.status().await?;
         let mut numbers = status.version.split('.').map(|n| n.parse::<u32>().ok());
@@ -117,10 +142,13 @@ impl Inner {
 
     /// A read as of now, of which everybody's writes are part that were acknowledged before.
     async fn range(&self, range: &Range<'_>) -> Result<Ranged> {
-        let answer = match self.channel.call(Kind::Read, RANGE, range.message()).await {
+        let raw = Range { revision: self.raw(range.revision).await?, ..range.clone() };
+        let mut answer = match self.channel.call(Kind::Read, RANGE, raw.message()).await {
             Ok(answer) => Ranged::read(answer).map_err(malformed)?,
             Err(error) => return Err(self.about_revision(range.revision, error).await),
         };
+        answer.revision += self.offset;
+        answer.items.iter_mut().for_each(|kv| kept::show(kv, self.offset));
         self.seen(answer.revision);
         Ok(answer)
     }
@@ -153,7 +181,8 @@ impl Inner {
             newest: self.newest.clone(),
             // nothing is there: only the beginning of the watch matters
             prefix: Bytes::from_static(b"\0edge"),
-            after: 0,
+            after: self.offset,
+            offset: self.offset,
         };
         let mut watcher = follower.start().await?;
         match tokio::time::timeout(Duration::from_secs(1), watcher.next()).await {
@@ -194,6 +223,7 @@ impl Inner {
             let ttl = time_to_live(op);
             ids.iter().find(|(t, _)| Some(*t) == ttl).map_or(0, |(_, id)| *id)
         };
+        let transaction = &self.raw_compares(transaction).await?;
         let answer = self.channel.call(Kind::Write, TXN, messages::transaction(transaction, lease_of)).await;
         if let Err(EtcdError::Refused(text)) = &answer
             && text.ends_with(NO_LEASE)
@@ -201,14 +231,32 @@ impl Inner {
             let mut leases = self.leases.lock().await;
             ids.iter().for_each(|(_, id)| leases.forget(*id));
         }
-        let answer = Transacted::read(answer?).map_err(malformed)?;
+        let mut answer = Transacted::read(answer?).map_err(malformed)?;
+        answer.revision += self.offset;
+        answer.found.iter_mut().flatten().for_each(|kv| kept::show(kv, self.offset));
         self.seen(answer.revision);
         Ok(answer)
     }
 
+    /// The transaction with etcd's revisions in its conditions.
+    async fn raw_compares<'t>(&self, transaction: &'t Transaction) -> Result<Cow<'t, Transaction>> {
+        if self.offset == 0 {
+            return Ok(Cow::Borrowed(transaction));
+        }
+        let mut raw = transaction.clone();
+        for compare in raw.compares.iter_mut().filter(|c| c.mod_revision > 0) {
+            compare.mod_revision = match compare.mod_revision.checked_sub(self.offset) {
+                Some(raw) if raw > 0 => raw,
+                _ => kept::raw_revision(self, compare).await?,
+            };
+        }
+        Ok(Cow::Owned(raw))
+    }
+
     /// Forgets history up to a revision.
     async fn compact(&self, revision: Revision) -> Result<()> {
-        match self.channel.call(Kind::Read, COMPACT, messages::compaction(revision)).await {
+        let raw = self.raw(revision).await?;
+        match self.channel.call(Kind::Read, COMPACT, messages::compaction(raw)).await {
             Ok(_) => Ok(()),
             Err(error) => Err(self.about_revision(revision, error).await),
         }
@@ -314,6 +362,7 @@ impl Storage for Etcd {
             newest: self.inner.newest.clone(),
             prefix: Bytes::copy_from_slice(prefix),
             after,
+            offset: self.inner.offset,
         };
         follower.start().await
     }

@@ -6,6 +6,7 @@
 //! Two classes of keys share these revisions: *durable* ones are on disk before their transaction is acknowledged;
 //! *volatile* ones live in memory, may expire, and are gone after a restart.
 
+mod digest;
 mod error;
 mod etcd;
 mod lmdb;
@@ -18,8 +19,9 @@ mod types;
 use async_trait::async_trait;
 use std::path::Path;
 
+pub use digest::digest;
 pub use error::{Error, Result};
-pub use etcd::{Etcd, EtcdError, EtcdOptions};
+pub use etcd::{Etcd, EtcdError, EtcdOptions, Import};
 pub use lmdb::{Inspection, Lmdb, LmdbOptions, inspect};
 pub use types::{
     Class, Compare, Event, EventBatch, KeyValue, List, ListRequest, Op, Outcome, Revision, Stats, Transaction, Watcher,

@@ -29,6 +29,9 @@ use writer::{Command, Writer};
 /// More revisions than any cluster uses between two backups, as etcd recommends.
 const AFTER_RESTORE: Revision = 1_000_000_000;
 
+/// So many keys of an import share a commit.
+const IMPORTED_AT_ONCE: usize = 2000;
+
 /// What is in a data file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inspection {
@@ -153,6 +156,32 @@ impl Lmdb {
         let (file, state) = place.open()?;
         let reserved = state.revision.max(state.reserved).max(state.highest) + AFTER_RESTORE;
         file.commit(std::iter::empty(), state.revision, reserved)
+    }
+
+    /// Makes a store in `dir`, which must not exist, of keys with their revisions, none of which is greater than `revision`. It
+    /// appears whole or, whatever crashes, not at all. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when there is something already; [`Error::Full`], [`Error::LimitReached`].
+    pub fn import(dir: &Path, items: &[KeyValue], revision: Revision) -> Result<()> {
+        let failed = |path: &Path, source| Error::Io { path: path.to_owned(), source: Arc::new(source) };
+        if dir.try_exists().map_err(|e| failed(dir, e))? {
+            return Err(failed(dir, std::io::ErrorKind::AlreadyExists.into()));
+        }
+        let part = dir.with_extension("new");
+        edge_sys::fsutil::remove_dir_all_if_exists(&part).map_err(|e| failed(&part, e))?;
+        let place = Place::new(&part, LmdbOptions::default().limit);
+        {
+            let _lock = place.lock()?;
+            place.create()?;
+            let (file, _) = place.open()?;
+            for some in items.chunks(IMPORTED_AT_ONCE) {
+                file.commit(some.iter().map(|kv| (&kv.key, Some(kv))), revision, revision)?;
+            }
+            file.commit(std::iter::empty(), revision, revision)?;
+        }
+        std::fs::rename(&part, dir).map_err(|e| failed(dir, e))?;
+        dir.parent().map_or(Ok(()), edge_sys::fsutil::sync_dir).map_err(|e| failed(dir, e))
     }
 
     /// The data file.

@@ -35,6 +35,7 @@ fn prepare(members: usize) -> (Cluster, Etcd) {
 fn a_server_on_etcd_runs_pods_and_finds_all_again() {
     let (mut cluster, etcd) = prepare(1);
     cluster.launch();
+    cluster.await_images();
     cluster.apply(WEB);
     cluster.kubectl(&["rollout", "status", "deploy/web", "--timeout=60s"]);
     cluster.kubectl(&["create", "cm", "kept", "--from-literal=a=b"]);
@@ -288,6 +289,7 @@ fn a_second_server_takes_over_and_nothing_acknowledged_is_lost() {
 fn a_member_of_etcd_dies_under_load_and_nothing_acknowledged_is_lost() {
     let (mut cluster, mut etcd) = prepare(3);
     cluster.launch();
+    cluster.await_images();
     cluster.apply(WEB);
     cluster.kubectl(&["rollout", "status", "deploy/web", "--timeout=60s"]);
     let kubectl = repeat(&cluster.kubectl_command(Kubectl::Newest, &[]));

@@ -21,6 +21,7 @@ mod install;
 mod join;
 mod kubelet_port;
 mod manifests;
+mod migrate;
 mod network;
 mod node_clock;
 mod node_joining;

@@ -49,6 +49,16 @@ pub enum EtcdError {
     /// A write is larger than etcd takes.
     #[error("the object is larger than etcd takes (its --max-request-bytes, 1.5 MiB by default)")]
     TooLarge,
+    /// Objects were to be brought where there are some already.
+    #[error(
+        "this etcd holds a cluster or other objects already: nothing was changed; give one without keys below /registry/ and /edge/"
+    )]
+    NotEmpty,
+    /// What was read back is not what was written.
+    #[error(
+        "etcd has other objects than those that were brought; somebody else writes to it: nothing is valid there, begin again"
+    )]
+    Differs,
     /// Anything else that etcd says.
     #[error("etcd refuses: {0}")]
     Refused(String),

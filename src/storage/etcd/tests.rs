@@ -32,6 +32,74 @@ impl Backend for Process {
 
 suite!(Process::new());
 
+/// The same after objects were brought there, with revisions of their own.
+mod with_kept_objects {
+    use super::*;
+
+    struct Kept(Process);
+
+    impl Backend for Kept {
+        type Store = Etcd;
+        const SHORTEST: Duration = Process::SHORTEST;
+        const FORGETS: bool = Process::FORGETS;
+
+        async fn open(&mut self) -> Etcd {
+            if !self.0.used {
+                let import = Import::open(&self.0.server.options()).await.unwrap();
+                import.bring(&[], 5_000_000, (key("/edge/x"), key("x"))).await.unwrap();
+            }
+            let store = self.0.open().await;
+            assert!(store.revision() > 5_000_000);
+            store
+        }
+    }
+
+    suite!(Kept(Process::new()));
+}
+
+fn object(k: &str, value: &str, create_revision: Revision, mod_revision: Revision) -> KeyValue {
+    KeyValue { key: key(k), value: key(value), create_revision, mod_revision }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn objects_are_brought_with_their_revisions() {
+    let server = Server::start();
+    let items: Vec<KeyValue> =
+        (0..1000).map(|i| object(&format!("/registry/x/{i:04}"), &format!("{{{i}}}"), i + 1, 10_000 + i)).collect();
+    let last = || (key("/edge/x"), key("x"));
+    // one that breaks off leaves no cluster, and can be done again
+    let plain = Etcd::connect_without_compactor(&server.options()).await.unwrap();
+    committed(&plain, put("/edge/migration", "1", Class::Durable, 0)).await;
+    committed(&plain, put("/registry/x/left", "over", Class::Durable, 0)).await;
+    assert!(plain.is_unfinished().await.unwrap());
+    Import::open(&server.options()).await.unwrap().bring(&items, 20_000, last()).await.unwrap();
+    let again = Import::open(&server.options()).await.map(drop).unwrap_err();
+    assert!(matches!(again, Error::Etcd(EtcdError::NotEmpty)), "{again}");
+    let store = Etcd::connect_without_compactor(&server.options()).await.unwrap();
+    assert!(!store.is_unfinished().await.unwrap() && store.revision() > 20_000);
+    let request = ListRequest { prefix: "/registry/".into(), ..ListRequest::default() };
+    let list = store.list(request).await.unwrap();
+    assert_eq!(crate::digest(&list.items), crate::digest(&items));
+    // they change as any others, on condition of the revision that they had
+    let k = "/registry/x/0007";
+    for wrong in [0, 7, 10_006, 10_008, 20_000, store.revision()] {
+        let outcome = store.transact(put(k, "new", Class::Durable, wrong)).await.unwrap();
+        let Outcome::Failed { current } = outcome else { panic!("{wrong} held") };
+        assert_eq!(current[0].as_ref(), Some(&items[7]), "{wrong}");
+    }
+    let mut watcher = store.watch(b"", store.revision()).await.unwrap();
+    let changed = committed(&store, put(k, "new", Class::Durable, 10_007)).await;
+    assert!(changed > 20_000);
+    assert_eq!(store.get(k.as_bytes()).await.unwrap().unwrap().mod_revision, changed);
+    assert_eq!(watcher.next().await.unwrap().revision, changed);
+    assert!(matches!(store.transact(put(k, "x", Class::Durable, 10_007)).await.unwrap(), Outcome::Failed { .. }));
+    committed(&store, Transaction::delete(key("/registry/x/0008"), 10_008)).await;
+    // and of the time before nothing is remembered
+    for revision in [1, 10_007, 20_000] {
+        assert!(matches!(store.watch(b"", revision).await, Err(Error::Compacted { .. })), "{revision}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_goes_on_after_etcd_was_killed() {
     let mut server = Server::start();

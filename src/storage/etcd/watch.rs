@@ -3,6 +3,7 @@
 
 use super::channel::{Answers, Channel, Failed};
 use super::error::EtcdError;
+use super::kept;
 use super::messages::{self, Watched};
 use crate::error::{Error, Result};
 use crate::types::{Event, EventBatch, Revision, Watcher};
@@ -27,6 +28,8 @@ pub(super) struct Follower {
     pub(super) newest: Arc<AtomicU64>,
     pub(super) prefix: Bytes,
     pub(super) after: Revision,
+    /// What the store's revisions are more than etcd's.
+    pub(super) offset: Revision,
 }
 
 /// Why a watch is over.
@@ -60,7 +63,10 @@ impl Follower {
     }
 
     async fn open(&self) -> std::result::Result<Answers, End> {
-        let opened = self.channel.stream(PATH, messages::watch(&self.prefix, self.after + 1), false).await;
+        let opened = self
+            .channel
+            .stream(PATH, messages::watch(&self.prefix, self.after.saturating_sub(self.offset) + 1), false)
+            .await;
         let mut answers = opened.map_err(|e| End::Broken(e.to_string()))?;
         let first = tokio::time::timeout(PATIENCE, answer(&mut answers)).await;
         let first = first.unwrap_or_else(|_| Err(End::Broken("no answer in time".to_owned())))?;
@@ -70,7 +76,8 @@ impl Follower {
 
     fn canceled(&self, answer: &Watched) -> std::result::Result<(), End> {
         if answer.compacted > 0 {
-            return Err(End::Final(Error::Compacted { requested: self.after, compacted: answer.compacted }));
+            let compacted = answer.compacted + self.offset;
+            return Err(End::Final(Error::Compacted { requested: self.after, compacted }));
         }
         if answer.canceled { Err(End::Broken(answer.reason.clone())) } else { Ok(()) }
     }
@@ -114,7 +121,13 @@ impl Follower {
             if answer.fragment {
                 continue;
             }
-            for batch in batches(std::mem::take(&mut changes)) {
+            for mut batch in batches(std::mem::take(&mut changes)) {
+                batch.revision += self.offset;
+                for event in &mut batch.events {
+                    if let Event::Put(kv) = event {
+                        kept::show(kv, self.offset);
+                    }
+                }
                 // a watch that began again may tell what is known
                 if batch.revision <= self.after {
                     continue;

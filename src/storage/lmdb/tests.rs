@@ -89,3 +89,24 @@ async fn the_map_grows_by_itself() {
     }
     assert_eq!(store.get(b"/79").await.unwrap().unwrap().value.len(), 1 << 20);
 }
+
+#[tokio::test]
+async fn keys_are_imported_with_their_revisions() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = dir.path().join("db");
+    let items: Vec<KeyValue> = (0..5000u64)
+        .map(|i| KeyValue {
+            key: key(&format!("/{i:05}")),
+            value: key("x"),
+            create_revision: i + 1,
+            mod_revision: i + 9,
+        })
+        .collect();
+    std::fs::create_dir(dir.path().join("db.new")).unwrap();
+    Lmdb::import(&db, &items, 6000).unwrap();
+    assert!(matches!(Lmdb::import(&db, &items, 6000), Err(Error::Io { .. })));
+    let store = Lmdb::open(&db).unwrap();
+    let list = store.list(ListRequest::default()).await.unwrap();
+    assert_eq!(crate::digest(&list.items), crate::digest(&items));
+    assert!(committed(&store, put("/00007", "y", Class::Durable, 16)).await > 6000);
+}

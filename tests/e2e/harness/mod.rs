@@ -342,6 +342,14 @@ impl Cluster {
         self.net.add_ipv6(self.id(), 2);
     }
 
+    /// Waits until the images of the tests are there: pods that come before would try to pull them.
+    pub(crate) fn await_images(&self) {
+        eventually("images are imported", || {
+            let log = self.log();
+            if ["busybox.tar", "echo.tar"].iter().all(|name| log.contains(name)) { Ok(()) } else { Err(log) }
+        });
+    }
+
     /// Takes the further flags of `edge server` away.
     pub(crate) fn clear_flags(&mut self) {
         self.extra_args.clear();
