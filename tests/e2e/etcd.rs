@@ -319,3 +319,66 @@ fn a_member_of_etcd_dies_under_load_and_nothing_acknowledged_is_lost() {
     let restarts = "jsonpath={.items[*].status.containerStatuses[*].restartCount}";
     assert_eq!(cluster.kubectl(&["get", "pods", "-l", "app=web", "-o", restarts]), "0 0 0");
 }
+
+#[test]
+fn three_servers_on_three_members_lose_one_of_each() {
+    let (mut cluster, mut etcd) = prepare(3);
+    cluster.launch();
+    let token = || fs::read_to_string(cluster.data_dir().join("server/token")).unwrap().trim().to_owned();
+    let flags = |token: &str| [format!("--datastore-endpoint={}", etcd.endpoints()), format!("--token={token}")];
+    let old = token();
+    let second = Server::start(&cluster, 1, &flags(&old));
+    // servers that join later need the token that is then valid
+    let data_dir = format!("--data-dir={}", cluster.data_dir().display());
+    assert!(cluster.edge(&["token", "rotate", &data_dir]).status.success());
+    let sealed = || etcd.ctl(&["get", "/edge/bootstrap", "--print-value-only"]).stdout;
+    let fresh = token();
+    assert_ne!(fresh, old);
+    let opens = |token: &str| {
+        let secret = edge_pki::JoinToken::parse(token).unwrap().secret;
+        edge_pki::unseal(&secret, String::from_utf8_lossy(&sealed()).trim().as_bytes()).is_ok()
+    };
+    eventually("the new token holds in etcd", || if opens(&fresh) { Ok(()) } else { Err("not yet".to_owned()) });
+    assert!(!opens(&old));
+    let third = Server::start(&cluster, 2, &flags(&fresh));
+    let addresses = "jsonpath={.subsets[*].addresses[*].ip}";
+    let all = |last: &[u8]| last.iter().map(|n| cluster.address(*n).to_string()).collect::<Vec<_>>().join(" ");
+    eventually("all servers are endpoints", || match third.kubectl(&["get", "ep", "kubernetes", "-o", addresses]) {
+        found if found == all(&[2, 11, 12]) => Ok(()),
+        found => Err(found),
+    });
+    let servers = [
+        repeat(&cluster.kubectl_command(Kubectl::Newest, &[])),
+        repeat(&second.kubectl_command(&[])),
+        repeat(&third.kubectl_command(&[])),
+    ];
+    let load = Load::start(3, move |n, args| servers[n](args));
+    std::thread::sleep(Duration::from_secs(2));
+    let leader = etcd.leader();
+    etcd.kill(leader);
+    cluster.stop(Signal::SIGKILL);
+    // one of the two that are left leads, and both know it
+    let by_third = |args: &[&str]| third.kubectl(args);
+    let by_second = |args: &[&str]| second.kubectl(args);
+    let leads = eventually("another server leads", || match holder(&by_third, "kube-controller-manager") {
+        name if name.starts_with("server-") => Ok(name),
+        name => Err(name),
+    });
+    assert_eq!(holder(&by_second, "kube-controller-manager"), leads);
+    second.kubectl(&["create", "deployment", "web", "--image=echo:v1", "--replicas=3"]);
+    eventually("controllers work", || {
+        let pods = third.kubectl(&["get", "pods", "-l", "app=web", "-o", "name"]);
+        if pods.lines().count() == 3 { Ok(()) } else { Err(pods) }
+    });
+    let left = [cluster.address(11), cluster.address(12)].map(|a| a.to_string()).join(" ");
+    eventually("the dead server is no endpoint", || match by_third(&["get", "ep", "kubernetes", "-o", addresses]) {
+        found if found == left => Ok(()),
+        found => Err(found),
+    });
+    let acknowledged = load.finish();
+    for kubectl in [&by_second as &dyn Fn(&[&str]) -> String, &by_third] {
+        let found = stored(&kubectl(&["get", "cm", "-o", "name"]));
+        let lost: Vec<&String> = acknowledged.iter().filter(|name| !found.contains(*name)).collect();
+        assert!(lost.is_empty() && acknowledged.len() > 20, "{} acknowledged, lost: {lost:?}", acknowledged.len());
+    }
+}
