@@ -74,6 +74,7 @@ fn back_up(args: BackupArgs) -> Result<(PathBuf, Manifest), Failure> {
         true => args.file.join(edge_backup::file_name(&node, Timestamp::now())),
         false => args.file,
     };
+    super::datastore::is_here(&args.data_dir.join("server"))?;
     let store = args.data_dir.join("server/db");
     let manifest = edge_backup::create(&args.data_dir, &file, about(&node), |copy| Lmdb::copy(&store, copy));
     Ok((file, manifest.map_err(doing("making the backup"))?))

@@ -53,6 +53,8 @@ enum DatastoreError {
         "this machine has a cluster of its own in {path}, and etcd at {endpoints} has none: move it there with `edge store migrate --to etcd`, or move {path} away to begin a new one"
     )]
     HasOwn { path: PathBuf, endpoints: String },
+    #[error("the cluster of this machine is in etcd at {endpoints}: back that up, with `etcdctl snapshot save`")]
+    BackUpEtcd { endpoints: String },
     #[error(
         "the cluster of this machine is in etcd at {endpoints}: give --datastore-endpoint, bring it here with `edge store migrate --to local`, or remove {marker} to begin a new cluster here"
     )]
@@ -77,8 +79,8 @@ pub(crate) async fn open(config: &ServerConfig) -> Result<Datastore, Failure> {
 
 async fn open_local(server_dir: &Path) -> Result<Datastore, Failure> {
     let marker = server_dir.join(MARKER);
-    if let Ok(text) = std::fs::read_to_string(&marker) {
-        let error = DatastoreError::IsInEtcd { endpoints: text.trim().to_owned(), marker };
+    if let Some(endpoints) = marked(server_dir) {
+        let error = DatastoreError::IsInEtcd { endpoints, marker };
         return Err(doing("opening the store")(error));
     }
     let db = server_dir.join("db");
@@ -93,6 +95,19 @@ async fn open_etcd(config: &ServerConfig, options: &EtcdOptions, server_dir: Pat
     shared.join(token).await?;
     mark(&shared.server_dir, Some(&options.endpoints))?;
     Ok(Datastore { storage: etcd, shared: Some(shared) })
+}
+
+/// Where in etcd the cluster of this machine is, if it is.
+fn marked(server_dir: &Path) -> Option<String> {
+    std::fs::read_to_string(server_dir.join(MARKER)).ok().map(|text| text.trim().to_owned())
+}
+
+/// Refuses what is about a store on this machine when the cluster is in etcd: what is here is old then.
+pub(crate) fn is_here(server_dir: &Path) -> Result<(), Failure> {
+    match marked(server_dir) {
+        Some(endpoints) => Err(doing("opening the store")(DatastoreError::BackUpEtcd { endpoints })),
+        None => Ok(()),
+    }
 }
 
 /// Notes that the cluster of this machine is in etcd, or not.

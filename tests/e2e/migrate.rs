@@ -70,6 +70,9 @@ fn a_cluster_moves_to_etcd_and_back() {
     assert_eq!(hash(&cluster), source, "the source was touched");
     refused(&cluster.server_command().output().unwrap(), "the cluster of this machine is in etcd");
     refused(&migrate(&cluster, &etcd, &["--to=etcd"]), "holds a cluster or other objects already");
+    let data_dir = format!("--data-dir={}", cluster.data_dir().display());
+    let old = cluster.dir.join("old.backup").display().to_string();
+    refused(&cluster.edge(&["backup", &data_dir, &old]), "back that up, with `etcdctl snapshot save`");
     cluster.add_flag(format!("--datastore-endpoint={}", etcd.endpoints()));
     cluster.launch();
     assert_eq!(known(&cluster), before);
