@@ -16,6 +16,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("auth", &["api", "pki"]),
     ("apiserver", &["api", "schema", "registry", "auth", "pki"]),
     ("client", &["api", "sys"]),
+    ("kubectl", &["api", "client", "sys"]),
     ("controllers", &["api", "client"]),
     ("scheduler", &["api", "client"]),
     ("proxy", &["api", "client", "network"]),

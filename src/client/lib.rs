@@ -6,6 +6,7 @@
 mod backoff;
 mod election;
 mod informer;
+mod kubeconfig;
 mod local;
 pub mod placement;
 mod recorder;
@@ -20,11 +21,12 @@ pub use backoff::WatchBackoff;
 pub use election::Candidate;
 pub use informer::{Change, Informer, InformerKind, Informers, Key};
 pub use kube::api::{
-    Api, ApiResource, DeleteParams, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams, PostParams,
-    Preconditions, PropagationPolicy,
+    Api, ApiResource, AttachParams, DeleteParams, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams,
+    PostParams, Preconditions, PropagationPolicy, TerminalSize,
 };
 pub use kube::core::Status;
 pub use kube::{Client, Error, Resource, ResourceExt};
+pub use kubeconfig::{KubeconfigError, from_kubeconfig};
 pub use local::{LocalRequest, LocalResponse, local};
 pub use recorder::{EventRecorder, EventType, node_reference, object_reference};
 pub use remote::Uplink;

@@ -84,7 +84,10 @@ enum Commands {
     Status(status_command::StatusArgs),
     /// Show this machine's certificates, and renew them
     Certificate(certificate_command::CertificateArgs),
-    /// Run the kubectl on the PATH with the administrator's kubeconfig
+    /// Run kubectl with the administrator's kubeconfig
+    ///
+    /// That on the PATH; where there is none, edge does what a first day needs itself: get, describe, apply, create, delete, logs, exec,
+    /// port-forward, expose, scale, rollout.
     Kubectl(kubectl_command::KubectlArgs),
     /// Look at the configuration: flags, environment and files together
     Config(config_command::ConfigArgs),

@@ -19,6 +19,7 @@ mod idle;
 mod images;
 mod install;
 mod join;
+mod kubectl;
 mod kubelet_port;
 mod manifests;
 mod migrate;

@@ -178,6 +178,27 @@ async fn lists_come_in_pages_and_by_selector() {
 }
 
 #[tokio::test]
+async fn what_apply_created_belongs_to_its_applier() {
+    let c = Cluster::start().await;
+    let path = format!("{MAPS}/m");
+    let config =
+        |data: Value| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}, "data": data});
+    let apply = |data: Value| {
+        Request::new("PATCH", &format!("{path}?fieldManager=me")).content_type(APPLY).body(config(data).to_string())
+    };
+    let made = c.send(apply(json!({"a": "1", "b": "2"}))).await;
+    assert_eq!(made.code, 201);
+    let made = c.get(&path).await;
+    let managers = made["metadata"]["managedFields"].as_array().unwrap();
+    assert_eq!((managers.len(), &managers[0]["operation"]), (1, &json!("Apply")), "{made}");
+    // nothing new is nothing written
+    let same = c.send(apply(json!({"a": "1", "b": "2"}))).await.ok();
+    assert_eq!(same["metadata"]["resourceVersion"], made["metadata"]["resourceVersion"]);
+    // what is left out goes
+    assert_eq!(c.send(apply(json!({"a": "1"}))).await.ok()["data"], json!({"a": "1"}));
+}
+
+#[tokio::test]
 async fn apply_conflicts_scale_and_eviction() {
     let c = Cluster::start().await;
     let path = format!("{DEPLOYMENTS}/web");
@@ -192,7 +213,7 @@ async fn apply_conflicts_scale_and_eviction() {
     };
     assert_eq!(c.send(apply("one", "", config(1))).await.code, 201);
     let status = c.send(apply("two", "", config(2))).await.status(409, "Conflict");
-    assert_eq!(status["message"], "Apply failed with 1 conflict: conflict with \"one\" using apps/v1: .spec.replicas");
+    assert_eq!(status["message"], "Apply failed with 1 conflict: conflict with \"one\": .spec.replicas");
     assert_eq!(c.send(apply("two", "&force=true", config(2))).await.ok()["spec"]["replicas"], 2);
     c.send(Request::new("PATCH", &path).content_type(APPLY).body(config(1))).await.status(422, "Invalid");
     let scale = c.get(&format!("{path}/scale")).await;

@@ -40,25 +40,27 @@ impl Registry {
             return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
         }
         if !object.name().is_empty() || object.generate_name().is_empty() {
-            return self.create_once(target, options, object).await;
+            return self.create_once(target, options, object, false).await;
         }
         let mut attempts = 0;
         loop {
             let mut named = object.clone();
             named.set_meta("name", &meta::generate_name(object.generate_name())?);
             attempts += 1;
-            match self.create_once(target, options, named).await {
+            match self.create_once(target, options, named, false).await {
                 Err(e) if e.reason == edge_api::Reason::AlreadyExists && attempts < NAME_ATTEMPTS => {}
                 other => return other,
             }
         }
     }
 
+    /// Creates an object with a name. `is_applied`: it is a configuration that somebody applies.
     pub(super) async fn create_once(
         &self,
         target: &Target<'_>,
         options: &WriteOptions<'_>,
         mut object: Object,
+        is_applied: bool,
     ) -> Result<Stored, Status> {
         let info = target.info;
         let hub = resource_of(&self.hub, target, "create")?;
@@ -79,7 +81,10 @@ impl Registry {
             object.fields_mut().remove("status");
         }
         (info.strategy.prepare_create)(&mut object);
-        record_fields(target, options, None, &mut object);
+        // what was applied says already who has applied it; as an update it would also be somebody's who never lets it go
+        if !is_applied {
+            record_fields(target, options, None, &mut object);
+        }
         to_stored(info, &mut object);
         let mut errors = ErrorList::new();
         meta::validate(info, &object, &mut errors);

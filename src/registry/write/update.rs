@@ -84,7 +84,7 @@ impl Registry {
             return Err(Status::modified(&info.group_resource(), target.name));
         }
         object.set_meta("name", target.name);
-        let object = self.create_once(target, options, object).await?;
+        let object = self.create_once(target, options, object, kind == UpdateKind::Apply).await?;
         Ok(Updated { object, created: true })
     }
 

@@ -179,10 +179,16 @@ impl Cluster {
 
     /// Runs another command of edge in the server's network; gives what it did.
     pub(crate) fn edge(&self, args: &[&str]) -> Output {
+        self.edge_command(args).output().unwrap()
+    }
+
+    /// The same, not yet run.
+    pub(crate) fn edge_command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(edge_binary());
         command.args(args).env("KUBECONFIG", self.kubeconfig()).env("EDGE_DATA_DIR", self.data_dir());
         self.enter(&mut command);
-        command.stdin(Stdio::null()).output().unwrap()
+        command.stdin(Stdio::null());
+        command
     }
 
     /// `edge teardown` of the server's machine; gives what it did.
@@ -435,6 +441,12 @@ fn await_ready(socket: &UnixDatagram) -> std::io::Result<()> {
 pub(crate) struct Background(Child);
 
 impl Background {
+    /// Starts a command with pipes to all its streams.
+    pub(crate) fn start(mut command: Command) -> Self {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self(command.spawn().unwrap())
+    }
+
     /// Reads standard output until it contains `text`; gives all that was read.
     pub(crate) fn read_until(&mut self, text: &str) -> String {
         read_until(self.0.stdout.as_mut().unwrap(), text).unwrap_or_else(|read| {
