@@ -63,8 +63,8 @@ fn ports(spec: &str) -> Result<(u16, u16), Error> {
 
 /// The port of the pod behind a port of a service.
 fn target_port(service: &Value, pod: &Value, port: u16) -> Result<u16, Error> {
-    let entries = service["spec"]["ports"].as_array().into_iter().flatten();
-    let entry = entries.filter(|e| e["port"] == port).next();
+    let mut entries = service["spec"]["ports"].as_array().into_iter().flatten();
+    let entry = entries.find(|e| e["port"] == port);
     let entry = entry.ok_or_else(|| Error::Usage(format!("the service does not have a port {port}")))?;
     let narrow = |number: u64| u16::try_from(number).unwrap_or(port);
     let Some(name) = entry["targetPort"].as_str() else {

@@ -56,7 +56,7 @@ fn service(kind: &str, name: &str, exposed: &Value, args: &ExposeArgs) -> Result
         "Service" => (&exposed["spec"]["selector"], &exposed["spec"]),
         _ => return Err(Error::Usage(format!("a {kind} cannot be exposed"))),
     };
-    if !selector.as_object().is_some_and(|labels| !labels.is_empty()) {
+    if selector.as_object().is_none_or(Map::is_empty) {
         return Err(Error::Usage(format!(
             "{} {name:?} has no labels by which its pods could be found",
             kind.to_lowercase()

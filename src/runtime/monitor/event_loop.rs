@@ -55,6 +55,8 @@ pub(super) struct Monitor {
     /// Children that ended before anybody had told whose they are. Kept only while a helper is at work.
     unclaimed: HashMap<i32, WaitStatus>,
     pub(super) ended: bool,
+    /// Whether a container has begun since memory was given back: making one takes a hundred times what watching it does.
+    has_made: bool,
 }
 
 /// What a descriptor in the set belongs to.
@@ -87,6 +89,7 @@ impl Monitor {
             pause_pid,
             unclaimed: HashMap::new(),
             ended: false,
+            has_made: false,
         }
     }
 
@@ -95,6 +98,9 @@ impl Monitor {
         while !self.ended {
             for (token, flags) in self.wait()? {
                 self.handle(token, flags);
+            }
+            if std::mem::take(&mut self.has_made) {
+                edge_sys::process::release_free_memory();
             }
         }
         Ok(())
@@ -315,6 +321,7 @@ impl Monitor {
         if let Some(asker) = asker {
             self.reply(asker, Ok(ReplyBody::Done));
         }
+        self.has_made = true;
     }
 
     fn container_ended(&mut self, id: &str, status: WaitStatus) {
