@@ -1,7 +1,7 @@
 //! The only door to the cluster for controllers, scheduler, proxy, DNS and the node agent.
 //!
 //! [`Client`] and [`Api`] are those of the `kube` crate; this room adds the transport that calls the API server of the
-//! same process ([`local`]), the one to servers on other machines ([`Uplink`]) with the tunnel back, one shared cache per resource ([`Informers`]), work queues, an event recorder and a supervisor.
+//! same process ([`local`]), the one to servers on other machines ([`Uplink`]) with the tunnels back, one shared cache per resource ([`Informers`]), work queues, an event recorder and a supervisor.
 
 mod backoff;
 mod election;
@@ -15,6 +15,7 @@ mod servers;
 mod snapshot;
 mod supervisor;
 mod tunnel;
+mod tunnels;
 mod workqueue;
 
 pub use backoff::WatchBackoff;
@@ -33,7 +34,8 @@ pub use remote::Uplink;
 pub use servers::{Connection, Protocol, Server, ServerUrlError, Servers, Unreachable};
 pub use snapshot::Keep;
 pub use supervisor::Supervisor;
-pub use tunnel::{TUNNEL_PATH, TUNNEL_PROTOCOL, TunnelStream, keep_tunnel};
+pub use tunnel::{ServeStream, TUNNEL_PATH, TUNNEL_PROTOCOL, TUNNEL_SERVER, TunnelStream, keep_tunnel};
+pub use tunnels::keep_tunnels;
 pub use workqueue::{Outcome, WorkQueue, run_workers};
 
 /// Any error, as transports have them.

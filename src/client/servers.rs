@@ -18,6 +18,8 @@ use tokio_rustls::client::TlsStream;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// First and longest wait before all servers are tried again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// The longest wait for a server that is one of several, and that nothing but a tunnel needs.
+const LISTED: Duration = Duration::from_secs(5);
 /// A peer that does not acknowledge what was sent for so long is gone, in milliseconds.
 const UNACKNOWLEDGED: u32 = 20_000;
 /// After so many seconds of silence the kernel asks whether the peer is still there, then this often, so many times.
@@ -63,6 +65,12 @@ impl Server {
     }
 }
 
+impl From<SocketAddr> for Server {
+    fn from(at: SocketAddr) -> Self {
+        Self { host: at.ip().to_string(), port: at.port() }
+    }
+}
+
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.host.contains(':') {
@@ -101,6 +109,8 @@ pub struct Connection {
 pub struct Servers {
     list: Vec<Server>,
     tls: [TlsConnector; 2],
+    /// The longest wait before all are tried again.
+    longest: Duration,
     /// The place in the list of the server that answered last.
     preferred: Mutex<usize>,
     /// Changes with every event of this machine's network.
@@ -112,13 +122,22 @@ pub struct Servers {
 impl Servers {
     /// `list` must not be empty. `network` is to change whenever links, addresses or routes of this machine do.
     pub fn new(list: Vec<Server>, tls: &ClientConfig, network: watch::Receiver<u64>) -> Arc<Self> {
+        Self::waiting(list, tls, network, BACKOFF.1)
+    }
+
+    /// One of a cluster's servers, by the address that it advertises. `network` as in [`Servers::new`].
+    pub fn listed(at: SocketAddr, tls: &ClientConfig, network: watch::Receiver<u64>) -> Arc<Self> {
+        Self::waiting(vec![at.into()], tls, network, LISTED)
+    }
+
+    fn waiting(list: Vec<Server>, tls: &ClientConfig, network: watch::Receiver<u64>, longest: Duration) -> Arc<Self> {
         let speaking = |protocol: &[u8]| {
             let mut config = tls.clone();
             config.alpn_protocols = vec![protocol.to_vec()];
             TlsConnector::from(Arc::new(config))
         };
         let tls = [speaking(b"http/1.1"), speaking(b"h2")];
-        Arc::new(Self { list, tls, preferred: Mutex::new(0), network, identity: watch::Sender::new(0) })
+        Arc::new(Self { list, tls, longest, preferred: Mutex::new(0), network, identity: watch::Sender::new(0) })
     }
 
     /// Tells that the identity that connections show has been replaced: a server refuses requests on a connection that
@@ -173,7 +192,7 @@ impl Servers {
                 Err(error) => tracing::debug!(%error, purpose, "server not reachable"),
             }
             tokio::select! {
-                () = tokio::time::sleep(delay) => delay = (delay * 2).min(BACKOFF.1),
+                () = tokio::time::sleep(delay) => delay = (delay * 2).min(self.longest),
                 () = changed(&mut network) => delay = BACKOFF.0,
             }
         }

@@ -16,14 +16,18 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 /// Where the server accepts tunnels.
 pub const TUNNEL_PATH: &str = "/v1-edge/tunnel";
 /// The protocol's name.
 pub const TUNNEL_PROTOCOL: &str = "edge-tunnel";
+/// In this header of its answer a server says at which address it is one of the cluster's servers.
+pub const TUNNEL_SERVER: &str = "edge-server";
 /// How long a server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// First and longest wait after a tunnel that ended at once.
@@ -32,35 +36,69 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 /// A stream that the server has opened.
 pub type TunnelStream = TokioIo<Upgraded>;
 
-/// Keeps a tunnel to one of the servers open, for ever; what the server opens is given to `serve`.
-pub async fn keep_tunnel<F>(servers: Arc<Servers>, serve: F)
-where
-    F: Fn(TunnelStream) -> BoxFuture<'static, ()> + Clone + Send + Sync + 'static,
-{
-    let mut delay = BACKOFF.0;
+/// Does with a stream what it is there for.
+pub trait ServeStream: Fn(TunnelStream) -> BoxFuture<'static, ()> + Clone + Send + Sync + 'static {}
+impl<F> ServeStream for F where F: Fn(TunnelStream) -> BoxFuture<'static, ()> + Clone + Send + Sync + 'static {}
+
+/// Keeps a tunnel to one of the servers open, for ever; what the server opens is given to `serve`. `home` is told which
+/// of the cluster's servers it is.
+pub async fn keep_tunnel(servers: Arc<Servers>, home: watch::Sender<Option<SocketAddr>>, serve: impl ServeStream) {
+    let mut rounds = Rounds::default();
     loop {
         let connection = servers.connect_at_last(Protocol::Http1, "tunnel").await;
+        let opened = |at| {
+            home.send_replace(at);
+        };
+        rounds.pass(&servers, connection, &serve, opened).await;
+    }
+}
+
+/// Tunnels that follow each other, with a wait after those that come to nothing.
+pub(crate) struct Rounds {
+    delay: Duration,
+}
+
+impl Default for Rounds {
+    fn default() -> Self {
+        Self { delay: BACKOFF.0 }
+    }
+}
+
+impl Rounds {
+    /// A tunnel from its connection to its end, and the wait before the next one. `opened` is told which of the cluster's
+    /// servers it leads to, when that says so.
+    pub(crate) async fn pass(
+        &mut self,
+        servers: &Servers,
+        connection: Connection,
+        serve: &impl ServeStream,
+        opened: impl FnOnce(Option<SocketAddr>),
+    ) {
         let (server, began) = (connection.server.clone(), Instant::now());
-        match run(&servers, connection, serve.clone()).await {
+        match run(servers, connection, serve.clone(), opened).await {
             Ok(()) => tracing::debug!(%server, "tunnel closed"),
             Err(error) => tracing::warn!(%server, %error, "tunnel broke"),
         }
         if began.elapsed() > BACKOFF.1 {
-            delay = BACKOFF.0;
+            self.delay = BACKOFF.0;
         } else {
-            sleep(delay).await;
-            delay = (delay * 2).min(BACKOFF.1);
+            sleep(self.delay).await;
+            self.delay = (self.delay * 2).min(BACKOFF.1);
         }
     }
 }
 
-async fn run<F>(servers: &Servers, connection: Connection, serve: F) -> io::Result<()>
-where
-    F: Fn(TunnelStream) -> BoxFuture<'static, ()> + Clone + Send + Sync + 'static,
-{
+async fn run(
+    servers: &Servers,
+    connection: Connection,
+    serve: impl ServeStream,
+    opened: impl FnOnce(Option<SocketAddr>),
+) -> io::Result<()> {
     let Connection { stream, local, server } = connection;
-    let upgraded = timeout(PATIENCE, open(stream)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    let (upgraded, at) =
+        timeout(PATIENCE, open(stream)).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     tracing::info!(%server, "tunnel open");
+    opened(at);
     let service = service_fn(move |request: Request<Incoming>| {
         let serve = serve.clone();
         async move { Ok::<_, Infallible>(answer(request, serve)) }
@@ -72,7 +110,7 @@ where
     }
 }
 
-async fn open<S>(stream: S) -> io::Result<TunnelStream>
+async fn open<S>(stream: S) -> io::Result<(TunnelStream, Option<SocketAddr>)>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
 {
@@ -91,13 +129,12 @@ where
     if response.status() != StatusCode::SWITCHING_PROTOCOLS || response.headers().get(UPGRADE) != expected {
         return Err(io::Error::other(format!("the server refuses the tunnel: {}", response.status())));
     }
-    hyper::upgrade::on(response).await.map(TokioIo::new).map_err(io::Error::other)
+    let at = response.headers().get(TUNNEL_SERVER).and_then(|value| value.to_str().ok()?.parse().ok());
+    let upgraded = hyper::upgrade::on(response).await.map_err(io::Error::other)?;
+    Ok((TokioIo::new(upgraded), at))
 }
 
-fn answer<F>(mut request: Request<Incoming>, serve: F) -> Response<Empty<Bytes>>
-where
-    F: Fn(TunnelStream) -> BoxFuture<'static, ()> + Send + 'static,
-{
+fn answer(mut request: Request<Incoming>, serve: impl ServeStream) -> Response<Empty<Bytes>> {
     let mut response = Response::new(Empty::new());
     if request.method() != Method::CONNECT {
         *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;

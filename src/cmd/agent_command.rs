@@ -7,13 +7,14 @@ use super::server::{Failure, Process, crash, doing, node_addresses};
 use super::{
     fail, instance,
     notify::{keep_watchdog, notify},
-    server,
+    server, tunnels,
 };
 use crate::config::AgentConfig;
 use edge_client::{Informers, Uplink};
 use http::{HeaderMap, HeaderValue};
 use std::process::ExitCode;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// The exit code when the server will not have this machine: trying again does not help.
@@ -90,11 +91,9 @@ async fn run_agent(config: &AgentConfig, mut process: Process) -> Result<(), End
     };
     let kubelet = agent::start(parts, &mut tasks).await?;
     agent::serve_kubelet(&kubelet, socket, &membership.serving, &membership.facts.client_ca, &mut tasks)?;
-    let kubelet_server = kubelet.server();
-    tasks.spawn(edge_client::keep_tunnel(servers.clone(), move |stream| {
-        let server = kubelet_server.clone();
-        Box::pin(async move { server.serve(stream).await })
-    }));
+    let home = watch::Sender::new(None);
+    tunnels::reach_servers(&kubelet, &informers, home.subscribe(), membership.server()?, &mut tasks);
+    tasks.spawn(edge_client::keep_tunnel(servers.clone(), home, tunnels::serve(&kubelet)));
     tasks.spawn(membership.keep_renewed(addresses, process.rotations.clone(), servers));
 
     let ready = async {

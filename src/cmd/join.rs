@@ -9,9 +9,10 @@ use edge_client::{Protocol, Servers};
 use edge_pki::{ClientName, Identity, JoinToken, KeyRequest, PkiError, ServerNames, SharedIdentity};
 use edge_sys::clock;
 use http_body_util::{BodyExt, Full, Limited};
+use rustls::ClientConfig;
 use serde::Deserialize;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -237,10 +238,19 @@ impl Membership {
         })
     }
 
+    fn tls(&self) -> Result<ClientConfig, Failure> {
+        edge_pki::remote_client_config(&self.ca, Some(&self.client)).map_err(doing("preparing TLS"))
+    }
+
     /// The servers, for connections that show the node's certificate.
     pub(crate) fn servers(&self) -> Result<Arc<Servers>, Failure> {
-        let tls = edge_pki::remote_client_config(&self.ca, Some(&self.client)).map_err(doing("preparing TLS"))?;
-        Ok(Servers::new(self.servers.clone(), &tls, self.network.clone()))
+        Ok(Servers::new(self.servers.clone(), &self.tls()?, self.network.clone()))
+    }
+
+    /// The same for any one server, by its address.
+    pub(crate) fn server(&self) -> Result<impl Fn(SocketAddr) -> Arc<Servers> + use<>, Failure> {
+        let (tls, network) = (self.tls()?, self.network.clone());
+        Ok(move |at| Servers::listed(at, &tls, network.clone()))
     }
 
     /// Renews the certificates in good time, and at each rotation and whenever the addresses change, for ever. The node's password is enough

@@ -29,6 +29,7 @@ mod status_command;
 mod store_command;
 mod teardown_command;
 mod token_command;
+mod tunnels;
 mod unpack_command;
 mod wasm_command;
 

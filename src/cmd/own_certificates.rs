@@ -3,7 +3,7 @@
 
 use crate::config::ServerConfig;
 use edge_apiserver::ApiServer;
-use edge_pki::{ClientName, ClusterPki, PkiError, ServerNames, SharedIdentity};
+use edge_pki::{ClientName, ClusterPki, Identity, PkiError, ServerNames, SharedIdentity};
 use edge_sys::clock;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,6 +21,7 @@ pub(crate) struct OwnCertificates {
     addresses: watch::Receiver<Vec<IpAddr>>,
     serving: SharedIdentity,
     kubelet: SharedIdentity,
+    node: Option<SharedIdentity>,
     end: SystemTime,
 }
 
@@ -34,7 +35,10 @@ impl OwnCertificates {
         let first = pki.serving(&names(config, &addresses.borrow()))?;
         let serving = SharedIdentity::new(&first)?;
         let kubelet = SharedIdentity::new(&pki.kubelet_serving(&config.node.name, &addresses.borrow())?)?;
-        let mut own = Self { config: config.clone(), pki, addresses, serving, kubelet, end: first.not_after() };
+        // only where there may be other servers
+        let has_others = config.agent && config.etcd.is_some();
+        let node = has_others.then(|| SharedIdentity::new(&node_client(config, &pki)?)).transpose()?;
+        let mut own = Self { config: config.clone(), pki, addresses, serving, kubelet, node, end: first.not_after() };
         own.renew()?;
         Ok(own)
     }
@@ -49,10 +53,14 @@ impl OwnCertificates {
         self.kubelet.clone()
     }
 
+    /// What the node of this process shows to other servers, where there may be any.
+    pub(crate) fn node_identity(&self) -> Option<SharedIdentity> {
+        self.node.clone()
+    }
+
     /// The address at which the API is advertised.
     pub(crate) fn advertised(&self) -> IpAddr {
-        let own = self.addresses.borrow().first().copied();
-        self.config.advertise_address.or(own).unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST))
+        advertised(self.config.advertise_address, &self.addresses.borrow())
     }
 
     fn renew(&mut self) -> Result<(), PkiError> {
@@ -66,6 +74,11 @@ impl OwnCertificates {
         let (path, mode) = (&self.config.kubeconfig, self.config.kubeconfig_mode);
         edge_pki::write_kubeconfig(path, mode, &url, &self.pki.server_ca, &admin)?;
         self.end = serving.not_after().min(kubelet.not_after()).min(admin.not_after());
+        if let Some(node) = &self.node {
+            let fresh = node_client(&self.config, &self.pki)?;
+            node.replace(&fresh)?;
+            self.end = self.end.min(fresh.not_after());
+        }
         Ok(())
     }
 
@@ -103,6 +116,15 @@ impl OwnCertificates {
             }
         }
     }
+}
+
+/// The address at which a server with these addresses is advertised, unless another one is given.
+pub(crate) fn advertised(given: Option<IpAddr>, addresses: &[IpAddr]) -> IpAddr {
+    given.or(addresses.first().copied()).unwrap_or(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST))
+}
+
+fn node_client(config: &ServerConfig, pki: &ClusterPki) -> Result<Identity, PkiError> {
+    pki.client("node", &ClientName::node(&config.node.name))
 }
 
 /// The names by which the API is reached.

@@ -13,6 +13,7 @@ use super::signer::Signer;
 use super::{
     GIT_VERSION, backups, fail, instance, logging,
     notify::{keep_watchdog, notify},
+    tunnels,
 };
 use crate::config::{Part, ServerConfig};
 use edge_apiserver::{ApiServer, Component, Parts};
@@ -147,7 +148,8 @@ async fn run(config: ServerConfig, mut process: Process) -> Result<(), Failure> 
     let name = &config.node.name;
     // a machine without any network still has the address of the cluster's DNS, which never changes
     let fallback = config.agent.then(|| config.cluster_dns[0]);
-    let addresses = node_addresses(&config.node.ips, &facts.families(), fallback, watch_network(), &mut tasks)?;
+    let changes = watch_network();
+    let addresses = node_addresses(&config.node.ips, &facts.families(), fallback, changes.clone(), &mut tasks)?;
     let known = addresses.borrow().clone();
     let network = config.agent.then(|| agent::network(&config.data_dir, &config.node, &facts, &known)).transpose()?;
     let dialer = LocalDialer::new(name);
@@ -170,12 +172,18 @@ async fn run(config: ServerConfig, mut process: Process) -> Result<(), Failure> 
                 network,
                 zygote,
                 client: client(api, user(&format!("system:node:{name}"))),
-                informers,
+                informers: informers.clone(),
             };
             let kubelet = agent::start(parts, &mut tasks).await?;
             dialer.set(kubelet.server());
             if let Some(socket) = control.kubelet_socket.take() {
                 agent::serve_kubelet(&kubelet, socket, &control.kubelet_identity, &facts.client_ca, &mut tasks)?;
+            }
+            if let Some(identity) = &control.node_identity {
+                let ca = control.pki.server_ca.pem();
+                let own =
+                    tunnels::Own { config: &config, identity, ca, addresses: addresses.clone(), network: changes };
+                tunnels::reach_other_servers(own, &kubelet, &informers, &mut tasks)?;
             }
             Some(kubelet)
         }
@@ -240,6 +248,8 @@ struct ControlPlane {
     /// Where the kubelet of this process listens, and what it shows.
     kubelet_socket: Option<TcpListener>,
     kubelet_identity: SharedIdentity,
+    /// What its node shows to other servers, where there may be any.
+    node_identity: Option<SharedIdentity>,
     /// Serves until the shutdown.
     serving: JoinHandle<()>,
     shutdown: CancellationToken,
@@ -298,7 +308,7 @@ async fn control_plane(
         options: api_options(config, facts, own.advertised(), pki.server_ca.pem().to_owned())?,
     });
     api.bootstrap().await.map_err(doing("preparing the cluster"))?;
-    let (server, kubelet_identity) = (api.clone(), own.kubelet_identity());
+    let (server, kubelet_identity, node_identity) = (api.clone(), own.kubelet_identity(), own.node_identity());
     let serving = tokio::spawn(async move {
         if let Err(error) = server.serve(listener, Arc::new(tls_config)).await {
             tracing::error!(error = super::with_causes(&error), "the API is not served any more");
@@ -306,7 +316,17 @@ async fn control_plane(
     });
     tasks.spawn(tokens.follow());
     tasks.spawn(own.keep(api.clone(), process.rotations.clone()));
-    Ok(ControlPlane { api, pki, kubelet_socket, kubelet_identity, serving, shutdown, scheduler, controllers })
+    Ok(ControlPlane {
+        api,
+        pki,
+        kubelet_socket,
+        kubelet_identity,
+        node_identity,
+        serving,
+        shutdown,
+        scheduler,
+        controllers,
+    })
 }
 
 /// A socket on an address, or on all of both families.

@@ -104,6 +104,9 @@ fn nodes_join_and_are_served_through_their_tunnels() {
     cluster.wait_for("pod/shell", "condition=Ready");
     let much = cluster.kubectl(&["exec", "shell", "--", "sh", "-c", "yes 0123456789 | head -n 200000"]);
     assert_eq!(much.len(), 200_000 * 11);
+    for agent in [&first, &second] {
+        assert_eq!(agent.log().matches("tunnel open").count(), 1, "one server, one tunnel: {}", agent.log());
+    }
 }
 
 #[test]

@@ -33,6 +33,7 @@ mod pods;
 mod restart;
 mod rust_client;
 mod services;
+mod several_servers;
 mod streams;
 mod vm;
 mod walkthrough;

@@ -21,6 +21,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 const PROTOCOL: &str = "edge-tunnel";
+/// In this header the server says who it is, so that a node with tunnels to several servers does not open two to one.
+const SERVER: &str = "edge-server";
 /// How long a request waits for a node that is not connected: it may be about to come back.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How long an agent may take to accept a stream, before its tunnel is taken for dead.
@@ -28,9 +30,10 @@ const ANSWER: Duration = Duration::from_secs(10);
 
 type Sender = SendRequest<Empty<Bytes>>;
 
-/// The tunnels that are open, by node.
+/// The tunnels that are open, by node. A node may have several for a while, as when it changes from one to another: the newest
+/// is used.
 pub(crate) struct Tunnels {
-    open: Mutex<HashMap<String, (u64, Sender)>>,
+    open: Mutex<HashMap<String, Vec<(u64, Sender)>>>,
     /// Counts the tunnels that were opened.
     opened: watch::Sender<u64>,
 }
@@ -43,14 +46,14 @@ impl Default for Tunnels {
 
 impl Tunnels {
     fn sender(&self, node: &str) -> Option<(u64, Sender)> {
-        self.open.lock().get(node).filter(|(_, s)| !s.is_closed()).cloned()
+        self.open.lock().get(node)?.iter().rev().find(|(_, s)| !s.is_closed()).cloned()
     }
 
     fn put(&self, node: &str, sender: Sender) -> u64 {
         // the number is there before anybody is woken
         let mut open = self.open.lock();
         let number = *self.opened.borrow() + 1;
-        open.insert(node.to_owned(), (number, sender));
+        open.entry(node.to_owned()).or_default().push((number, sender));
         drop(open);
         self.opened.send_modify(|n| *n += 1);
         number
@@ -58,8 +61,11 @@ impl Tunnels {
 
     fn remove(&self, node: &str, number: u64) {
         let mut open = self.open.lock();
-        if open.get(node).is_some_and(|(n, _)| *n == number) {
-            open.remove(node);
+        if let Some(tunnels) = open.get_mut(node) {
+            tunnels.retain(|(n, _)| *n != number);
+            if tunnels.is_empty() {
+                open.remove(node);
+            }
         }
     }
 
@@ -127,6 +133,7 @@ pub(super) fn open(
     if request.headers().get(UPGRADE) != Some(&protocol) {
         return Err(Status::bad_request(format!("an upgrade to {PROTOCOL} is expected")));
     }
+    let own = HeaderValue::try_from(server.address()).map_err(Status::internal)?;
     let (tunnels, stop) = (server.tunnels.clone(), server.shutdown.clone());
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
@@ -149,5 +156,35 @@ pub(super) fn open(
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     response.headers_mut().insert(UPGRADE, protocol);
+    response.headers_mut().insert(SERVER, own);
     Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[tokio::test]
+    async fn the_newest_tunnel_that_is_open_is_used() {
+        let open = || async {
+            let (ours, its) = tokio::io::duplex(1 << 16);
+            let handshake = http2::handshake::<_, _, Empty<Bytes>>(TokioExecutor::new(), TokioIo::new(ours)).await;
+            let (sender, connection) = handshake.unwrap();
+            (sender, (connection, its))
+        };
+        let tunnels = Tunnels::default();
+        let used = || tunnels.sender("a").map(|(number, _)| number);
+        let ((sender, _older), (other, newer)) = (open().await, open().await);
+        let (first, second) = (tunnels.put("a", sender), tunnels.put("a", other));
+        assert_eq!(used(), Some(second));
+        // it is closed, and a moment later it is known that it has ended
+        drop(newer);
+        assert_eq!(used(), Some(first));
+        tunnels.remove("a", second);
+        assert_eq!(used(), Some(first));
+        tunnels.remove("a", first);
+        assert!(used().is_none() && tunnels.open.lock().is_empty());
+        assert!(tunnels.sender("b").is_none());
+    }
 }

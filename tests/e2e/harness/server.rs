@@ -1,5 +1,6 @@
-//! Further servers of a cluster on etcd: `edge server --disable-agent`, each in a namespace and directories of its own.
+//! Further servers of a cluster on etcd, with a node each or without, in a namespace and directories of their own.
 
+use super::images::{busybox_archive, echo_archive};
 use super::{Cluster, Kubectl, await_ready, enter, network};
 use std::fs;
 use std::os::unix::net::UnixDatagram;
@@ -20,21 +21,47 @@ pub(crate) struct Server {
 impl Server {
     /// The n-th machine besides the first (as agents are counted), as a server with these flags, ready.
     pub(crate) fn start(cluster: &Cluster, n: u8, args: &[String]) -> Self {
+        let args = [&["--disable-agent".to_owned()], args].concat();
+        let mut server = Self::prepare(cluster, n, args);
+        server.launch();
+        server
+    }
+
+    /// The same for one that is a node, too, `server-<n>`, with the images of the tests.
+    pub(crate) fn start_with_node(cluster: &Cluster, n: u8, args: &[String]) -> Self {
+        let mut server = Self::prepare(cluster, n, args.to_vec());
+        let images = server.dir.join("data/agent/images");
+        fs::create_dir_all(&images).unwrap();
+        for (name, archive) in [("busybox.tar", busybox_archive()), ("echo.tar", echo_archive())] {
+            fs::copy(archive, images.join(name)).unwrap();
+        }
+        server.args.extend([
+            format!("--private-registry={}", server.dir.join("registries.yaml").display()),
+            format!("--pod-logs-dir={}", server.dir.join("logs").display()),
+            format!("--cgroup-root=/{}", server.namespace),
+        ]);
+        server.launch();
+        super::eventually("images are imported", || {
+            let log = server.log();
+            if ["busybox.tar", "echo.tar"].iter().all(|name| log.contains(name)) { Ok(()) } else { Err(log) }
+        });
+        server
+    }
+
+    fn prepare(cluster: &Cluster, n: u8, args: Vec<String>) -> Self {
         let namespace = cluster.net.add(n);
         let dir = cluster.dir.join(format!("server-{n}"));
         fs::create_dir_all(&dir).unwrap();
         fs::write(dir.join("config.yaml"), "").unwrap();
-        let mut server = Self {
+        Self {
             name: format!("server-{n}"),
             url: format!("https://{}:6443", cluster.address(10 + n)),
             dir,
             namespace,
             cluster: cluster.net.name.clone(),
-            args: args.to_vec(),
+            args,
             child: None,
-        };
-        server.launch();
-        server
+        }
     }
 
     /// Starts it and waits until it is ready.
@@ -45,7 +72,7 @@ impl Server {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("edge.log")).unwrap();
         let mut command = Command::new(super::edge_binary());
         command
-            .args(["server", "--disable-agent"])
+            .arg("server")
             .arg(format!("--data-dir={}", self.dir.join("data").display()))
             .arg(format!("--config={}", self.dir.join("config.yaml").display()))
             .arg(format!("--write-kubeconfig={}", self.dir.join("edge.yaml").display()))
