@@ -12,7 +12,7 @@ use super::own_certificates::OwnCertificates;
 use super::signer::Signer;
 use super::{
     GIT_VERSION, backups, fail, instance, logging,
-    notify::{keep_watchdog, notify},
+    notify::{keep_watchdog, notify, settle},
     tunnels,
 };
 use crate::config::{Part, ServerConfig};
@@ -197,7 +197,7 @@ async fn run(config: ServerConfig, mut process: Process) -> Result<(), Failure> 
         notify("READY=1");
         let address = addresses.borrow().first().copied();
         tracing::info!(node = name, ?address, kubeconfig = %config.kubeconfig.display(), "edge is ready");
-        keep_watchdog().await;
+        tokio::join!(settle(), keep_watchdog());
     };
     let crash = tokio::select! {
         () = ready => None,
@@ -403,6 +403,7 @@ fn components(
     let options = edge_controllers::Options {
         root_ca: control.pki.server_ca.pem().to_owned(),
         cluster_cidrs: facts.cluster_cidrs.clone(),
+        node_masks: config.node_masks,
         service_cidrs: facts.service_cidrs.clone(),
         signer: Arc::new(Signer { pki: control.pki.clone(), longest: config.signing_duration }),
         load_balancers: facts.has(Part::ServiceLb),

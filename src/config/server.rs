@@ -5,6 +5,7 @@ use super::parts::Part;
 use super::time::parse_time;
 use clap::Args;
 use edge_api::cron::Schedule;
+use edge_controllers::NodeMasks;
 use edge_network::{Backend, Cidr};
 use edge_storage::EtcdOptions;
 use std::collections::BTreeSet;
@@ -61,6 +62,18 @@ pub(crate) struct ServerArgs {
     /// Addresses of services, of the same families as those of pods
     #[arg(long, default_value = "10.43.0.0/16", value_name = "CIDR", value_delimiter = ',', help_heading = "Network")]
     pub(crate) service_cidr: Vec<String>,
+    /// Prefix length of the part of the pods' IPv4 network that a node gets: 24 is enough for 254 pods
+    #[arg(
+        long,
+        visible_alias = "node-cidr-mask-size",
+        default_value_t = 24,
+        value_name = "BITS",
+        help_heading = "Network"
+    )]
+    pub(crate) node_cidr_mask_size_ipv4: u8,
+    /// The same of the IPv6 network
+    #[arg(long, default_value_t = 64, value_name = "BITS", help_heading = "Network")]
+    pub(crate) node_cidr_mask_size_ipv6: u8,
     /// How packets reach the pods of other nodes: directly where both are on one network and by VXLAN otherwise (auto),
     /// always by vxlan, host-gw or wireguard, or by another network plugin (none: CNI configuration in /etc/cni/net.d)
     #[arg(
@@ -159,6 +172,8 @@ pub(crate) struct ServerConfig {
     pub(crate) kubeconfig_mode: u32,
     /// One of a family, the primary one first; never empty.
     pub(crate) cluster_cidrs: Vec<Cidr>,
+    /// How large the part of a node is.
+    pub(crate) node_masks: NodeMasks,
     /// Of the same families in the same order.
     pub(crate) service_cidrs: Vec<Cidr>,
     pub(crate) backend: Backend,
@@ -212,6 +227,21 @@ fn cidrs(flag: &'static str, texts: &[String]) -> Result<Vec<Cidr>, ConfigError>
     }
 }
 
+/// How large the part of a node is. A network that is smaller than that goes to one node as a whole.
+fn node_masks(pods: &[Cidr], ipv4: u8, ipv6: u8) -> Result<NodeMasks, ConfigError> {
+    let given = |v4: bool| pods.iter().find(|network| network.base().is_ipv4() == v4).map(Cidr::prefix);
+    for (flag, v4, mask, default, most) in
+        [("node-cidr-mask-size-ipv4", true, ipv4, 24, 30), ("node-cidr-mask-size-ipv6", false, ipv6, 64, 126)]
+    {
+        let least = given(v4).unwrap_or(1).max(1);
+        if mask != default && !(least..=most).contains(&mask) {
+            let reason = format!("{mask} is not between {least}, the prefix of --cluster-cidr, and {most}");
+            return Err(wrong(flag, reason));
+        }
+    }
+    Ok(NodeMasks { ipv4, ipv6 })
+}
+
 /// The networks of pods and of services: of the same families, and apart.
 fn networks(pods: &[String], services: &[String]) -> Result<(Vec<Cidr>, Vec<Cidr>), ConfigError> {
     let (pods, services) = (cidrs("cluster-cidr", pods)?, cidrs("service-cidr", services)?);
@@ -250,6 +280,7 @@ impl ServerArgs {
             .filter(|m| *m <= 0o777)
             .ok_or_else(|| wrong("write-kubeconfig-mode", "expected an octal mode such as 0600"))?;
         let (cluster_cidrs, service_cidrs) = networks(&self.cluster_cidr, &self.service_cidr)?;
+        let node_masks = node_masks(&cluster_cidrs, self.node_cidr_mask_size_ipv4, self.node_cidr_mask_size_ipv6)?;
         let cluster_dns = cluster_dns(&self.cluster_dns, &service_cidrs)?;
         let backend = self.network.parse().map_err(|_| {
             wrong("network", format!("{:?} is none of auto, vxlan, host-gw, wireguard, none", self.network))
@@ -282,6 +313,7 @@ impl ServerArgs {
             kubeconfig: self.write_kubeconfig,
             kubeconfig_mode,
             cluster_cidrs,
+            node_masks,
             service_cidrs,
             backend,
             node_ports: port_range(&self.service_node_port_range)?,
@@ -393,6 +425,8 @@ mod tests {
             (&["--cluster-cidr=10.42.0.0/16,10.44.0.0/16"], "--cluster-cidr"),
             (&["--cluster-cidr=fd42::/16"], "--cluster-cidr"),
             (&["--cluster-cidr=10.42.0.0/16,fd42::/56", "--service-cidr=fd43::/112,10.43.0.0/16"], "--service-cidr"),
+            (&["--node-cidr-mask-size=15"], "--node-cidr-mask-size-ipv4"),
+            (&["--node-cidr-mask-size-ipv4=31"], "--node-cidr-mask-size-ipv4"),
             (&["--network=calico"], "--network"),
             (&["--disable=dns"], "--disable"),
             (&["--nodeport-addresses=192.0.2.1"], "--nodeport-addresses"),

@@ -41,6 +41,7 @@ mod ttl_after_finished;
 pub use certificates::{CertificateFacts, CertificateSigner};
 pub use context::{Context, Identities};
 pub use manifests::{ManifestsOptions, run as run_manifests};
+pub use node_ipam::NodeMasks;
 
 use edge_client::Supervisor;
 use k8s_openapi::api::apps::v1::ReplicaSet;
@@ -55,6 +56,8 @@ pub struct Options {
     pub root_ca: String,
     /// The networks of all pods in CIDR notation, one of a family, the primary one first.
     pub cluster_cidrs: Vec<String>,
+    /// How large the part of a node is.
+    pub node_masks: NodeMasks,
     /// The networks of all services in CIDR notation.
     pub service_cidrs: Vec<String>,
     /// Signs certificates.
@@ -99,8 +102,8 @@ pub async fn run(identities: Identities, options: Options, supervisor: Superviso
     all.start("pvc-protection-controller", protection::run_claims);
     all.start("pv-protection-controller", protection::run_volumes);
     all.start("pod-garbage-collector", pod_gc::run);
-    let (clusters, services) = (options.cluster_cidrs, options.service_cidrs);
-    all.start("node-controller", move |context| node_ipam::run(context, clusters.clone(), services.clone()));
+    let (clusters, services, masks) = (options.cluster_cidrs, options.service_cidrs, options.node_masks);
+    all.start("node-controller", move |context| node_ipam::run(context, clusters.clone(), services.clone(), masks));
     all.start("node-controller", node_lifecycle::run);
     all.start("node-controller", taint_eviction::run);
     while all.tasks.join_next().await.is_some() {}

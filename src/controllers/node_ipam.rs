@@ -15,9 +15,21 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// Prefix lengths of nodes' networks, the defaults of kube-controller-manager.
-const MASK_IPV4: u8 = 24;
-const MASK_IPV6: u8 = 64;
+/// Prefix lengths of nodes' networks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeMasks {
+    /// Of IPv4, at least 1.
+    pub ipv4: u8,
+    /// Of IPv6, at least 1.
+    pub ipv6: u8,
+}
+
+impl Default for NodeMasks {
+    /// Those of kube-controller-manager: 254 and very many pods.
+    fn default() -> Self {
+        Self { ipv4: 24, ipv6: 64 }
+    }
+}
 
 /// A network that nodes get parts of, or a node's part of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,9 +91,9 @@ struct Range {
 }
 
 impl Range {
-    fn new(cluster: Network) -> Self {
+    fn new(cluster: Network, masks: NodeMasks) -> Self {
         // a network that is too small to be cut goes to the first node as a whole
-        let mask = if cluster.v6 { MASK_IPV6 } else { MASK_IPV4 }.max(cluster.prefix);
+        let mask = if cluster.v6 { masks.ipv6 } else { masks.ipv4 }.max(cluster.prefix);
         Self { cluster, mask, next: 0 }
     }
 
@@ -130,9 +142,9 @@ struct Ranges {
 }
 
 impl Ranges {
-    fn new(cluster: &[String], reserved: &[String]) -> Self {
+    fn new(cluster: &[String], reserved: &[String], masks: NodeMasks) -> Self {
         let parse = |list: &[String]| list.iter().filter_map(|text| text.parse().ok()).collect::<Vec<Network>>();
-        let ranges = parse(cluster).into_iter().map(Range::new).collect();
+        let ranges = parse(cluster).into_iter().map(|network| Range::new(network, masks)).collect();
         Self { ranges, taken: BTreeMap::new(), reserved: parse(reserved) }
     }
 
@@ -173,10 +185,10 @@ fn is_assigned(node: &Node) -> bool {
 
 /// Runs for ever. `cluster` holds the cluster's pod networks in CIDR notation, one of a family, the primary one first;
 /// `services` its services' networks, from which no node gets anything.
-pub(crate) async fn run(context: Context, cluster: Vec<String>, services: Vec<String>) {
+pub(crate) async fn run(context: Context, cluster: Vec<String>, services: Vec<String>, masks: NodeMasks) {
     let nodes = context.informers.of::<Node>();
     let queue = WorkQueue::<String>::new();
-    let ranges = Arc::new(Mutex::new(Ranges::new(&cluster, &services)));
+    let ranges = Arc::new(Mutex::new(Ranges::new(&cluster, &services, masks)));
     nodes.synced().await;
     // all that is taken is known before the first part is given
     for node in nodes.list().iter().filter(|node| is_assigned(node)) {
@@ -249,7 +261,15 @@ mod tests {
 
     fn ranges(cluster: &[&str], reserved: &[&str]) -> Ranges {
         let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
-        Ranges::new(&owned(cluster), &owned(reserved))
+        Ranges::new(&owned(cluster), &owned(reserved), NodeMasks::default())
+    }
+
+    #[test]
+    fn nodes_of_many_pods_get_larger_parts() {
+        let cluster = ["10.42.0.0/16".to_owned(), "fd42::/56".to_owned()];
+        let mut ranges = Ranges::new(&cluster, &[], NodeMasks { ipv4: 21, ipv6: 80 });
+        assert_eq!(texts(&ranges.allocate("a").unwrap()), ["10.42.0.0/21", "fd42::/80"]);
+        assert_eq!(texts(&ranges.allocate("b").unwrap()), ["10.42.8.0/21", "fd42::1:0:0:0/80"]);
     }
 
     #[test]
