@@ -376,7 +376,7 @@ const SECOND_NODE: &str = "
     mkdir -p /var/lib/far/agent/images /var/log
     cp /var/lib/edge/agent/images/busybox.tar /var/lib/far/agent/images/
     EDGE_TOKEN=$(cat /var/lib/edge/server/agent-token) setsid nsenter -n/run/netns/far edge agent \\
-        --server https://10.99.0.1:6443 --data-dir /var/lib/far --config /var/lib/far/none --cgroup-root /far \\
+        --server https://10.99.0.1:6443 --data-dir /var/lib/far --config /dev/null --cgroup-root /far \\
         --node-name node-2 --pod-logs-dir /var/log/far </dev/null >/var/log/far.log 2>&1 &";
 
 fn web(name: &str, node: &str) -> String {
