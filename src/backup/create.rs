@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result, at};
 use crate::manifest::{FORMAT, Manifest, Member};
-use crate::{DATA, ELSEWHERE, MANIFEST, NODE_PASSWORD, SERVER, STORE};
+use crate::{DATA, MANIFEST, NODE_PASSWORD, SERVER, STORE};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use jiff::Timestamp;
@@ -26,7 +26,7 @@ pub struct About {
 /// consistent copy of the store to a path that does not exist.
 ///
 /// # Errors
-/// [`Error::NoStore`], [`Error::Elsewhere`], [`Error::Store`], [`Error::Io`]; no file is left then.
+/// [`Error::NoStore`], [`Error::Store`], [`Error::Io`]; no file is left then.
 pub fn create(
     data_dir: &Path,
     target: &Path,
@@ -34,10 +34,6 @@ pub fn create(
     copy: impl FnOnce(&Path) -> edge_storage::Result<()>,
 ) -> Result<Manifest> {
     let store = data_dir.join(SERVER).join(STORE).join(DATA);
-    let elsewhere = data_dir.join(SERVER).join(ELSEWHERE);
-    if elsewhere.exists() {
-        return Err(Error::Elsewhere { path: elsewhere });
-    }
     if !store.exists() {
         return Err(Error::NoStore { path: store });
     }

@@ -23,15 +23,6 @@ pub enum Error {
         /// Where it would be.
         path: PathBuf,
     },
-    /// The server keeps its objects in an etcd.
-    #[error(
-        "the store of this server is an etcd, as {} says: back that up with `etcdctl snapshot save`, and keep the server token with it",
-        path.display()
-    )]
-    Elsewhere {
-        /// What says so.
-        path: PathBuf,
-    },
     /// The file is something else.
     #[error("{} is no backup of edge: {detail}", path.display())]
     NoBackup {

@@ -28,8 +28,6 @@ const SERVER: &str = "server";
 const STORE: &str = "db";
 /// The file of the store in that.
 const DATA: &str = "data.mdb";
-/// A file that says that the store is an etcd.
-const ELSEWHERE: &str = "datastore";
 /// What the server's own node is known by, in the data directory: without it, its name would be somebody else's.
 const NODE_PASSWORD: &str = "agent/tls/node-password";
 /// The first member of a backup.

@@ -27,7 +27,7 @@ pub use kube::api::{
 };
 pub use kube::core::Status;
 pub use kube::{Client, Error, Resource, ResourceExt};
-pub use kubeconfig::{KubeconfigError, from_kubeconfig};
+pub use kubeconfig::{KubeconfigCluster, KubeconfigError, from_kubeconfig};
 pub use local::{LocalRequest, LocalResponse, local};
 pub use recorder::{EventRecorder, EventType, node_reference, object_reference};
 pub use remote::Uplink;

@@ -12,7 +12,7 @@ use super::own_certificates::OwnCertificates;
 use super::signer::Signer;
 use super::{
     GIT_VERSION, backups, fail, instance, logging,
-    notify::{keep_watchdog, notify, settle},
+    notify::{keep_watchdog, notify},
     tunnels,
 };
 use crate::config::{Part, ServerConfig};
@@ -197,7 +197,7 @@ async fn run(config: ServerConfig, mut process: Process) -> Result<(), Failure> 
         notify("READY=1");
         let address = addresses.borrow().first().copied();
         tracing::info!(node = name, ?address, kubeconfig = %config.kubeconfig.display(), "edge is ready");
-        tokio::join!(settle(), keep_watchdog());
+        keep_watchdog().await;
     };
     let crash = tokio::select! {
         () = ready => None,

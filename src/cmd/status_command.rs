@@ -49,7 +49,7 @@ pub(crate) fn main(args: &StatusArgs) -> ExitCode {
 async fn all(args: &StatusArgs) -> Vec<Check> {
     let mut checks = vec![process(&args.data_dir)];
     if args.access.kubeconfig.exists() || args.data_dir.join("server").exists() {
-        match Cluster::open(&args.access) {
+        match Cluster::open(&args.access).await {
             Ok(cluster) => checks.extend(of_cluster(&cluster).await),
             Err(error) => checks.push(Check::new(
                 "API server",

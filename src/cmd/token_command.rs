@@ -130,7 +130,7 @@ async fn run(command: TokenCommand) -> Result<(), Failure> {
             Ok(())
         }
         TokenCommand::Create { token, ttl, description, groups, usages, output, access } => {
-            let cluster = Cluster::open(&access)?;
+            let cluster = Cluster::open(&access).await?;
             let spec = New { token, ttl, description, groups, usages };
             let secret = spec.secret(Timestamp::now()).map_err(doing("making a token"))?;
             let made = cluster.call(secrets(&cluster).create(&PostParams::default(), &secret)).await?;
@@ -147,7 +147,7 @@ async fn run(command: TokenCommand) -> Result<(), Failure> {
             Ok(())
         }
         TokenCommand::List { output, access } => {
-            let cluster = Cluster::open(&access)?;
+            let cluster = Cluster::open(&access).await?;
             let of_type = ListParams::default().fields(&format!("type={TYPE}"));
             let list = cluster.call(secrets(&cluster).list(&of_type)).await?;
             let shown: Vec<Shown> = list.iter().map(|s| Shown::of(s, Timestamp::now())).collect();
@@ -158,7 +158,7 @@ async fn run(command: TokenCommand) -> Result<(), Failure> {
             Ok(())
         }
         TokenCommand::Delete { tokens, access } => {
-            let cluster = Cluster::open(&access)?;
+            let cluster = Cluster::open(&access).await?;
             for token in tokens {
                 let secret = JoinToken::parse(&token).map(|t| t.secret).unwrap_or_else(|_| token.clone());
                 let id = secret.split('.').next().unwrap_or_default();

@@ -7,8 +7,8 @@ use crate::get::{Wanted, wanted};
 use crate::resources::Object;
 use crate::session::{Session, query};
 use crate::{files, print};
-use futures::{AsyncBufReadExt, StreamExt};
-use serde_json::{Value, json};
+use futures::StreamExt;
+use serde_json::json;
 
 pub(crate) async fn run(session: &Session, args: DeleteArgs) -> Result<(), Error> {
     let mut gone = Vec::new();
@@ -86,14 +86,9 @@ async fn await_gone(session: &Session, object: &Object, namespace: &str, uid: &s
         if text(&known, "/metadata/uid") != uid {
             return Ok(());
         }
-        let name = format!("metadata.name={}", object.name);
-        let version = text(&known, "/metadata/resourceVersion");
-        let query =
-            query(&[("watch", Some("true")), ("fieldSelector", Some(&name)), ("resourceVersion", Some(version))]);
-        let events = session.stream(&format!("{}?{query}", object.resource.path(Some(namespace), None)), false).await?;
-        let mut lines = events.lines();
-        while let Some(line) = lines.next().await {
-            let event: Value = serde_json::from_str(&line?).map_err(|e| Error::Unreachable(e.to_string()))?;
+        let mut events = session.follow(object, namespace, &known).await?;
+        while let Some(event) = events.next().await {
+            let event = event?;
             if event["type"] == "DELETED" && text(&event, "/object/metadata/uid") == uid {
                 return Ok(());
             }

@@ -5,7 +5,7 @@ use crate::error::Error;
 use crate::print;
 use crate::resources::{Object, Resource};
 use crate::session::{Session, query};
-use futures::{AsyncBufReadExt, StreamExt};
+use futures::StreamExt;
 use serde_json::{Value, json};
 
 /// One thing to ask for: objects of a type, or one of them.
@@ -244,13 +244,12 @@ async fn watch(session: &Session, wanted: &Wanted, args: &GetArgs) -> Result<(),
     };
     let table = matches!(args.output, None | Some(Output::Wide));
     let more = [("watch", Some("true")), ("fieldSelector", one_name.as_deref())];
-    let events = session.stream(&path(session, &all, args, &more), table).await?;
-    let mut lines = events.lines();
+    let mut events = session.events(&path(session, &all, args, &more), table).await?;
     let mut headers = !args.no_headers;
     // only the first table has them
     let mut definitions = Value::Null;
-    while let Some(line) = lines.next().await {
-        let event: Value = serde_json::from_str(&line?).map_err(|e| Error::Unreachable(e.to_string()))?;
+    while let Some(event) = events.next().await {
+        let event = event?;
         let object = &event["object"];
         match event["type"].as_str() {
             Some("BOOKMARK") => {}

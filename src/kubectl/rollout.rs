@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::print;
 use crate::resources::Object;
 use crate::session::{FIELD_MANAGER, JSON_PATCH, STRATEGIC_MERGE_PATCH, Session, query};
-use futures::{AsyncBufReadExt, StreamExt};
+use futures::StreamExt;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -62,14 +62,9 @@ async fn status(session: &Session, object: &Object) -> Result<(), Error> {
         if tell(object, &known, &mut said)? {
             return Ok(());
         }
-        let name = format!("metadata.name={}", object.name);
-        let version = text(&known, "/metadata/resourceVersion");
-        let query =
-            query(&[("watch", Some("true")), ("fieldSelector", Some(&name)), ("resourceVersion", Some(version))]);
-        let path = object.resource.path(Some(&session.namespace), None);
-        let mut lines = session.stream(&format!("{path}?{query}"), false).await?.lines();
-        while let Some(line) = lines.next().await {
-            let event: Value = serde_json::from_str(&line?).map_err(|e| Error::Unreachable(e.to_string()))?;
+        let mut events = session.follow(object, &session.namespace, &known).await?;
+        while let Some(event) = events.next().await {
+            let event = event?;
             match event["type"].as_str() {
                 Some("DELETED") => {
                     return Err(Error::Usage(format!("{} was deleted", object.resource.display(&object.name))));

@@ -4,7 +4,7 @@ use crate::cli::Global;
 use crate::error::Error;
 use crate::resources::{Object, Resource, Resources};
 use edge_client::Client;
-use futures::AsyncBufRead;
+use futures::{AsyncBufRead, AsyncBufReadExt, Stream, StreamExt};
 use http::Request;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -42,11 +42,10 @@ impl Session {
     /// Reads the kubeconfig and asks the server what it has.
     pub(crate) async fn open(global: &Global, default: PathBuf) -> Result<Self, Error> {
         let file = global.kubeconfig.clone().unwrap_or(default);
-        let (client, namespace) = edge_client::from_kubeconfig(&file, global.context.as_deref())
-            .await
-            .map_err(|e| Error::Config(format!("{}: {e}", file.display())))?;
-        let namespace = global.namespace.clone().unwrap_or(namespace);
-        let session = Self { client, namespace, resources: Mutex::default() };
+        let cluster = edge_client::from_kubeconfig(&file, global.context.as_deref(), None).await;
+        let cluster = cluster.map_err(|e| Error::Config(e.to_string()))?;
+        let namespace = global.namespace.clone().unwrap_or(cluster.namespace);
+        let session = Self { client: cluster.client, namespace, resources: Mutex::default() };
         session.discover().await?;
         Ok(session)
     }
@@ -129,6 +128,29 @@ impl Session {
     pub(crate) async fn stream(&self, path: &str, table: bool) -> Result<impl AsyncBufRead + use<>, Error> {
         let accept = if table { TABLE } else { JSON };
         Ok(self.client.request_stream(body(Request::get(path).header("accept", accept), Vec::new())?).await?)
+    }
+
+    /// The events of a watch, as they come. That the server ends it is no error.
+    pub(crate) async fn events(
+        &self,
+        path: &str,
+        table: bool,
+    ) -> Result<impl Stream<Item = Result<Value, Error>> + Unpin + use<>, Error> {
+        let lines = self.stream(path, table).await?.lines();
+        Ok(lines.map(|line| serde_json::from_str(&line?).map_err(|e| Error::Unreachable(e.to_string()))))
+    }
+
+    /// What happens to an object after it was as it is `known`.
+    pub(crate) async fn follow(
+        &self,
+        object: &Object,
+        namespace: &str,
+        known: &Value,
+    ) -> Result<impl Stream<Item = Result<Value, Error>> + Unpin + use<>, Error> {
+        let name = format!("metadata.name={}", object.name);
+        let version = known["metadata"]["resourceVersion"].as_str();
+        let query = query(&[("watch", Some("true")), ("fieldSelector", Some(&name)), ("resourceVersion", version)]);
+        self.events(&format!("{}?{query}", object.resource.path(Some(namespace), None)), false).await
     }
 
     pub(crate) async fn post(&self, path: &str, object: &Value) -> Result<Value, Error> {
