@@ -3,6 +3,7 @@
 //! No IO, no async. Everything here works on plain values, so every room can use it and test it in microseconds.
 
 pub mod cron;
+pub mod duration;
 pub mod field;
 pub mod gvk;
 pub mod meta;

@@ -46,6 +46,11 @@ impl Quantity {
         Self { nanos: i128::from(millis) * 1_000_000, format: Format::DecimalSi }
     }
 
+    /// So many thousand-millionths, written with decimal suffixes.
+    pub fn from_nanos(nanos: i64) -> Self {
+        Self { nanos: nanos.into(), format: Format::DecimalSi }
+    }
+
     /// So many bytes, written with binary suffixes.
     pub fn from_bytes(bytes: i64) -> Self {
         Self { nanos: i128::from(bytes) * NANOS, format: Format::BinarySi }
@@ -99,6 +104,11 @@ impl Quantity {
     /// Thousandths, rounded up.
     pub fn milli_value(&self) -> i64 {
         i64::try_from(div_up(self.nanos, 1_000_000)).unwrap_or(i64::MAX)
+    }
+
+    /// About so many units.
+    pub fn as_f64(&self) -> f64 {
+        self.nanos as f64 / NANOS as f64
     }
 
     /// Whether it is less than zero.

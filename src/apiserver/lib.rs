@@ -32,6 +32,7 @@ mod request_info;
 mod reviews;
 mod rights;
 mod server;
+mod usage;
 
 pub use body::{Body, BodyError, BoxError};
 pub use health::Component;

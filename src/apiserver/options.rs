@@ -24,6 +24,8 @@ pub struct Options {
     /// The cluster addresses of the Service `kube-dns`, one of a family, the primary one first; empty where
     /// the cluster has no DNS of edge.
     pub dns_ips: Vec<IpAddr>,
+    /// Whether `metrics.k8s.io` is served.
+    pub metrics_api: bool,
     /// The CA certificates that clients should trust, PEM: what `/cacerts` answers.
     pub cluster_ca_pem: Bytes,
     /// Most connections open at once; beyond, the one that has been idle for longest is closed.

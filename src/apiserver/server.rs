@@ -12,6 +12,7 @@ use crate::metrics::{Metrics, ObjectCount};
 use crate::proxy::NodeDialer;
 use crate::request_info::RequestInfo;
 use crate::rights::Rights;
+use crate::usage::{self, Usage};
 use crate::{Options, bootstrap, listener};
 use edge_api::{Object, Status, UserInfo};
 use edge_auth::{Authenticator, Lookup, NodeAuthorizer, Rbac};
@@ -56,6 +57,8 @@ pub(crate) struct Server {
     pub(crate) components: Vec<Component>,
     pub(crate) options: Options,
     pub(crate) metrics: Arc<Metrics>,
+    /// What nodes and pods use.
+    pub(crate) usage: Usage,
     /// Where the server is reached at this moment.
     pub(crate) advertised: RwLock<IpAddr>,
     rows: Rows,
@@ -76,6 +79,9 @@ impl ApiServer {
     /// Puts a server together and becomes the registry's admission control. Only `system:masters` may do anything until
     /// [`ApiServer::bootstrap`] has run.
     pub fn new(parts: Parts) -> Self {
+        if !parts.options.metrics_api {
+            parts.registry.catalog().remove_group(usage::GROUP);
+        }
         let rows = parts.registry.catalog().rows().iter().map(|info| Row::from(info.as_ref())).collect();
         let tunnels = Arc::new(Tunnels::default());
         let access = Access { authenticator: parts.authenticator, rbac: Rbac::new(), nodes: NodeAuthorizer::default() };
@@ -89,6 +95,7 @@ impl ApiServer {
             advertised: RwLock::new(parts.options.advertise_address),
             options: parts.options,
             metrics: Arc::new(Metrics::new()),
+            usage: Usage::default(),
             rows,
             rights: OnceLock::new(),
             ready: AtomicBool::new(false),

@@ -368,6 +368,7 @@ fn api_options(
         service_ip: config.service_cidrs[0].nth(1),
         service_cidrs: config.service_cidrs.iter().map(ToString::to_string).collect(),
         dns_ips: facts.own_dns(),
+        metrics_api: facts.has(Part::Metrics),
         cluster_ca_pem: ca.into(),
         max_connections: MAX_CONNECTIONS,
         cluster_facts: Arc::new(told),
@@ -407,6 +408,7 @@ fn components(
         service_cidrs: facts.service_cidrs.clone(),
         signer: Arc::new(Signer { pki: control.pki.clone(), longest: config.signing_duration }),
         load_balancers: facts.has(Part::ServiceLb),
+        autoscaling: config.autoscaling,
     };
     let supervisor = control.controllers.clone();
     if config.agent {

@@ -5,6 +5,7 @@
 //! `config.yaml`; `key+:` appends to a list instead of replacing it. Unknown keys are errors.
 
 mod agent;
+mod autoscaling;
 mod file;
 mod node;
 mod parts;

@@ -14,12 +14,14 @@ pub(crate) enum Part {
     ServiceLb,
     /// Enforcement of NetworkPolicies.
     NetworkPolicy,
+    /// What nodes and pods use, told by the API.
+    Metrics,
 }
 
 impl Part {
-    const ALL: [Self; 4] = [Self::Dns, Self::ServiceProxy, Self::ServiceLb, Self::NetworkPolicy];
+    const ALL: [Self; 5] = [Self::Dns, Self::ServiceProxy, Self::ServiceLb, Self::NetworkPolicy, Self::Metrics];
     /// Components of k3s that edge does not have: leaving them out is no mistake.
-    const FOREIGN: [&str; 4] = ["traefik", "local-storage", "metrics-server", "runtimes"];
+    const FOREIGN: [&str; 3] = ["traefik", "local-storage", "runtimes"];
 
     /// Its name, k3s' where k3s has one.
     pub(crate) fn name(self) -> &'static str {
@@ -28,6 +30,7 @@ impl Part {
             Self::ServiceProxy => "kube-proxy",
             Self::ServiceLb => "servicelb",
             Self::NetworkPolicy => "network-policy",
+            Self::Metrics => "metrics-server",
         }
     }
 

@@ -1,11 +1,12 @@
 //! What `edge server` can be told, and the checked form of it.
 
+use super::autoscaling::AutoscalingArgs;
 use super::node::{ConfigError, NodeArgs, NodeConfig, TokenSource, wrong};
 use super::parts::Part;
 use super::time::parse_time;
 use clap::Args;
 use edge_api::cron::Schedule;
-use edge_controllers::NodeMasks;
+use edge_controllers::{Autoscaling, NodeMasks};
 use edge_network::{Backend, Cidr};
 use edge_storage::EtcdOptions;
 use std::collections::BTreeSet;
@@ -99,7 +100,8 @@ pub(crate) struct ServerArgs {
     #[arg(long, default_value = "8760h", value_name = "TIME", help_heading = "Cluster")]
     pub(crate) cluster_signing_duration: String,
     /// Part of edge to leave out in the whole cluster: servicelb (load balancers on the nodes' addresses), coredns (the cluster's
-    /// DNS), kube-proxy (services' addresses and ports), network-policy (can be repeated)
+    /// DNS), kube-proxy (services' addresses and ports), network-policy, metrics-server (what nodes and pods use) (can be
+    /// repeated)
     #[arg(long, value_name = "PART", value_delimiter = ',', help_heading = "Network")]
     pub(crate) disable: Vec<String>,
     /// The same as --disable=network-policy, as k3s has it
@@ -108,6 +110,9 @@ pub(crate) struct ServerArgs {
     /// The same as --disable=kube-proxy, as k3s has it
     #[arg(long, help_heading = "Network")]
     pub(crate) disable_kube_proxy: bool,
+
+    #[command(flatten)]
+    pub(crate) autoscaling: AutoscalingArgs,
 
     /// etcd (3.4 or later) as the store, which several servers can share: https://HOST:2379,HOST:2379 [default: a store of
     /// this server's own, in its data directory]
@@ -183,6 +188,8 @@ pub(crate) struct ServerConfig {
     pub(crate) cluster_domain: String,
     /// How long certificates hold that are signed on request.
     pub(crate) signing_duration: Duration,
+    /// What autoscaling goes by.
+    pub(crate) autoscaling: Autoscaling,
     /// Parts that are left out.
     pub(crate) disabled: BTreeSet<Part>,
     /// Where the store is, when it is not in the data directory.
@@ -289,6 +296,7 @@ impl ServerArgs {
         let mut disabled = Part::parse(&self.disable)?;
         disabled.extend(self.disable_network_policy.then_some(Part::NetworkPolicy));
         disabled.extend(self.disable_kube_proxy.then_some(Part::ServiceProxy));
+        let autoscaling = self.autoscaling.check()?;
         let node = self.node.check()?;
         let tls = (self.datastore_cafile, self.datastore_certfile, self.datastore_keyfile);
         let etcd = etcd(self.datastore_endpoint, tls)?;
@@ -322,6 +330,7 @@ impl ServerArgs {
             signing_duration: parse_time(&self.cluster_signing_duration)
                 .filter(|d| SIGNING_DURATIONS.contains(d))
                 .ok_or_else(|| wrong("cluster-signing-duration", "expected a time from 1s to 7300d, such as 8760h"))?,
+            autoscaling,
             disabled,
             backup,
             agent: !self.disable_agent,
@@ -386,6 +395,8 @@ mod tests {
         assert_eq!(c.bind.1, 6443);
         assert_eq!(c.node_ports, 30000..=32767);
         assert_eq!(c.kubeconfig_mode, 0o600);
+        assert_eq!((c.autoscaling.period, c.autoscaling.tolerance), (Duration::from_secs(15), 0.1));
+        assert_eq!(c.autoscaling.downscale_window, Duration::from_secs(300));
         assert_eq!(c.signing_duration, Duration::from_secs(365 * 24 * 60 * 60));
     }
 
@@ -439,6 +450,12 @@ mod tests {
             (&["--service-node-port-range=9-1"], "--service-node-port-range"),
             (&["--cluster-signing-duration=soon"], "--cluster-signing-duration"),
             (&["--cluster-signing-duration=0"], "--cluster-signing-duration"),
+            (&["--horizontal-pod-autoscaler-sync-period=0"], "--horizontal-pod-autoscaler-sync-period"),
+            (&["--horizontal-pod-autoscaler-tolerance=NaN"], "--horizontal-pod-autoscaler-tolerance"),
+            (
+                &["--horizontal-pod-autoscaler-downscale-stabilization=x"],
+                "--horizontal-pod-autoscaler-downscale-stabilization",
+            ),
             (&["--write-kubeconfig-mode=9"], "--write-kubeconfig-mode"),
             (&["--datastore-endpoint=mysql://x"], "--datastore-endpoint"),
             (&["--datastore-endpoint=etcd:2379"], "--datastore-endpoint"),

@@ -16,6 +16,7 @@ mod expectations;
 mod finalizers;
 mod gc;
 mod history;
+mod horizontal;
 mod job;
 mod joining;
 mod manifests;
@@ -40,6 +41,7 @@ mod ttl_after_finished;
 
 pub use certificates::{CertificateFacts, CertificateSigner};
 pub use context::{Context, Identities};
+pub use horizontal::Autoscaling;
 pub use manifests::{ManifestsOptions, run as run_manifests};
 pub use node_ipam::NodeMasks;
 
@@ -64,6 +66,8 @@ pub struct Options {
     pub signer: Arc<dyn CertificateSigner>,
     /// Whether services of type LoadBalancer get addresses of the cluster's nodes.
     pub load_balancers: bool,
+    /// What autoscalers go by.
+    pub autoscaling: Autoscaling,
 }
 
 /// Runs all controllers, for ever; dropping the future ends them.
@@ -79,6 +83,8 @@ pub async fn run(identities: Identities, options: Options, supervisor: Superviso
     all.start("job-controller", job::run);
     all.start("cronjob-controller", cronjob::run);
     all.start("ttl-after-finished-controller", ttl_after_finished::run);
+    let autoscaling = options.autoscaling;
+    all.start("horizontal-pod-autoscaler", move |context| horizontal::run(context, autoscaling));
     all.start("disruption-controller", disruption::run);
     all.start("endpointslice-controller", endpointslice::run);
     all.start("endpointslicemirroring-controller", endpointslice_mirroring::run);

@@ -56,10 +56,82 @@ pub(crate) enum Command {
     Scale(ScaleArgs),
     /// Follow, restart and undo the rollout of a workload
     Rollout(RolloutArgs),
+    /// Show what nodes and pods use
+    Top(TopArgs),
     /// Show the kinds of objects that the server has
     ApiResources,
     /// Show the version of the server
     Version,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct TopArgs {
+    #[command(subcommand)]
+    pub(crate) what: TopWhat,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TopWhat {
+    /// Of nodes
+    #[command(visible_aliases = ["nodes", "no"])]
+    Node(TopNodeArgs),
+    /// Of pods
+    #[command(visible_aliases = ["pods", "po"])]
+    Pod(TopPodArgs),
+}
+
+/// By what `top` sorts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TopSort {
+    Cpu,
+    Memory,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct TopNodeArgs {
+    /// Only this one
+    #[arg(value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Only those with these labels
+    #[arg(long, short = 'l', value_name = "SELECTOR")]
+    pub(crate) selector: Option<String>,
+    /// Those that use most first
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) sort_by: Option<TopSort>,
+    /// Print no headers
+    #[arg(long)]
+    pub(crate) no_headers: bool,
+    /// Percentages of what the node has, and not of what pods can have of it
+    #[arg(long)]
+    pub(crate) show_capacity: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct TopPodArgs {
+    /// Only this one
+    #[arg(value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Of all namespaces
+    #[arg(long, short = 'A', conflicts_with = "name")]
+    pub(crate) all_namespaces: bool,
+    /// Only those with these labels
+    #[arg(long, short = 'l', value_name = "SELECTOR")]
+    pub(crate) selector: Option<String>,
+    /// Only those with these fields
+    #[arg(long, value_name = "SELECTOR")]
+    pub(crate) field_selector: Option<String>,
+    /// Those that use most first
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) sort_by: Option<TopSort>,
+    /// Each container for itself
+    #[arg(long)]
+    pub(crate) containers: bool,
+    /// Print no headers
+    #[arg(long)]
+    pub(crate) no_headers: bool,
+    /// All together as the last line
+    #[arg(long)]
+    pub(crate) sum: bool,
 }
 
 /// Forms besides the table.

@@ -18,6 +18,7 @@ mod rollout;
 mod session;
 mod streams;
 mod terminal;
+mod top;
 mod workloads;
 
 pub use cli::Kubectl;
@@ -47,6 +48,7 @@ pub async fn run(command: Kubectl, kubeconfig: PathBuf) -> Result<u8, Error> {
         Command::Expose(args) => workloads::expose(&session, args).await?,
         Command::Scale(args) => workloads::scale(&session, args).await?,
         Command::Rollout(args) => rollout::run(&session, args).await?,
+        Command::Top(args) => top::run(&session, args).await?,
         Command::ApiResources => get::api_resources(&session)?,
         Command::Version => session.version().await?,
     }

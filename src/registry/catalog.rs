@@ -22,6 +22,12 @@ impl Catalog {
         self.rows.read().clone()
     }
 
+    /// Takes out the rows of a group, which somebody else may serve.
+    pub fn remove_group(&self, group: &str) {
+        let mut rows = self.rows.write();
+        *rows = Arc::new(rows.iter().filter(|row| row.group != group).cloned().collect());
+    }
+
     /// A row by the parts of its path.
     pub fn resource(&self, group: &str, version: &str, plural: &str) -> Option<Arc<ResourceInfo>> {
         self.rows.read().iter().find(|r| r.plural == plural && r.version == version && r.group == group).cloned()

@@ -227,6 +227,8 @@ pub enum Leaf {
     Time,
     /// RFC 3339 time with microsecond precision.
     MicroTime,
+    /// Text such as `15s`; nanoseconds in protobuf.
+    Duration,
 }
 
 /// What a type is.

@@ -8,7 +8,7 @@ use base64::{
     engine::{GeneralPurpose, GeneralPurposeConfig},
     prelude::BASE64_STANDARD,
 };
-use edge_api::{Quantity, meta, quantity::QuantityError};
+use edge_api::{Quantity, duration, meta, quantity::QuantityError};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -253,6 +253,7 @@ pub(crate) fn zero(ty: TypeRef<'_>) -> Value {
         Shape::Leaf(Leaf::Bool) => Value::Bool(false),
         Shape::Leaf(Leaf::Int32 | Leaf::Int64 | Leaf::Double | Leaf::IntOrString) => Value::from(0),
         Shape::Leaf(Leaf::Quantity) => Value::String("0".to_owned()),
+        Shape::Leaf(Leaf::Duration) => Value::String("0s".to_owned()),
         Shape::Struct | Shape::Map(_) => Value::Object(Map::new()),
         Shape::List(_) => Value::Array(Vec::new()),
         Shape::Leaf(Leaf::Time | Leaf::MicroTime) | Shape::Any | Shape::Either(..) => Value::Null,
@@ -300,6 +301,7 @@ fn scalar<'s>(ty: TypeRef<'s>, leaf: Leaf, value: &mut Value) -> Result<(), Fail
     let fits = match (leaf, &*value) {
         (Leaf::String, Value::String(_)) | (Leaf::Bool, Value::Bool(_)) | (Leaf::Double, Value::Number(_)) => true,
         (Leaf::IntOrString, Value::String(_)) => true,
+        (Leaf::Duration, Value::String(text)) => duration::parse(text).is_some(),
         (Leaf::Int32 | Leaf::IntOrString, Value::Number(n)) => n.as_i64().is_some_and(|n| i32::try_from(n).is_ok()),
         (Leaf::Int64, Value::Number(n)) => n.as_i64().is_some(),
         (Leaf::Bytes, Value::String(_)) => return base64(ty, value),

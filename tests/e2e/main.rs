@@ -6,6 +6,7 @@
 
 mod harness;
 
+mod autoscale;
 mod backup;
 mod bad_input;
 mod cli;

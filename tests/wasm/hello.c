@@ -10,6 +10,7 @@
 //   clock                prints whether the clocks go forward, and the year
 //   random               prints whether two random numbers differ
 //   trap                 executes an invalid instruction
+//   busy FILE            computes while a file exists and waits while it does not, for ever
 //   exit CODE            ends
 #include <dirent.h>
 #include <errno.h>
@@ -75,6 +76,13 @@ static void tell_random(void) {
   printf("random %s\n", !failed && memcmp(one, two, sizeof one) ? "differs" : "repeats");
 }
 
+static void busy(const char *path) {
+  for (volatile unsigned n = 0;; n = 0) {
+    if (access(path, F_OK)) usleep(200000);
+    else while (++n < 1000000);
+  }
+}
+
 int main(int argc, char **argv) {
   int failed = 0;
   if (argc == 1) puts("hello from wasm");
@@ -107,6 +115,8 @@ int main(int argc, char **argv) {
     } else if (!strcmp(verb, "trap")) {
       fflush(stdout);
       __builtin_trap();
+    } else if (!strcmp(verb, "busy")) {
+      busy(next);
     } else if (!strcmp(verb, "exit")) {
       exit(atoi(next));
     } else {

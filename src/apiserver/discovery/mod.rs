@@ -91,6 +91,8 @@ fn priority(group: &str) -> GroupOrder<'_> {
         "node.k8s.io" => 16_300,
         "discovery.k8s.io" => 16_200,
         "flowcontrol.apiserver.k8s.io" => 16_100,
+        // its kinds have names of the core group's
+        "metrics.k8s.io" => 100,
         _ => 1_000,
     };
     (-p, group)

@@ -2,14 +2,11 @@
 //!
 //! The store is asked, and the components that live in this process tell by themselves.
 
-use super::{Context, shape};
+use super::{Context, computed};
 use crate::body::Body;
-use crate::encode;
-use crate::negotiate::{MetaVersion, Shape};
-use bytes::Bytes;
+use crate::negotiate::MetaVersion;
 use edge_api::Status;
-use edge_registry::columns;
-use http::{Response, StatusCode};
+use http::Response;
 use serde_json::{Value, json};
 
 /// The name under which users look for the store.
@@ -17,7 +14,6 @@ const STORE: &str = "etcd-0";
 
 pub(super) async fn read(context: &Context<'_>) -> Result<Response<Body>, Status> {
     let name = context.info.name.as_str();
-    let is_list = context.info.verb == "list";
     let mut objects = Vec::new();
     for component in &context.server.components {
         objects.push(status(component.name, (component.problem)()));
@@ -25,25 +21,7 @@ pub(super) async fn read(context: &Context<'_>) -> Result<Response<Body>, Status
     objects.push(status(STORE, context.server.registry.check_store().await.err()));
     objects.sort_by(|a, b| name_of(a).cmp(name_of(b)));
     objects.retain(|o| name.is_empty() || name_of(o) == name);
-    if !is_list && objects.is_empty() {
-        return Err(Status::not_found(&context.row.group_resource(), name));
-    }
-    let metadata = json!({"resourceVersion": context.server.registry.revision().to_string()});
-    let bytes: Vec<Bytes> = objects.iter().map(|o| Bytes::from(o.to_string())).collect();
-    let answer = match (context.accepted.shape, bytes.as_slice()) {
-        (Shape::Table(version), _) => table(context, version, &metadata, &objects),
-        (Shape::Metadata(version) | Shape::MetadataList(version), _) => {
-            let items: Result<Vec<Bytes>, Status> = bytes.iter().map(|b| shape::metadata_only(version, b)).collect();
-            let items = items?;
-            match items.as_slice() {
-                [one] if !is_list => one.clone(),
-                _ => shape::list(version.api_version(), "PartialObjectMetadataList", &metadata, items.iter()),
-            }
-        }
-        (Shape::Object, [one]) if !is_list => one.clone(),
-        (Shape::Object, _) => shape::list("v1", "ComponentStatusList", &metadata, bytes.iter()),
-    };
-    Ok(encode::respond(&context.accepted, StatusCode::OK, answer).await)
+    computed::answer(context, objects, |version, objects| Ok(objects.iter().map(|o| row(version, o)).collect())).await
 }
 
 fn name_of(object: &Value) -> &str {
@@ -62,19 +40,12 @@ fn status(name: &str, problem: Option<String>) -> Value {
     })
 }
 
-fn table(context: &Context<'_>, version: MetaVersion, metadata: &Value, objects: &[Value]) -> Bytes {
-    let text = |o: &Value, pointer: &str| o.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let row = |o: &Value| {
-        let healthy = text(o, "/conditions/0/status") == "True";
-        let status = if healthy { "Healthy" } else { "Unhealthy" };
-        let name = name_of(o);
-        json!({
-            "cells": [name, status, text(o, "/conditions/0/message"), text(o, "/conditions/0/error")],
-            "object": {
-                "kind": "PartialObjectMetadata", "apiVersion": version.api_version(), "metadata": {"name": name},
-            },
-        })
-    };
-    let definitions = columns::definitions(context.row);
-    shape::table(version, metadata, Some(&definitions), objects.iter().map(row).collect())
+fn row(version: MetaVersion, object: &Value) -> Value {
+    let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let status = if text("/conditions/0/status") == "True" { "Healthy" } else { "Unhealthy" };
+    let name = name_of(object);
+    json!({
+        "cells": [name, status, text("/conditions/0/message"), text("/conditions/0/error")],
+        "object": {"kind": "PartialObjectMetadata", "apiVersion": version.api_version(), "metadata": {"name": name}},
+    })
 }

@@ -4,12 +4,14 @@
 //! and the registry's hooks; here are only the forms of requests and answers.
 
 mod components;
+mod computed;
 mod connect;
 mod delete;
 mod patch;
 mod read;
 mod shape;
 mod token;
+mod usage;
 mod watch;
 mod write;
 
@@ -70,6 +72,9 @@ pub(crate) async fn handle(
     context.check_served()?;
     if (row.group.as_ref(), row.plural.as_ref()) == ("", "componentstatuses") {
         return components::read(&context).await;
+    }
+    if row.group == crate::usage::GROUP {
+        return usage::read(&context).await;
     }
     match info.verb.as_str() {
         "get" => read::get(&context).await,

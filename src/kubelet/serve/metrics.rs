@@ -61,11 +61,13 @@ fn stats(usage: &Usage, now: Timestamp) -> (Value, Value) {
     )
 }
 
-/// The `Summary` of the kubelet's stats API.
-pub(super) async fn summary(cx: &Context, manager: &Manager) -> Value {
+/// The `Summary` of the kubelet's stats API; `only_usage` leaves out what the disks are asked for.
+pub(super) async fn summary(cx: &Context, manager: &Manager, only_usage: bool) -> Value {
+    let usage = usage(cx, manager).await;
+    let (cpu, memory) = node_usage();
+    // rates are made of these times: they are those of the counters, not of the question
     let now = Timestamp::now();
-    let pods: Vec<Value> = usage(cx, manager)
-        .await
+    let pods: Vec<Value> = usage
         .into_iter()
         .map(|entry| {
             let containers: Vec<Value> = entry
@@ -90,7 +92,21 @@ pub(super) async fn summary(cx: &Context, manager: &Manager) -> Value {
             value
         })
         .collect();
-    let (cpu, memory) = node_usage();
+    let mut node = json!({
+        "nodeName": cx.config.node_name,
+        "cpu": {"time": now, "usageCoreNanoSeconds": cpu},
+        "memory": {"time": now, "workingSetBytes": memory, "availableBytes": cx.machine.memory.saturating_sub(memory)},
+    });
+    if !only_usage {
+        let (fs, image_fs) = disks(cx, now);
+        node["fs"] = fs;
+        node["runtime"] = json!({"imageFs": image_fs});
+    }
+    json!({"node": node, "pods": pods})
+}
+
+/// The node's file system, and what images take of it.
+fn disks(cx: &Context, now: Timestamp) -> (Value, Value) {
     let disk = cx.images.usage().unwrap_or_default();
     let fs = json!({
         "time": now, "availableBytes": disk.available_bytes, "capacityBytes": disk.capacity_bytes,
@@ -99,15 +115,7 @@ pub(super) async fn summary(cx: &Context, manager: &Manager) -> Value {
     });
     let image_fs = json!({"time": now, "availableBytes": disk.available_bytes, "capacityBytes": disk.capacity_bytes,
         "usedBytes": disk.used_bytes + cx.compiler.disk_usage().unwrap_or(0), "inodesUsed": disk.used_inodes});
-    json!({
-        "node": {
-            "nodeName": cx.config.node_name,
-            "cpu": {"time": now, "usageCoreNanoSeconds": cpu},
-            "memory": {"time": now, "workingSetBytes": memory, "availableBytes": cx.machine.memory.saturating_sub(memory)},
-            "fs": fs, "runtime": {"imageFs": image_fs},
-        },
-        "pods": pods,
-    })
+    (fs, image_fs)
 }
 
 fn head(out: &mut String, name: &str, kind: &str, help: &str) {

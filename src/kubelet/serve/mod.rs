@@ -137,7 +137,10 @@ impl Server {
             ["portForward", namespace, pod, uid] => {
                 streams::port_forward(self.pod(namespace, pod, Some(uid))?, request)
             }
-            ["stats", "summary"] if is_get => Ok(json_answer(metrics::summary(&self.cx, &self.manager).await)),
+            ["stats", "summary"] if is_get => {
+                let only_usage = flag(&query(&request), "only_cpu_and_memory");
+                Ok(json_answer(metrics::summary(&self.cx, &self.manager, only_usage).await))
+            }
             ["metrics"] if is_get => {
                 Ok(text_answer(metrics::own(&self.cx, &self.manager) + &(self.cx.other_metrics)()))
             }

@@ -1,8 +1,8 @@
 //! Computed cells.
 
 use super::human_duration;
-use edge_api::Object;
 use edge_api::selector::LabelSelector;
+use edge_api::{Object, Quantity};
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -458,6 +458,13 @@ pub(super) fn autoscaler_targets(o: &Object) -> Value {
         format!("{name}: {now}/{}", number(m.pointer("/resource/target/averageUtilization")))
     };
     or_nothing(list(o, "/spec/metrics").iter().enumerate().map(of).collect())
+}
+
+/// What the containers of a `PodMetrics` use together of a resource.
+pub(super) fn containers_use(o: &Object, resource: &str) -> Value {
+    let of = |c: &Value| Quantity::parse(c.get("usage")?.get(resource)?.as_str()?).ok();
+    let sum = list(o, "/containers").iter().filter_map(of).reduce(|a, b| a.add(&b));
+    sum.unwrap_or(Quantity::ZERO).to_string().into()
 }
 
 pub(super) fn ingress_hosts(o: &Object) -> Value {

@@ -66,9 +66,22 @@ pub fn rows(info: &ResourceInfo, objects: &[Stored], include: IncludeObject) -> 
     objects.iter().map(|stored| row(info, stored, include, now)).collect()
 }
 
+/// The rows of a table of objects that are not stored.
+pub fn rows_of_objects(info: &ResourceInfo, objects: Vec<Object>, include: IncludeObject) -> Vec<Value> {
+    let now = Timestamp::now();
+    let of = |object: Object| {
+        let name = object.name().to_owned();
+        object_row(info, &name, object, include, now)
+    };
+    objects.into_iter().map(of).collect()
+}
+
 fn row(info: &ResourceInfo, stored: &Stored, include: IncludeObject, now: Timestamp) -> Value {
-    let mut object = stored.object().unwrap_or_default();
-    let mut cells: Vec<Value> = vec![stored.name().into()];
+    object_row(info, stored.name(), stored.object().unwrap_or_default(), include, now)
+}
+
+fn object_row(info: &ResourceInfo, name: &str, mut object: Object, include: IncludeObject, now: Timestamp) -> Value {
+    let mut cells: Vec<Value> = vec![name.into()];
     cells.extend(info.columns.iter().map(|c| cell(c, &object, now)));
     if let Some(conversion) = info.conversion {
         (conversion.from_stored)(&mut object);

@@ -56,6 +56,14 @@ pub(crate) fn of(group: &str, plural: &str) -> Vec<Column> {
         ("rbac.authorization.k8s.io", _) => vec![text("Created At", "/metadata/creationTimestamp")],
         ("coordination.k8s.io", _) => vec![text("Holder", "/spec/holderIdentity"), age()],
         ("node.k8s.io", _) => vec![text("Handler", "/handler"), age()],
+        ("metrics.k8s.io", "nodes") => {
+            vec![text("cpu", "/usage/cpu"), text("memory", "/usage/memory"), text("Window", "/window")]
+        }
+        ("metrics.k8s.io", _) => vec![
+            made("cpu", |o| containers_use(o, "cpu")),
+            made("memory", |o| containers_use(o, "memory")),
+            text("Window", "/window"),
+        ],
         ("scheduling.k8s.io", _) => {
             vec![
                 number("Value", "/value"),

@@ -3,6 +3,7 @@
 //! In: the submitted object (defaults filled in) and, for updates, the live one. Out: the object as it is stored, or field
 //! errors in Kubernetes' wording. The generic store calls them in the order prepare, validate.
 
+mod autoscaler;
 pub(crate) mod config;
 pub(crate) mod namespace;
 mod network;
@@ -129,9 +130,8 @@ pub(crate) fn of(group: &str, plural: &str) -> &'static Strategy {
         ("discovery.k8s.io", "endpointslices") => &network::ENDPOINT_SLICE,
         ("coordination.k8s.io", _) => &LEASE,
         ("rbac.authorization.k8s.io", _) => &RBAC,
-        ("discovery.k8s.io" | "networking.k8s.io" | "policy" | "autoscaling" | "admissionregistration.k8s.io", _) => {
-            &COUNTED
-        }
+        ("autoscaling", "horizontalpodautoscalers") => &autoscaler::AUTOSCALER,
+        ("discovery.k8s.io" | "networking.k8s.io" | "policy" | "admissionregistration.k8s.io", _) => &COUNTED,
         ("flowcontrol.apiserver.k8s.io", _) => &COUNTED,
         _ => &DEFAULT,
     }

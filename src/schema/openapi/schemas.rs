@@ -235,7 +235,7 @@ fn gvk_value(group: &str, version: &str, kind: &str) -> Value {
 
 fn leaf_schema(flavour: Flavour, leaf: Leaf) -> Value {
     match leaf {
-        Leaf::String => json!({"type": "string"}),
+        Leaf::String | Leaf::Duration => json!({"type": "string"}),
         Leaf::Bytes => json!({"type": "string", "format": "byte"}),
         Leaf::Bool => json!({"type": "boolean"}),
         Leaf::Int32 => json!({"type": "integer", "format": "int32"}),

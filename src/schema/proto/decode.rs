@@ -1,7 +1,7 @@
 //! Protobuf messages to JSON values.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use edge_api::{GroupVersion, GroupVersionKind, meta};
+use edge_api::{GroupVersion, GroupVersionKind, duration, meta};
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
@@ -305,6 +305,7 @@ fn leaf_message(field: &str, leaf: Leaf, bytes: &[u8]) -> Result<Value, ProtoErr
         }
         Leaf::IntOrString if ints[1] == 1 => Ok(text(field, texts[3].unwrap_or_default())?.into()),
         Leaf::IntOrString => Ok(Value::from(ints[2] as i32)),
+        Leaf::Duration => Ok(duration::format(ints[1]).into()),
         // a zero time
         _ if bytes.is_empty() => Ok(Value::Null),
         _ => {

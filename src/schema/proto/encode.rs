@@ -1,6 +1,7 @@
 //! JSON values to protobuf messages, written back to front: fields, list items and map entries in reverse order.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
+use edge_api::duration;
 use edge_api::meta::parse_time;
 use serde_json::{Map, Value};
 
@@ -84,7 +85,7 @@ impl Encoder<'_> {
                 self.value(number, ty, &Value::from(0))
             }
             Shape::Struct => self.value(number, ty, &Value::Object(Map::new())),
-            Shape::Leaf(Leaf::Time | Leaf::MicroTime) | Shape::Any | Shape::Either(..) => {
+            Shape::Leaf(Leaf::Time | Leaf::MicroTime | Leaf::Duration) | Shape::Any | Shape::Either(..) => {
                 self.w.string(number, "");
                 Ok(())
             }
@@ -176,6 +177,9 @@ impl Encoder<'_> {
                 self.w.string(3, "");
                 self.w.int(2, int32(value).map_err(|_| wrong("an int32 or a string"))?.into());
                 self.w.int(1, 0);
+            }
+            (Leaf::Duration, Value::String(text)) => {
+                self.w.int(1, duration::parse(text).ok_or_else(|| wrong("a duration such as 15s"))?);
             }
             (_, Value::String(text)) => {
                 let t = parse_time(text).ok_or_else(|| wrong("an RFC 3339 time"))?;

@@ -96,7 +96,7 @@ fn read_type(r: &mut Reader) -> Result<TypeRec, LoadError> {
 }
 
 fn tag_of(tag: u8, leaf: u8) -> Result<Tag, LoadError> {
-    const LEAVES: [Leaf; 10] = [
+    const LEAVES: [Leaf; 11] = [
         Leaf::String,
         Leaf::Bytes,
         Leaf::Bool,
@@ -107,6 +107,7 @@ fn tag_of(tag: u8, leaf: u8) -> Result<Tag, LoadError> {
         Leaf::IntOrString,
         Leaf::Time,
         Leaf::MicroTime,
+        Leaf::Duration,
     ];
     Ok(match tag {
         0 => Tag::Leaf(*LEAVES.get(usize::from(leaf)).ok_or(LoadError::Code(leaf))?),

@@ -99,7 +99,7 @@ impl Answer {
     }
 }
 
-struct NoNode;
+pub(crate) struct NoNode;
 
 #[async_trait::async_trait]
 impl NodeDialer for NoNode {
@@ -122,6 +122,11 @@ impl Cluster {
 
     /// The same with its state in a certain directory.
     pub(crate) async fn start_in(dir: tempfile::TempDir) -> Self {
+        Self::start_with(dir, Arc::new(NoNode), true).await
+    }
+
+    /// The same with kubelets, or without the API of what they use.
+    pub(crate) async fn start_with(dir: tempfile::TempDir, dialer: Arc<dyn NodeDialer>, metrics_api: bool) -> Self {
         let storage = edge_storage::Lmdb::open(&dir.path().join("db")).unwrap();
         let options = edge_registry::Options {
             service_networks: vec![("10.43.0.0".parse().unwrap(), 16)],
@@ -137,7 +142,7 @@ impl Cluster {
         let api = ApiServer::new(Parts {
             registry,
             authenticator: Arc::new(authenticator),
-            dialer: Arc::new(NoNode),
+            dialer,
             shutdown: shutdown.clone(),
             components: vec![
                 Component { name: "controller-manager", problem: Arc::new(|| None) },
@@ -152,6 +157,7 @@ impl Cluster {
                 service_ip: "10.43.0.1".parse().unwrap(),
                 service_cidrs: vec!["10.43.0.0/16".into()],
                 dns_ips: vec!["10.43.0.10".parse().unwrap()],
+                metrics_api,
                 cluster_ca_pem: Bytes::from_static(b"-----BEGIN CERTIFICATE-----\n"),
                 max_connections: 64,
                 cluster_facts: Arc::default(),
