@@ -3,6 +3,7 @@
 //! A controller has three parts: informer changes become keys of a work queue; a key is planned by a pure function over
 //! cached state; one effect function carries the plan out. Nothing is polled and nothing is resynchronized by a timer.
 
+mod bootstrap_signer;
 mod certificates;
 mod clusterrole_aggregation;
 mod context;
@@ -23,6 +24,7 @@ mod manifests;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
+mod node_ttl;
 mod owners;
 mod pod_control;
 mod pod_gc;
@@ -104,6 +106,8 @@ pub async fn run(identities: Identities, options: Options, supervisor: Superviso
     all.start("token-cleaner", |context| async {
         tokio::join!(joining::clean_tokens(context.clone()), joining::free_names(context));
     });
+    all.start("bootstrap-signer", bootstrap_signer::run);
+    all.start("ttl-controller", node_ttl::run);
     all.start("clusterrole-aggregation-controller", clusterrole_aggregation::run);
     all.start("pvc-protection-controller", protection::run_claims);
     all.start("pv-protection-controller", protection::run_volumes);

@@ -8,7 +8,7 @@ type Flow = fn(&Cluster);
 #[test]
 fn controllers_do_their_work() {
     let cluster = Cluster::start();
-    let flows: [(&str, Flow); 10] = [
+    let flows: [(&str, Flow); 11] = [
         ("aggregated roles", aggregated_roles),
         ("storage in use", storage_in_use),
         ("replication controllers", replication_controllers),
@@ -19,6 +19,7 @@ fn controllers_do_their_work() {
         ("cron jobs", cron_jobs),
         ("budgets", budgets),
         ("quotas", quotas),
+        ("what joiners read", what_joiners_read),
     ];
     std::thread::scope(|s| {
         for (name, flow) in flows {
@@ -606,4 +607,36 @@ spec:
     });
     cluster.kubectl(&["patch", "quota", "q", "-n", "quota", "-p", r#"{"spec":{"hard":{"pods":"5"}}}"#]);
     reaches(cluster, "quota", "deploy/web", "{.status.readyReplicas}", "3");
+}
+
+/// The ConfigMap `cluster-info` bears the signature of each token; nodes say for how long what is read may be used.
+fn what_joiners_read(cluster: &Cluster) {
+    let keys = || {
+        let info = cluster.get(&["configmap", "cluster-info", "-n", "kube-public"]);
+        info["data"].as_object().unwrap().keys().cloned().collect::<Vec<String>>()
+    };
+    cluster.kubectl(&["create", "cm", "cluster-info", "-n", "kube-public", "--from-literal=kubeconfig=what is signed"]);
+    cluster.apply(
+        r#"
+apiVersion: v1
+kind: Secret
+type: bootstrap.kubernetes.io/token
+metadata: {name: bootstrap-token-abcdef, namespace: kube-system}
+stringData: {token-id: abcdef, token-secret: 0123456789abcdef, usage-bootstrap-signing: "true"}
+"#,
+    );
+    eventually("it is signed", || {
+        let keys = keys();
+        if keys == ["jws-kubeconfig-abcdef", "kubeconfig"] { Ok(()) } else { Err(keys.join(" ")) }
+    });
+    cluster.kubectl(&["delete", "secret", "bootstrap-token-abcdef", "-n", "kube-system"]);
+    eventually("the signature goes with the token", || {
+        let keys = keys();
+        if keys == ["kubeconfig"] { Ok(()) } else { Err(keys.join(" ")) }
+    });
+    eventually("the node has the annotation", || {
+        let node = cluster.get(&["node", "node-1"]);
+        let ttl = &node["metadata"]["annotations"]["node.alpha.kubernetes.io/ttl"];
+        if ttl == "0" { Ok(()) } else { Err(ttl.to_string()) }
+    });
 }
