@@ -308,10 +308,11 @@ impl<K> State<K> {
     }
 }
 
-/// Nobody above the API reads managedFields, which are often the larger half of an object.
-fn trimmed<K: Resource>(mut object: K) -> K {
+/// Nobody above the API reads managedFields, which are often the larger half of an object. And what is parsed has room for four of
+/// everything of which there is one, a copy only for what there is.
+fn trimmed<K: Resource + Clone>(mut object: K) -> K {
     object.meta_mut().managed_fields = None;
-    object
+    object.clone()
 }
 
 /// The informers of a process, one per resource (and field selector), made when somebody first asks.

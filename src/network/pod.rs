@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use crate::ipam::Lease;
 use crate::link::{self, VethPair};
 use crate::netlink::Socket;
-use crate::route::Route;
+use crate::route::{Neighbour, Route};
 use crate::subnet::{Subnet, hardware_address};
 use crate::{BRIDGE, Cidr, Error};
 
@@ -46,6 +46,11 @@ pub(crate) fn addresses_in(netns_file: &Path) -> Vec<IpAddr> {
 
 fn host_route(address: IpAddr, index: u32) -> Result<Route, Error> {
     Ok(Route::on_link(Cidr::new(address, link::host_prefix(address))?, index))
+}
+
+/// What the bridge is told of a pod.
+fn neighbour(lease: &Lease, address: IpAddr, subnet: &Subnet) -> Neighbour {
+    Neighbour::Hardware { index: subnet.bridge, address, hardware: hardware_address(&lease.addresses) }
 }
 
 /// Connects a pod to the bridge, with the namespace pinned at `path` (made when it is not there), or repairs what is
@@ -84,6 +89,8 @@ pub(crate) fn connect(path: &Path, uid: &str, lease: &Lease, subnet: &Subnet) ->
     link::set_up(&mut inside, LOOPBACK_INDEX)?;
     link::set_up(&mut inside, eth0.index)?;
     for address in &lease.addresses {
+        // The kernel has places for a thousand neighbours that it finds out by itself, and does not count those it is told.
+        neighbour(lease, *address, subnet).ensure(&mut socket)?;
         link::ensure_address(&mut inside, eth0.index, *address, link::host_prefix(*address))?;
         if !subnet.contains(*address) {
             // the node had another network when the pod was made
@@ -118,8 +125,12 @@ pub(crate) fn disconnect(path: &Path, uid: &str, lease: Option<&Lease>, subnet: 
     link::delete(&mut socket, &veth_name(uid))?;
     netns::delete(path).map_err(|source| Error::file(path, source))?;
     let Some(subnet) = subnet else { return Ok(()) };
-    for address in lease.iter().flat_map(|lease| &lease.addresses).filter(|address| !subnet.contains(**address)) {
-        host_route(*address, subnet.bridge)?.delete(&mut socket)?;
+    for (lease, address) in lease.iter().flat_map(|lease| lease.addresses.iter().map(move |address| (lease, *address)))
+    {
+        neighbour(lease, address, subnet).delete(&mut socket)?;
+        if !subnet.contains(address) {
+            host_route(address, subnet.bridge)?.delete(&mut socket)?;
+        }
     }
     Ok(())
 }
