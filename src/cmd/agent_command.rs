@@ -11,7 +11,9 @@ use super::{
 };
 use crate::config::AgentConfig;
 use edge_client::{Informers, Uplink};
+use edge_runtime::Zygote;
 use http::{HeaderMap, HeaderValue};
+use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -25,8 +27,8 @@ const SERVER_PATIENCE: Duration = Duration::from_secs(15);
 const NETWORK_USER: &str = "edge:network";
 
 /// Runs until SIGTERM or SIGINT; containers go on.
-pub(crate) fn main(config: AgentConfig, debug: bool) -> ExitCode {
-    server::run_process(true, debug, |process| Box::pin(run(config, process)))
+pub(crate) fn main(config: AgentConfig, debug: bool, zygote: Option<io::Result<Zygote>>) -> ExitCode {
+    server::run_process(true, debug, zygote, |process| Box::pin(run(config, process)))
 }
 
 async fn run(config: AgentConfig, process: Process) -> ExitCode {

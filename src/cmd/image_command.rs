@@ -1,13 +1,14 @@
 //! `edge image`: the images of this node, asked of the edge that runs here.
 
 use super::agent::local_socket;
-use super::fail;
 use super::server::{Failure, doing};
+use super::{credentials, fail};
 use bytes::Bytes;
 use clap::{Args, Subcommand, ValueEnum};
+use edge_image::{Credentials, Reference};
 use edge_kubelet::{ImageInfo, ImageProgress, ImageType, ImagesRemoved};
 use http::{Method, Request, StatusCode};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
@@ -52,6 +53,9 @@ enum ImageCommand {
         /// Names
         #[arg(required = true, value_name = "IMAGE")]
         images: Vec<String>,
+        /// Name and password for the registry; without them those of ~/.docker/config.json and registries.yaml are tried
+        #[arg(long, env = "EDGE_CREDS", hide_env_values = true, value_name = "USER:PASSWORD", value_parser = credentials::parse)]
+        creds: Option<Credentials>,
     },
     /// Take images out of archives (OCI or docker save; plain, gzip or zstd)
     Import {
@@ -119,15 +123,20 @@ async fn run(agent: &Agent, command: ImageCommand) -> Result<(), Failure> {
             }
             print(&pretty(&found));
         }
-        ImageCommand::Pull { images } => {
+        ImageCommand::Pull { images, creds } => {
             for name in &images {
-                agent.follow("/images/pull", name).await.map_err(doing("pulling an image"))?;
+                let reference: Reference = name.parse().map_err(doing(name.clone()))?;
+                let credentials = credentials::find(creds.clone(), &reference)?;
+                // plain data always serializes
+                let body = serde_json::to_vec(&credentials).unwrap_or_default();
+                agent.follow("/images/pull", name, body).await.map_err(doing("pulling an image"))?;
             }
         }
         ImageCommand::Import { files } => {
             for file in &files {
                 let file = std::path::absolute(file).map_err(doing("importing an archive"))?;
-                agent.follow("/images/import", &file.to_string_lossy()).await.map_err(doing("importing an archive"))?;
+                let name = file.to_string_lossy();
+                agent.follow("/images/import", &name, Vec::new()).await.map_err(doing("importing an archive"))?;
             }
         }
         ImageCommand::Rm { images, force } => {
@@ -153,14 +162,14 @@ struct Agent {
 
 impl Agent {
     async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, query: &[(&str, &str)]) -> Result<T, Refused> {
-        let answer = self.send(method, path, query).await?;
+        let answer = self.send(method, path, query, Vec::new()).await?;
         let body = answer.into_body().collect().await.map_err(|_| Refused::BrokeOff)?.to_bytes();
         serde_json::from_slice(&body).map_err(|error| Refused::Said(error.to_string()))
     }
 
     /// Shows how the work goes on, until it has ended.
-    async fn follow(&self, path: &str, name: &str) -> Result<(), Refused> {
-        let mut body = self.send(Method::POST, path, &[("name", name)]).await?.into_body();
+    async fn follow(&self, path: &str, name: &str, body: Vec<u8>) -> Result<(), Refused> {
+        let mut body = self.send(Method::POST, path, &[("name", name)], body).await?.into_body();
         let (mut pending, mut display) = (Vec::new(), Display::new(name));
         while let Some(frame) = body.frame().await {
             let Ok(data) = frame.map_err(|_| Refused::BrokeOff)?.into_data() else { continue };
@@ -189,6 +198,7 @@ impl Agent {
         method: Method,
         path: &str,
         query: &[(&str, &str)],
+        body: Vec<u8>,
     ) -> Result<http::Response<Incoming>, Refused> {
         let not_running = |source| Refused::NotRunning { path: self.socket.clone(), source };
         let stream = UnixStream::connect(&self.socket).await.map_err(not_running)?;
@@ -197,7 +207,7 @@ impl Agent {
         tokio::spawn(connection);
         let query = form_urlencoded::Serializer::new(String::new()).extend_pairs(query).finish();
         let request = Request::builder().method(method).uri(format!("{path}?{query}")).header("host", "edge");
-        let request = request.body(Empty::<Bytes>::new()).map_err(|error| Refused::Said(error.to_string()))?;
+        let request = request.body(Full::new(Bytes::from(body))).map_err(|error| Refused::Said(error.to_string()))?;
         let answer = sender.send_request(request).await.map_err(|_| Refused::BrokeOff)?;
         if answer.status() == StatusCode::OK {
             return Ok(answer);

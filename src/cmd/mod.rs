@@ -8,6 +8,7 @@ mod backups;
 mod certificate_command;
 mod check_command;
 mod config_command;
+mod credentials;
 mod datastore;
 mod facts;
 mod identities;
@@ -35,6 +36,7 @@ mod wasm_command;
 
 use crate::config::{AgentArgs, ServerArgs, with_files};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use edge_runtime::Zygote;
 use std::error::Error;
 use std::process::ExitCode;
 
@@ -142,11 +144,15 @@ enum VersionOutput {
 pub(crate) fn main() -> ExitCode {
     // Not for people: edge executes itself to compile WebAssembly modules, and to run those of many pods.
     let mut args = std::env::args_os().skip(1);
-    match args.next() {
+    let first = args.next();
+    match &first {
         Some(first) if first == edge_wasm::COMPILE_WORKER => return edge_wasm::compile_worker(args),
         Some(first) if first == edge_runtime::DENSE_HOST => return edge_runtime::dense_host(args),
         _ => {}
     }
+    // Each pod has a copy of the memory that this process has now: that should be little.
+    let runs_pods = first.is_some_and(|first| first == "server" || first == "agent");
+    let zygote = runs_pods.then(Zygote::start);
     let mut root = Cli::command();
     root.build();
     let args = match with_files(&root, std::env::args_os().collect()) {
@@ -167,14 +173,14 @@ pub(crate) fn main() -> ExitCode {
         Commands::Server(args) => {
             let debug = args.debug;
             match args.check() {
-                Ok(config) => server::main(config, debug),
+                Ok(config) => server::main(config, debug, zygote),
                 Err(error) => fail(USAGE, &error),
             }
         }
         Commands::Agent(args) => {
             let debug = args.debug;
             match args.check(|name| std::env::var(name).ok()) {
-                Ok(config) => agent_command::main(config, debug),
+                Ok(config) => agent_command::main(config, debug, zygote),
                 Err(error) => fail(USAGE, &error),
             }
         }

@@ -84,14 +84,15 @@ impl Process {
     }
 }
 
-/// Runs a command that goes on until it is told to end. `pods`: it runs pods.
+/// Runs a command that goes on until it is told to end. `pods`: it runs pods, by the zygote if there is one already.
 pub(crate) fn run_process(
     pods: bool,
     debug: bool,
+    zygote: Option<io::Result<Zygote>>,
     command: impl FnOnce(Process) -> Pin<Box<dyn Future<Output = ExitCode>>>,
 ) -> ExitCode {
     // monitors are forked from a process without threads, so this comes before everything else
-    let zygote = match pods.then(Zygote::start).transpose() {
+    let zygote = match pods.then(|| zygote.unwrap_or_else(Zygote::start)).transpose() {
         Ok(zygote) => zygote,
         Err(error) => return fail(1, &Failure { what: "starting the zygote".into(), source: error.into() }),
     };
@@ -126,8 +127,8 @@ fn process(zygote: Option<Zygote>) -> io::Result<Process> {
 }
 
 /// Runs until SIGTERM or SIGINT; containers go on.
-pub(crate) fn main(config: ServerConfig, debug: bool) -> ExitCode {
-    run_process(config.agent, debug, |process| {
+pub(crate) fn main(config: ServerConfig, debug: bool, zygote: Option<io::Result<Zygote>>) -> ExitCode {
+    run_process(config.agent, debug, zygote, |process| {
         Box::pin(async move {
             match Box::pin(run(config, process)).await {
                 Ok(()) => ExitCode::SUCCESS,

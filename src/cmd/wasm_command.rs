@@ -1,15 +1,14 @@
 //! `edge wasm`: trying WebAssembly programs, and packing them as images.
 
 use super::server::{Failure, doing};
-use super::{USAGE, fail};
+use super::{USAGE, credentials, fail};
 use bytes::Bytes;
 use clap::{Args, Subcommand};
 use edge_api::Quantity;
-use edge_image::{Artifact, Keyring, Reference, Registries};
+use edge_image::{Artifact, Credentials, Reference, Registries};
 use edge_wasm::{CompileLimits, Compiler, Invocation, Limits, Outcome, Preopen, Program, Shutdown};
 use sha2::{Digest as _, Sha256};
 use std::fs::File;
-use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -49,6 +48,9 @@ struct RunArgs {
     /// A directory that it sees, at its root unless GUEST says where
     #[arg(long, short, value_name = "HOST[:GUEST[:ro]]")]
     dir: Vec<String>,
+    /// Where its relative paths begin, if it sees a directory at its root
+    #[arg(long, short, value_name = "GUEST", value_parser = absolute)]
+    workdir: Option<PathBuf>,
     /// How much memory it may use, such as 64Mi [default: no limit]
     #[arg(long, short, value_name = "QUANTITY", value_parser = quantity)]
     memory: Option<u64>,
@@ -75,6 +77,9 @@ struct PushArgs {
     /// Registries, their credentials and certificates
     #[arg(long, default_value = "/etc/edge/registries.yaml", value_name = "FILE")]
     private_registry: PathBuf,
+    /// Name and password for the registry; without them those of ~/.docker/config.json and registries.yaml are tried
+    #[arg(long, env = "EDGE_CREDS", hide_env_values = true, value_name = "USER:PASSWORD", value_parser = credentials::parse)]
+    creds: Option<Credentials>,
 }
 
 pub(crate) fn main(args: WasmArgs) -> ExitCode {
@@ -128,6 +133,10 @@ fn preopen(text: &str) -> Result<Preopen, &'static str> {
     Ok(Preopen { host, guest, read_only })
 }
 
+fn absolute(text: &str) -> Result<PathBuf, &'static str> {
+    if text.starts_with('/') { Ok(text.into()) } else { Err("is not absolute") }
+}
+
 fn quantity(text: &str) -> Result<u64, String> {
     let quantity = Quantity::parse(text).map_err(|error| error.to_string())?;
     u64::try_from(quantity.value()).map_err(|_| "is negative".to_owned())
@@ -163,6 +172,7 @@ fn run(args: RunArgs, env: Vec<(String, String)>, preopens: Vec<Preopen>) -> Res
         args: program_args,
         env,
         preopens,
+        cwd: args.workdir,
         listen: args.listen,
         network: args.network,
         limits: Limits { memory: args.memory },
@@ -210,11 +220,7 @@ fn push(args: &PushArgs) -> Result<ExitCode, Failure> {
         }
         None => {
             let registries = Registries::load(&args.private_registry).map_err(doing("reading the registries"))?;
-            let mut keyring = Keyring::new();
-            if let Some((path, json)) = docker_config()? {
-                keyring.add(&path.to_string_lossy(), &json).map_err(doing("reading credentials"))?;
-            }
-            let credentials = keyring.lookup(&reference);
+            let credentials = credentials::find(args.creds.clone(), &reference)?;
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(doing("starting"))?;
             runtime
@@ -224,17 +230,4 @@ fn push(args: &PushArgs) -> Result<ExitCode, Failure> {
     }
     println!("{reference}@{}", artifact.digest());
     Ok(ExitCode::SUCCESS)
-}
-
-/// Docker's configuration of this user, if there is one.
-fn docker_config() -> Result<Option<(PathBuf, Vec<u8>)>, Failure> {
-    let directory = std::env::var_os("DOCKER_CONFIG")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".docker")));
-    let Some(path) = directory.map(|d| d.join("config.json")) else { return Ok(None) };
-    match std::fs::read(&path) {
-        Ok(json) => Ok(Some((path, json))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(doing(format!("reading {}", path.display()))(error)),
-    }
 }

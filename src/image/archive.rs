@@ -9,7 +9,8 @@ use crate::error::Error;
 use crate::image::{Image, ImageKind, Progress, ProgressFn};
 use crate::layers::LayerSource;
 use crate::oci::{self, ConfigFile, Descriptor, Document, Index, MAX_DOCUMENT, Manifest};
-use crate::platform::Platform;
+use crate::platform::{Choice, Platform};
+use crate::record;
 use crate::reference::Reference;
 use crate::store::{Inner, NewImage};
 use crate::tarball::{EntryKind, TarReader};
@@ -135,14 +136,16 @@ impl Files {
         let mut unfit = None;
         for descriptor in &index.manifests {
             let mut names = Vec::new();
-            match self.oci_image(descriptor, platform, &mut names, 0) {
+            match self.oci_image(descriptor, (platform, Choice::Native), &mut names, 0) {
                 Ok(mut image) => {
                     let tags = match archive_name(descriptor) {
                         Some(name) => vec![name],
                         None => docker_tags.get(&image.id).cloned().unwrap_or_default(),
                     };
                     add_names(&mut image, &tags, &names)?;
+                    let beside = self.wasm_beside(descriptor, platform, &image, &tags)?;
                     images.push(image);
+                    images.extend(beside);
                 }
                 // An archive may hold one image for several machines, one descriptor each.
                 Err(error @ Error::NoPlatform { .. }) => drop(unfit.get_or_insert(error)),
@@ -156,11 +159,29 @@ impl Files {
         }
     }
 
+    /// The WebAssembly image of an index beside its native one, under names of its own.
+    fn wasm_beside(
+        &self,
+        descriptor: &Descriptor,
+        platform: &Platform,
+        native: &NewImage,
+        tags: &[String],
+    ) -> Result<Option<NewImage>, Error> {
+        let mut names = Vec::new();
+        let mut image = self.oci_image(descriptor, (platform, Choice::Wasm), &mut names, 0)?;
+        if image.id == native.id {
+            return Ok(None);
+        }
+        add_names(&mut image, tags, &names)?;
+        image.name_as_wasm();
+        Ok(Some(image))
+    }
+
     /// Follows `descriptor` to the image for this machine; `digests` collects those of the documents passed.
     fn oci_image(
         &self,
         descriptor: &Descriptor,
-        platform: &Platform,
+        (platform, choice): (&Platform, Choice),
         digests: &mut Vec<Digest>,
         depth: usize,
     ) -> Result<NewImage, Error> {
@@ -172,12 +193,12 @@ impl Files {
         match Document::parse(&what, &read_document(self.blob(descriptor)?)?)? {
             Document::Manifest(manifest) => self.manifest_image(descriptor, &manifest, platform),
             Document::Index(index) => {
-                let fitting = oci::candidates(&index, platform);
+                let fitting = oci::candidates(&index, platform, choice);
                 // Archives of multi-platform images often hold only the blobs of one platform.
                 let present = fitting.into_iter().filter(|d| self.get(&blob_name(d.digest)).is_some());
                 for candidate in present {
                     let mut inner = digests.clone();
-                    match self.oci_image(&candidate, platform, &mut inner, depth + 1) {
+                    match self.oci_image(&candidate, (platform, choice), &mut inner, depth + 1) {
                         Err(Error::NoPlatform { .. }) => {}
                         found => {
                             *digests = inner;
@@ -254,6 +275,13 @@ struct DockerImage {
 }
 
 impl NewImage {
+    /// Leaves its names to the native image of the same index, and takes those for pods that want WebAssembly.
+    pub(crate) fn name_as_wasm(&mut self) {
+        for name in self.repo_tags.iter_mut().chain(&mut self.repo_digests) {
+            *name = record::wasm_name(name);
+        }
+    }
+
     pub(crate) fn container(id: Digest, config: &ConfigFile, layers: Vec<LayerSource>, size: u64) -> Self {
         Self {
             id,

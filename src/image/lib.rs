@@ -33,7 +33,7 @@ pub use dropfolder::ArchiveEvent;
 pub use error::{Error, error_chain};
 pub use image::{DiskUsage, Image, ImageConfig, ImageKind, Progress, ProgressFn};
 pub use module::WasmProgram;
-pub use platform::Platform;
+pub use platform::{Choice, Platform};
 pub use pull::PullOptions;
 pub use reference::{InvalidReference, Reference};
 pub use store::{GarbagePolicy, ImageStore, ImageStoreConfig, Reclaimed};

@@ -3,7 +3,7 @@
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::image::{ImageConfig, ImageKind};
-use crate::platform::Platform;
+use crate::platform::{Choice, Platform};
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 
@@ -36,6 +36,11 @@ pub(crate) struct Descriptor {
 }
 
 impl Descriptor {
+    /// Whether it says that it is WebAssembly.
+    pub(crate) fn is_wasm(&self) -> bool {
+        self.platform.as_ref().is_some_and(Platform::is_wasm)
+    }
+
     /// Attestations and the like, which look like images for an `unknown/unknown` platform.
     fn is_attestation(&self) -> bool {
         self.annotations.contains_key("vnd.docker.reference.type")
@@ -107,9 +112,9 @@ impl Document {
 
 /// The entries of an index that run on `host`, best first. Entries without a platform come last: only their
 /// configuration tells.
-pub(crate) fn candidates(index: &Index, host: &Platform) -> Vec<Descriptor> {
+pub(crate) fn candidates(index: &Index, host: &Platform, choice: Choice) -> Vec<Descriptor> {
     let ranked = index.manifests.iter().filter(|d| !d.is_attestation()).filter_map(|descriptor| {
-        let rank = descriptor.platform.as_ref().map_or(Some(0), |platform| host.rank(platform))?;
+        let rank = descriptor.platform.as_ref().map_or(Some(0), |platform| host.rank(platform, choice))?;
         Some((rank, descriptor.clone()))
     });
     let mut ranked: Vec<_> = ranked.collect();
@@ -170,7 +175,7 @@ impl ConfigFile {
     /// Refuses an image for another machine. One that does not say what it is for is taken at its word.
     pub(crate) fn check_platform(&self, host: &Platform) -> Result<(), Error> {
         let says_nothing = self.platform.os.is_empty() && self.platform.architecture.is_empty();
-        if says_nothing || host.rank(&self.platform).is_some() {
+        if says_nothing || host.rank(&self.platform, Choice::Native).is_some() {
             return Ok(());
         }
         Err(Error::NoPlatform { platform: host.to_string(), offered: vec![self.platform.to_string()] })
@@ -265,8 +270,9 @@ mod tests {
         ];
         let index = Index { manifests };
         let host = Platform { os: "linux".into(), architecture: "arm64".into(), variant: Some("v8".into()) };
-        let chosen: Vec<_> = candidates(&index, &host).into_iter().map(|d| d.digest).collect();
-        assert_eq!(chosen, [Digest::of(b"2"), Digest::of(b"4")]);
+        let chosen = |choice| candidates(&index, &host, choice).into_iter().map(|d| d.digest).collect::<Vec<_>>();
+        assert_eq!(chosen(Choice::Native), [Digest::of(b"2"), Digest::of(b"4")]);
+        assert_eq!(chosen(Choice::Wasm), [Digest::of(b"4"), Digest::of(b"2")]);
         let error = no_platform(&index, &host).to_string();
         assert!(error.contains("linux/arm64/v8") && error.contains("linux/amd64"), "{error}");
     }

@@ -16,6 +16,16 @@ pub struct Platform {
     pub variant: Option<String>,
 }
 
+/// Which of an index's images is wanted, when there are several that run here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Choice {
+    /// Native programs, WebAssembly where there are none.
+    #[default]
+    Native,
+    /// WebAssembly, native programs where there is none.
+    Wasm,
+}
+
 impl Platform {
     /// The platform this program was built for, which is the one it runs on.
     #[must_use]
@@ -39,10 +49,10 @@ impl Platform {
 
     /// How well an image made for `image` runs here: `None` not at all, otherwise the higher the better.
     ///
-    /// Native beats WebAssembly; among variants of `arm` the highest one not above ours wins.
-    pub(crate) fn rank(&self, image: &Self) -> Option<u32> {
+    /// Native beats WebAssembly unless that is wanted; among variants of `arm` the highest one not above ours wins.
+    pub(crate) fn rank(&self, image: &Self, choice: Choice) -> Option<u32> {
         if image.is_wasm() {
-            return Some(1);
+            return Some(if choice == Choice::Wasm { u32::MAX } else { 1 });
         }
         if self.os != image.os || self.architecture != image.architecture {
             return None;
@@ -81,13 +91,15 @@ mod tests {
     #[test]
     fn the_best_variant_that_runs_here_wins() {
         let v7 = platform("linux", "arm", Some("v7"));
-        let rank = |variant| v7.rank(&platform("linux", "arm", variant));
+        let rank = |variant| v7.rank(&platform("linux", "arm", variant), Choice::Native);
         assert!(rank(Some("v7")) > rank(Some("v6")));
         assert_eq!(rank(None), rank(Some("v7")));
         assert_eq!(rank(Some("v8")), None);
-        assert_eq!(v7.rank(&platform("linux", "arm64", None)), None);
-        assert_eq!(v7.rank(&platform("windows", "arm", None)), None);
-        assert!(rank(Some("v5")) > v7.rank(&platform("wasip1", "wasm", None)));
-        assert!(platform("linux", "arm64", Some("v8")).rank(&platform("linux", "arm64", None)).is_some());
+        assert_eq!(v7.rank(&platform("linux", "arm64", None), Choice::Native), None);
+        assert_eq!(v7.rank(&platform("windows", "arm", None), Choice::Native), None);
+        let wasm = |choice| v7.rank(&platform("wasip1", "wasm", None), choice);
+        assert!(rank(Some("v5")) > wasm(Choice::Native) && wasm(Choice::Wasm) > rank(Some("v7")));
+        let v8 = platform("linux", "arm64", Some("v8"));
+        assert!(v8.rank(&platform("linux", "arm64", None), Choice::Native).is_some());
     }
 }

@@ -7,6 +7,8 @@ use crate::error::Error;
 use crate::image::{Image, Progress, ProgressFn};
 use crate::layers::chain_ids;
 use crate::oci::{self, ConfigFile, Descriptor, Document, Manifest};
+use crate::platform::Choice;
+use crate::record;
 use crate::reference::Reference;
 use crate::store::{ImageStore, Inner, NewImage, blocking};
 use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
@@ -26,13 +28,15 @@ pub struct PullOptions {
     /// Tried one after the other at the image's own registry (never at mirrors), mostly of
     /// [`Keyring::lookup`](crate::Keyring::lookup). Without any, those of `registries.yaml`, then none.
     pub credentials: Vec<Credentials>,
+    /// What is wanted of an index that has both.
+    pub choice: Choice,
     /// Told what happens; when several pulls of the same image run, only the first one's is.
     pub progress: Option<Arc<ProgressFn>>,
 }
 
 type PullResult = Result<Arc<Image>, Arc<Error>>;
-/// Image name and credentials: whoever may not see an image must not get it from somebody else's pull.
-type PullKey = (String, Vec<Credentials>);
+/// Image name, credentials (whoever may not see an image must not get it from somebody else's pull), and what is wanted of it.
+type PullKey = (String, Vec<Credentials>, Choice);
 type PullFuture = BoxFuture<'static, PullResult>;
 
 /// Pulls in progress, and the registries to pull from.
@@ -79,7 +83,7 @@ impl ImageStore {
     /// [`Error::Registry`], [`Error::NoPlatform`], [`Error::DigestMismatch`], [`Error::NoSpace`] and the others, also
     /// behind [`Error::Shared`]: look at [`Error::root`].
     pub async fn pull(&self, reference: &Reference, options: PullOptions) -> Result<Arc<Image>, Error> {
-        let key = (reference.to_string(), options.credentials.clone());
+        let key = (reference.to_string(), options.credentials.clone(), options.choice);
         let shared: Shared<PullFuture> = {
             let mut running = self.inner.pulls.running.lock();
             running.retain(|_, pull| pull.upgrade().is_some());
@@ -101,10 +105,19 @@ impl ImageStore {
     }
 }
 
+/// What of another kind an index has beside the image that was chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Beside {
+    Nothing,
+    Native,
+    Wasm,
+}
+
 struct Pull {
     store: Arc<Inner>,
     reference: Reference,
     credentials: Vec<Credentials>,
+    choice: Choice,
     progress: Arc<ProgressFn>,
     transport: Arc<Transport>,
 }
@@ -113,15 +126,17 @@ impl Pull {
     fn new(store: Arc<Inner>, reference: Reference, options: PullOptions) -> Self {
         let transport = Arc::new(Transport::new(&store.pulls.registries));
         let progress = options.progress.unwrap_or_else(|| Arc::new(|_| {}));
-        Self { store, reference, credentials: options.credentials, progress, transport }
+        Self { store, reference, credentials: options.credentials, choice: options.choice, progress, transport }
     }
 
     async fn run(self) -> Result<Arc<Image>, Error> {
         let (repository, manifest) = self.resolve().await?;
         let mut digests = vec![manifest.digest];
-        let (descriptor, manifest) = self.choose(&repository, manifest, &mut digests).await?;
-        let tags = self.reference.repo_tag().into_iter().collect::<Vec<_>>();
-        let repo_digests: Vec<_> = digests.iter().map(|digest| self.reference.repo_digest(*digest)).collect();
+        let (descriptor, manifest, beside) = self.choose(&repository, manifest, &mut digests).await?;
+        let tags = self.names(self.reference.repo_tag().into_iter(), beside);
+        let own = self.reference.repo_digest(descriptor.digest);
+        let asked = digests.iter().map(|digest| self.reference.repo_digest(*digest)).filter(|name| *name != own);
+        let repo_digests = self.names(asked, beside).into_iter().chain([own]).collect();
         let total = manifest.layers.iter().fold(0_u64, |sum, layer| sum.saturating_add(layer.size));
         (self.progress)(Progress::Resolved { digest: descriptor.digest, total });
         if let Some(known) = self.store.find(&self.reference.repo_digest(descriptor.digest)) {
@@ -165,23 +180,44 @@ impl Pull {
         Err(last.unwrap_or_else(|| Error::malformed(self.reference.to_string(), "no endpoint to pull from")))
     }
 
+    /// What an image is called that was found under `names`.
+    fn names(&self, names: impl Iterator<Item = String>, beside: Beside) -> Vec<String> {
+        let of = |plain: String| {
+            let marked = record::wasm_name(&plain);
+            match beside {
+                Beside::Native => vec![marked],
+                Beside::Wasm => vec![plain, marked],
+                // There is no other one any more.
+                Beside::Nothing if self.store.knows(&marked) => vec![plain, marked],
+                Beside::Nothing => vec![plain],
+            }
+        };
+        names.flat_map(of).collect()
+    }
+
     /// Goes from an index to the manifest for this machine; `digests` collects what may be called the image's digest.
     async fn choose(
         &self,
         repository: &Repository,
         fetched: FetchedManifest,
         digests: &mut Vec<Digest>,
-    ) -> Result<(Descriptor, Manifest), Error> {
+    ) -> Result<(Descriptor, Manifest, Beside), Error> {
         let what = format!("manifest {}", fetched.digest);
         match Document::parse(&what, &fetched.bytes)? {
-            Document::Manifest(manifest) => Ok((fetched.descriptor(), manifest)),
+            Document::Manifest(manifest) => Ok((fetched.descriptor(), manifest, Beside::Nothing)),
             Document::Index(index) => {
-                for candidate in oci::candidates(&index, &self.store.platform) {
+                let candidates = oci::candidates(&index, &self.store.platform, self.choice);
+                for candidate in &candidates {
                     let inner = repository.manifest(&candidate.digest.to_string()).await?;
                     let what = format!("manifest {}", inner.digest);
                     let Document::Manifest(manifest) = Document::parse(&what, &inner.bytes)? else { continue };
                     digests.push(inner.digest);
-                    return Ok((inner.descriptor(), manifest));
+                    let beside = match candidates.iter().any(|other| other.is_wasm() != candidate.is_wasm()) {
+                        true if candidate.is_wasm() => Beside::Native,
+                        true => Beside::Wasm,
+                        false => Beside::Nothing,
+                    };
+                    return Ok((inner.descriptor(), manifest, beside));
                 }
                 Err(oci::no_platform(&index, &self.store.platform))
             }

@@ -30,6 +30,19 @@ pub(crate) struct Record {
     pub(crate) kind: ImageKind,
 }
 
+/// After the name of a WebAssembly image whose plain name is that of the native image of the same index. No name can hold it. The
+/// native one has this name, too, which says that there is a WebAssembly one; it counts only while that is not here.
+const WASM_MARK: &str = "#wasm";
+
+/// The name by which pods that want WebAssembly find what may be another image for others.
+pub(crate) fn wasm_name(name: &str) -> String {
+    format!("{name}{WASM_MARK}")
+}
+
+pub(crate) fn is_wasm_name(name: &str) -> bool {
+    name.ends_with(WASM_MARK)
+}
+
 impl Record {
     pub(crate) fn new(id: Digest, config: ImageConfig, kind: ImageKind, layers: Vec<Digest>, size: u64) -> Self {
         let added = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -49,8 +62,8 @@ impl Record {
     pub(crate) fn to_image(&self, content: &ContentDir, last_used: SystemTime) -> Image {
         Image {
             id: self.id,
-            repo_tags: self.repo_tags.iter().cloned().collect(),
-            repo_digests: self.repo_digests.iter().cloned().collect(),
+            repo_tags: self.told(&self.repo_tags),
+            repo_digests: self.told(&self.repo_digests),
             size: self.size,
             pinned: self.pinned,
             last_used,
@@ -58,6 +71,29 @@ impl Record {
             lower_dirs: self.layers.iter().rev().map(|chain| content.layer_fs(*chain)).collect(),
             kind: self.kind.clone(),
         }
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = &String> {
+        self.repo_tags.iter().chain(&self.repo_digests)
+    }
+
+    pub(crate) fn is_native(&self) -> bool {
+        self.kind == ImageKind::Container
+    }
+
+    /// Whether another image gives this one a name away by having it, too.
+    pub(crate) fn contends(&self, other: &ImageKind, name: &str) -> bool {
+        !is_wasm_name(name) || self.is_native() == (*other == ImageKind::Container)
+    }
+
+    /// Names as users know them.
+    fn told(&self, names: &BTreeSet<String>) -> Vec<String> {
+        let known = |name: &String| match name.strip_suffix(WASM_MARK) {
+            Some(_) if self.is_native() => None,
+            Some(plain) => Some(plain.to_owned()),
+            None => Some(name.clone()),
+        };
+        names.iter().filter_map(known).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// Whether everything the image needs is there.
@@ -99,7 +135,8 @@ pub(crate) fn load(
     records.sort_by_key(|record| std::cmp::Reverse(record.added));
     let mut seen = BTreeSet::new();
     for record in &mut records {
-        record.repo_tags.retain(|tag| seen.insert(tag.clone()));
+        let native = record.is_native();
+        record.repo_tags.retain(|tag| seen.insert((tag.clone(), native && is_wasm_name(tag))));
     }
     Ok(records.into_iter().map(|record| (record.id, record)).collect())
 }

@@ -162,6 +162,19 @@ impl ImageStore {
         state.images.get(&state.resolve(reference)?).cloned()
     }
 
+    /// The image that `reference` names for a pod that runs WebAssembly: of an index with native programs, too, the WebAssembly.
+    /// `None` also when it is only known that there is one.
+    #[must_use]
+    pub fn get_wasm(&self, reference: &Reference) -> Option<Arc<Image>> {
+        let state = self.inner.state.lock();
+        let named = State::name(reference).and_then(|name| state.names.get(&record::wasm_name(&name)));
+        match named.and_then(|id| state.images.get(id)) {
+            Some(image) if image.kind == ImageKind::Container => None,
+            Some(image) => Some(Arc::clone(image)),
+            None => state.images.get(&state.resolve(reference)?).cloned(),
+        }
+    }
+
     /// All images, by id.
     #[must_use]
     pub fn list(&self) -> Vec<Arc<Image>> {
@@ -271,7 +284,7 @@ impl Inner {
                 record.pinned = old.pinned;
             }
             for other in state.records.values().filter(|other| other.id != new.id) {
-                if new.repo_tags.iter().any(|tag| other.repo_tags.contains(tag)) {
+                if new.repo_tags.iter().any(|tag| other.repo_tags.contains(tag) && other.contends(&record.kind, tag)) {
                     losers.push(other.clone());
                 }
             }
@@ -279,7 +292,8 @@ impl Inner {
         record.pinned |= new.pinned;
         record.repo_digests.extend(new.repo_digests);
         for loser in &mut losers {
-            loser.repo_tags.retain(|tag| !new.repo_tags.contains(tag));
+            let lost = |tag: &String| new.repo_tags.contains(tag) && loser.contends(&record.kind, tag);
+            loser.repo_tags = loser.repo_tags.iter().filter(|tag| !lost(tag)).cloned().collect();
         }
         record.repo_tags.extend(new.repo_tags);
         for record in losers.iter().chain([&record]) {
@@ -299,6 +313,7 @@ impl Inner {
         state.records.remove(&id);
         state.images.remove(&id);
         state.names.retain(|_, named| *named != id);
+        state.find_names_again();
         Ok(())
     }
 
@@ -361,6 +376,11 @@ impl Inner {
         (Lease { inner: Arc::clone(self), chains: chains.to_vec() }, present)
     }
 
+    /// Whether any image has this name.
+    pub(crate) fn knows(&self, name: &str) -> bool {
+        self.state.lock().names.contains_key(name)
+    }
+
     /// The image that has the repository digest `name@digest`.
     pub(crate) fn find(&self, name: &str) -> Option<Arc<Image>> {
         let state = self.state.lock();
@@ -393,8 +413,12 @@ impl State {
     fn insert(&mut self, content: &ContentDir, record: Record, last_used: SystemTime) -> Arc<Image> {
         let id = record.id;
         self.names.retain(|_, named| *named != id);
-        for name in record.repo_tags.iter().chain(&record.repo_digests) {
-            self.names.insert(name.clone(), id);
+        for name in record.names() {
+            let has = |id: &Digest| self.images.get(id).is_some_and(|image| image.kind != ImageKind::Container);
+            let kept = record.is_native() && record::is_wasm_name(name) && self.names.get(name).is_some_and(has);
+            if !kept {
+                self.names.insert(name.clone(), id);
+            }
         }
         let image = Arc::new(record.to_image(content, last_used));
         self.images.insert(id, Arc::clone(&image));
@@ -402,12 +426,24 @@ impl State {
         image
     }
 
+    /// Gives names that are free again to images which have them, too.
+    fn find_names_again(&mut self) {
+        for record in self.records.values() {
+            for name in record.names().filter(|name| record::is_wasm_name(name)) {
+                self.names.entry(name.clone()).or_insert(record.id);
+            }
+        }
+    }
+
+    fn name(reference: &Reference) -> Option<String> {
+        match reference.digest() {
+            Some(digest) => Some(reference.repo_digest(digest)),
+            None => reference.repo_tag(),
+        }
+    }
+
     fn resolve(&self, reference: &Reference) -> Option<Digest> {
-        let name = match reference.digest() {
-            Some(digest) => reference.repo_digest(digest),
-            None => reference.repo_tag()?,
-        };
-        self.names.get(&name).copied()
+        self.names.get(&Self::name(reference)?).copied()
     }
 
     fn sources(&self, record: &Record) -> Vec<LayerSource> {

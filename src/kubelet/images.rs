@@ -3,13 +3,17 @@
 use crate::context::Context;
 use crate::pods::Manager;
 use crate::pods::record::{ImageRef, Problem};
+use crate::pods::runtime_class;
 use crate::pods::shared::PodShared;
 use edge_client::{EventType, node_reference};
-use edge_image::{ArchiveEvent, Digest, GarbagePolicy, Image, ImageKind, Keyring, PullOptions, Reference, error_chain};
+use edge_image::{
+    ArchiveEvent, Choice, Digest, GarbagePolicy, Image, ImageKind, Keyring, PullOptions, Reference, error_chain,
+};
 use edge_wasm::{CompileError, Compiled};
 use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod};
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -71,11 +75,12 @@ pub(crate) async fn ensure(
         Problem::new("InvalidImageName", message)
     })?;
     let policy = policy(container, &reference);
-    let mut present = cx.images.get_reference(&reference);
+    let choice = choice(cx, pod).await;
+    let mut present = here(cx, &reference, choice);
     if present.is_none() && policy == Policy::IfNotPresent {
         // what lies in the drop folder at the start is not fetched from far away; the sender lives in the context
         let _ = cx.imports.subscribe().wait_for(|read| *read).await;
-        present = cx.images.get_reference(&reference);
+        present = here(cx, &reference, choice);
     }
     match (policy, present) {
         (Policy::IfNotPresent | Policy::Never, Some(image)) => {
@@ -92,15 +97,19 @@ pub(crate) async fn ensure(
             tell(EventType::Normal, "Pulling", format!("Pulling image {name:?}"));
             let begun = Instant::now();
             let pulled = tokio::select! {
-                pulled = pull(shared, pod, &reference) => pulled,
-                image = brought(cx, &reference), if policy == Policy::IfNotPresent => Ok(image),
+                pulled = pull(shared, pod, &reference, choice) => pulled,
+                image = brought(cx, &reference, choice), if policy == Policy::IfNotPresent => Ok(image),
             };
             match pulled {
                 Ok(image) => {
                     // What is wrong with a module is told when its container is made.
-                    let words = (container.command.as_ref(), container.working_dir.clone());
                     if image.kind != ImageKind::Container {
-                        let _ = compile(cx, &image, words.0.and_then(|c| c.first()).cloned(), words.1).await;
+                        let program = Program {
+                            words: container.command.as_ref().and_then(|command| command.first()).cloned(),
+                            working_dir: container.working_dir.clone(),
+                            told_about: Some(about()),
+                        };
+                        let _ = compile(cx, &image, program).await;
                     }
                     let took = format!("{:.3}s", begun.elapsed().as_secs_f64());
                     let size = image.size;
@@ -124,11 +133,28 @@ pub(crate) async fn ensure(
     }
 }
 
+/// Which image of an index a pod wants: one of a class for WebAssembly wants that.
+async fn choice(cx: &Context, pod: &Pod) -> Choice {
+    match runtime_class::handler(cx, pod).await {
+        Ok(handler) => handler.choice(),
+        // its sandbox is not made
+        Err(_) => Choice::Native,
+    }
+}
+
+/// The image, if it is on this node.
+pub(crate) fn here(cx: &Context, reference: &Reference, choice: Choice) -> Option<Arc<Image>> {
+    match choice {
+        Choice::Native => cx.images.get_reference(reference),
+        Choice::Wasm => cx.images.get_wasm(reference),
+    }
+}
+
 /// The image, when an archive in the drop folder has brought it meanwhile: without a network a pull takes long to fail.
-async fn brought(cx: &Context, reference: &Reference) -> Arc<Image> {
+async fn brought(cx: &Context, reference: &Reference, choice: Choice) -> Arc<Image> {
     let mut imports = cx.imports.subscribe();
     loop {
-        if let Some(image) = cx.images.get_reference(reference) {
+        if let Some(image) = here(cx, reference, choice) {
             return image;
         }
         // the sender lives in the context
@@ -136,9 +162,9 @@ async fn brought(cx: &Context, reference: &Reference) -> Arc<Image> {
     }
 }
 
-async fn pull(shared: &PodShared, pod: &Pod, reference: &Reference) -> Result<Arc<Image>, String> {
+async fn pull(shared: &PodShared, pod: &Pod, reference: &Reference, choice: Choice) -> Result<Arc<Image>, String> {
     let (cx, keyring) = (&shared.cx, keyring(shared, pod).await);
-    let options = PullOptions { credentials: keyring.lookup(reference), ..PullOptions::default() };
+    let options = PullOptions { credentials: keyring.lookup(reference), choice, progress: None };
     cx.images.pull(reference, options).await.map_err(|error| error_chain(&error))
 }
 
@@ -215,18 +241,44 @@ pub(crate) enum ProgramError {
     Compile(#[from] CompileError),
 }
 
+/// Which program of an image is wanted, and who is to know that it is being compiled.
+#[derive(Default)]
+pub(crate) struct Program {
+    /// The first word of the container's command line, where that is not the image's.
+    pub(crate) words: Option<String>,
+    /// The container's working directory, where it is not the image's.
+    pub(crate) working_dir: Option<String>,
+    /// Whose events tell of it.
+    pub(crate) told_about: Option<ObjectReference>,
+}
+
 /// The machine code of a WebAssembly image's program: out of the cache mostly, since it is compiled when the image arrives.
-/// `program` and `working_dir` are the container's, where they are not the image's.
-pub(crate) async fn compile(
-    cx: &Context,
-    image: &Arc<Image>,
-    program: Option<String>,
-    working_dir: Option<String>,
-) -> Result<Compiled, ProgramError> {
-    let found = cx.images.wasm_program(image.clone(), program, working_dir).await?;
-    let compiled = cx.compiler.compile(&found.digest.hex(), &found.path).await;
-    if let Err(error) = &compiled {
-        tracing::debug!(image = %image.id, %error, "WebAssembly program not compiled");
+pub(crate) async fn compile(cx: &Context, image: &Arc<Image>, program: Program) -> Result<Compiled, ProgramError> {
+    let Program { words, working_dir, told_about } = program;
+    let found = cx.images.wasm_program(image.clone(), words, working_dir).await?;
+    let name = image.repo_tags.first().or(image.repo_digests.first()).cloned().unwrap_or_else(|| image.id.to_string());
+    let tell = |reason: &str, message: String| {
+        if let Some(about) = &told_about {
+            cx.recorder.event_ref(about.clone(), EventType::Normal, reason, message);
+        }
+    };
+    let (begun, told) = (Instant::now(), AtomicBool::new(false));
+    let begins = || {
+        // it may have been somebody else who compiled, in vain
+        if !told.swap(true, Ordering::Relaxed) {
+            let size = std::fs::metadata(&found.path).map_or(0, |metadata| metadata.len());
+            tell("Compiling", format!("Compiling the WebAssembly program of image {name:?} ({size} bytes)"));
+        }
+    };
+    let compiled = cx.compiler.compile_telling(&found.digest.hex(), &found.path, begins).await;
+    match &compiled {
+        Ok(compiled) if told.load(Ordering::Relaxed) => {
+            let (took, size) = (begun.elapsed().as_secs_f64(), compiled.bytes);
+            let what = format!("Compiled the WebAssembly program of image {name:?} in {took:.3}s");
+            tell("Compiled", format!("{what}. Machine code size: {size} bytes."));
+        }
+        Ok(_) => {}
+        Err(error) => tracing::debug!(image = %image.id, %error, "WebAssembly program not compiled"),
     }
     Ok(compiled?)
 }
@@ -241,7 +293,7 @@ fn compile_all(cx: &Arc<Context>, mut images: Vec<Arc<Image>>) {
     tokio::spawn(async move {
         let compile = async {
             for image in images {
-                if let Err(error) = compile(&cx, &image, None, None).await {
+                if let Err(error) = compile(&cx, &image, Program::default()).await {
                     let image = image.repo_tags.first().cloned().unwrap_or_else(|| image.id.to_string());
                     tracing::warn!(image, %error, "the WebAssembly program of an imported image will not run");
                 }
@@ -291,12 +343,20 @@ fn to_free(capacity: u64, available: u64) -> Option<u64> {
     (capacity > 0 && used > percent(HIGH_PERCENT)).then(|| used - percent(LOW_PERCENT))
 }
 
+/// The images of that id or name: of an index there may be two, one for pods that run WebAssembly.
+pub(crate) fn named(cx: &Context, name: &str) -> impl Iterator<Item = Arc<Image>> + use<> {
+    let image = cx.images.get(name);
+    let wasm = name.parse().ok().and_then(|reference| cx.images.get_wasm(&reference));
+    let wasm = wasm.filter(|wasm| image.as_ref().is_none_or(|image| image.id != wasm.id));
+    image.into_iter().chain(wasm)
+}
+
 /// The images that pods of this node name.
 pub(crate) fn used_images(cx: &Context) -> HashSet<Digest> {
     let selector = format!("spec.nodeName={}", cx.config.node_name);
     let pods = cx.informers.select::<Pod>(&selector).list();
     let containers = pods.iter().flat_map(|pod| crate::pods::record::spec_containers(pod).map(|(_, c)| c));
-    containers.filter_map(|c| cx.images.get(c.image.as_deref()?)).map(|image| image.id).collect()
+    containers.filter_map(|c| c.image.as_deref()).flat_map(|name| named(cx, name)).map(|image| image.id).collect()
 }
 
 #[cfg(test)]

@@ -1,15 +1,17 @@
 //! What is behind a program's imports.
 
+use std::sync::Arc;
+
 use wasmtime::Engine;
 use wasmtime::component::{self, ResourceTable};
 use wasmtime_wasi::p1::WasiP1Ctx;
-use wasmtime_wasi::{FsPerms, I32Exit, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi::{I32Exit, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::invocation::Invocation;
 use crate::limits::MemoryLimiter;
 use crate::outgoing::Outgoing;
-use crate::run::PrepareError;
 use crate::stdio::Stdio;
 use crate::world::PREVIEW1;
 
@@ -32,6 +34,7 @@ pub(crate) struct ComponentHost {
     pub(crate) wasi: WasiCtx,
     pub(crate) http: WasiHttpCtx,
     pub(crate) outgoing: Outgoing,
+    pub(crate) config: Arc<WasiConfigVariables>,
     pub(crate) limiter: MemoryLimiter,
 }
 
@@ -64,7 +67,13 @@ pub(crate) fn component_linker(engine: &Engine) -> wasmtime::Result<component::L
     let mut linker = component::Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+    wasmtime_wasi_config::add_to_linker(&mut linker, |host: &mut ComponentHost| WasiConfig::from(&*host.config))?;
     Ok(linker)
+}
+
+/// What a component finds as its configuration: its environment, which in a pod comes from ConfigMaps and Secrets.
+pub(crate) fn config(invocation: &Invocation) -> Arc<WasiConfigVariables> {
+    Arc::new(invocation.env.iter().cloned().collect())
 }
 
 /// What an invocation gives a program, apart from its standard input and its directories.
@@ -76,15 +85,4 @@ pub(crate) fn wasi_builder(invocation: &Invocation, stdio: &Stdio) -> WasiCtxBui
         builder.inherit_network().allow_ip_name_lookup(true).allow_tcp(true).allow_udp(true);
     }
     builder
-}
-
-/// Opens the directories that the program sees.
-pub(crate) fn preopen(builder: &mut WasiCtxBuilder, invocation: &Invocation) -> Result<(), PrepareError> {
-    for preopen in &invocation.preopens {
-        let permissions = if preopen.read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
-        builder
-            .preopened_dir(&preopen.host, &preopen.guest, permissions)
-            .map_err(|e| PrepareError::Preopen { path: preopen.host.clone(), reason: format!("{e:#}") })?;
-    }
-    Ok(())
 }

@@ -17,6 +17,9 @@ pub struct Invocation {
     pub env: Vec<(String, String)>,
     /// Directories that the program sees.
     pub preopens: Vec<Preopen>,
+    /// Where relative paths begin, as an absolute path below the directory that the program knows as `/`; there without one.
+    #[serde(default)]
+    pub cwd: Option<PathBuf>,
     /// Where a [`World::HttpProxy`] listens.
     pub listen: Vec<SocketAddr>,
     /// Whether the program may open sockets and look up names.

@@ -9,6 +9,7 @@
 mod compile;
 pub mod dense;
 mod dial;
+mod directories;
 mod engine;
 mod host;
 mod inspect;

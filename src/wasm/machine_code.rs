@@ -177,6 +177,7 @@ const PROVIDED: &[&str] = &[
     "wasi:cli/terminal-stdout",
     "wasi:clocks/monotonic-clock",
     "wasi:clocks/wall-clock",
+    "wasi:config/store",
     "wasi:filesystem/preopens",
     "wasi:filesystem/types",
     "wasi:http/outgoing-handler",

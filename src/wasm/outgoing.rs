@@ -202,7 +202,7 @@ fn classify(err: &legacy::Error) -> Error {
                 () => Error::HttpProtocolError,
             };
         }
-        if let Some(io) = err.downcast_ref::<io::Error>() {
+        if let Some(io) = err.downcast_ref::<io::Error>().map(innermost) {
             // One that wraps another error (as that of TLS) says less than what it wraps.
             if let Some(inner) = io.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>()) {
                 return match inner {
@@ -223,6 +223,14 @@ fn classify(err: &legacy::Error) -> Error {
         cause = err.source();
     }
     if err.is_connect() { Error::DestinationUnavailable } else { Error::HttpProtocolError }
+}
+
+/// What an error wraps that wraps nothing but another one: as that of TLS does, whose source is none.
+fn innermost(mut err: &io::Error) -> &io::Error {
+    while let Some(inner) = err.get_ref().and_then(|inner| inner.downcast_ref::<io::Error>()) {
+        err = inner;
+    }
+    err
 }
 
 impl WasiHttpHooks for Outgoing {

@@ -18,8 +18,9 @@ use wasmtime_wasi_http::WasiHttpCtx;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
 use crate::dial::Network;
+use crate::directories::preopen;
 use crate::engine::{Profile, engine, pooled_engine};
-use crate::host::{ComponentHost, ModuleHost, preopen, wasi_builder};
+use crate::host::{ComponentHost, ModuleHost, config, wasi_builder};
 use crate::inspect::ModuleError;
 use crate::invocation::{Invocation, Outcome};
 use crate::limits::MemoryLimiter;
@@ -96,6 +97,11 @@ impl Program {
     /// # Errors
     /// As [`PrepareError`] says.
     pub fn prepare(machine_code: File, invocation: &Invocation) -> Result<Self, PrepareError> {
+        let mut invocation = invocation.clone();
+        if invocation.world == World::HttpProxy {
+            invocation.limits.memory = invocation.limits.memory.map(without_the_process);
+        }
+        let invocation = &invocation;
         let stdio = Stdio::of_process().map_err(PrepareError::Output)?;
         let (engine, places) = match invocation.world {
             World::HttpProxy => {
@@ -112,8 +118,9 @@ impl Program {
         };
         let wasi = wasi_builder(invocation, &stdio);
         let network = if invocation.network { Network::Process } else { Network::Nobody };
-        let mut given =
-            Given { invocation, stdio: &stdio, wasi, listeners, places, memory: None, network, handles: None };
+        // The requests of a server share its limit; a command has but one instance.
+        let memory = (invocation.world == World::HttpProxy).then(|| Arc::new(AtomicU64::new(0)));
+        let mut given = Given { invocation, stdio: &stdio, wasi, listeners, places, memory, network, handles: None };
         given.wasi.inherit_stdin();
         // It is alone in its process: nobody else waits while it waits for a disk, and no threads are needed for that.
         given.wasi.allow_blocking_current_thread(true);
@@ -139,6 +146,14 @@ impl Program {
         };
         ended.unwrap_or_else(|e| Outcome::Trapped(format!("the engine does not start: {e}")))
     }
+}
+
+/// What a limit leaves for the instances of a server, whose process is in the same control group: when they have had all of it the
+/// process must live, as other requests are not to suffer for one.
+fn without_the_process(limit: u64) -> u64 {
+    const LEAST: u64 = 4 << 20;
+    const MOST: u64 = 32 << 20;
+    limit - (limit / 8).clamp(LEAST, MOST).min(limit / 2)
 }
 
 /// A program with all that it is given, ready to begin.
@@ -187,6 +202,7 @@ impl Ready {
                     wasi: given.wasi.build(),
                     http: WasiHttpCtx::new(),
                     outgoing: Arc::new(Client::new(invocation, given.network)).for_instance(),
+                    config: config(invocation),
                     limiter,
                 };
                 let pre = CommandPre::new(pre).map_err(|e| ModuleError::Link(format!("{e:#}")))?;

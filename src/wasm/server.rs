@@ -22,12 +22,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use wasmtime::{Engine, Store};
 use wasmtime_wasi::WasiCtxBuilder;
+use wasmtime_wasi_config::WasiConfigVariables;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
 use wasmtime_wasi_http::{WasiBody, WasiHttpCtx, WasiHttpView};
 
 use crate::dial::Network;
-use crate::host::{ComponentHost, preopen, wasi_builder};
+use crate::directories::preopen;
+use crate::host::{ComponentHost, config, wasi_builder};
 use crate::invocation::Invocation;
 use crate::limits::MemoryLimiter;
 use crate::meter::Meter;
@@ -66,6 +68,7 @@ struct Shared {
     sees_files: bool,
     handles: Option<usize>,
     client: Arc<Client>,
+    config: Arc<WasiConfigVariables>,
     memory: Option<Arc<AtomicU64>>,
     meter: Arc<Meter>,
     /// Cancelled when nobody wants the server any more, whatever it is doing.
@@ -129,6 +132,7 @@ impl Server {
         let mut shutdown = pin!(shutdown);
         let shared = Arc::new(Shared {
             client: Arc::new(Client::new(&self.invocation, self.network)),
+            config: config(&self.invocation),
             memory: self.memory,
             meter,
             given_up: CancellationToken::new(),
@@ -297,6 +301,7 @@ impl Shared {
             wasi: builder.build(),
             http: WasiHttpCtx::new(),
             outgoing: self.client.for_instance(),
+            config: Arc::clone(&self.config),
             limiter: MemoryLimiter::new(self.invocation.limits.memory).counted_in(self.memory.clone()),
         };
         Ok(new_store(&self.engine, host, |host| &mut host.limiter))

@@ -184,6 +184,15 @@ spec:
     assert_eq!(std::fs::read_to_string(host.join("file")).unwrap(), "of the host");
     assert!(cluster.kubectl(&["logs", "volumes", "-c", "reader"]).contains("from wasm"));
 
+    // relative paths begin at the working directory, also one that the image does not have
+    let args = "[env, PWD, write, note, mine, cat, /tmp/note, cat, /etc/hostname]";
+    cluster.apply(&pod("works", "hello:test", args, ", workingDir: /tmp"));
+    assert_eq!(ended(&cluster, "works")["exitCode"], 0);
+    assert_eq!(cluster.kubectl(&["logs", "works"]), "PWD=/tmp\nmineworks\n");
+    cluster.apply(&pod("made", "hello:test", "[ls, ., cat, /etc/hostname]", ", workingDir: /work/here"));
+    assert_eq!(ended(&cluster, "made")["exitCode"], 0);
+    assert_eq!(cluster.kubectl(&["logs", "made"]), "made\n");
+
     // a root file system that is read-only, with a volume that is not
     let more = ", securityContext: {readOnlyRootFilesystem: true}";
     cluster.apply(&pod("strict", "hello:test", "[write, /own, nothing]", more));
@@ -474,6 +483,86 @@ spec: {selector: {app: pong}, ports: [{port: 70, targetPort: 7000}]}
     assert!(told.contains(&format!("address {service}\n")) && told.contains("received ping\n"), "{told}");
     let told = run("lost", "nobody.nowhere", "Failed");
     assert!(told.contains("failed: error") && !told.contains("received"), "{told}");
+
+    // datagrams, in both directions and through a service, by programs on both sides
+    cluster.apply(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: serves, labels: {app: serves}}
+spec: {containers: [{name: main, image: 'net:test', args: [udp-serve, '7001']}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: serves}
+spec: {selector: {app: serves}, ports: [{port: 71, targetPort: 7001, protocol: UDP}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: asks}
+spec: {restartPolicy: Never, containers: [{name: main, image: 'net:test', args: [udp, serves, '71']}]}
+"#,
+    );
+    cluster.wait_for("pod/asks", "jsonpath={.status.phase}=Succeeded");
+    assert!(cluster.kubectl(&["logs", "asks"]).contains("received ping\n"));
+    assert!(cluster.kubectl(&["logs", "serves"]).starts_with("serving\ngot ping\n"));
+}
+
+#[test]
+fn components_ask_others_by_tls() {
+    let mut cluster = Cluster::prepare(&[]);
+    let ip = cluster.address(1).to_string();
+    let made = || rcgen::generate_simple_self_signed([ip.clone()]).unwrap();
+    let (key, other) = (made(), made());
+    let (cert_file, key_file) = (cluster.dir.join("tls.crt"), cluster.dir.join("tls.key"));
+    std::fs::write(&cert_file, key.cert.pem()).unwrap();
+    std::fs::write(&key_file, key.signing_key.serialize_pem()).unwrap();
+    let tls = format!("  tls: {{certificate: {}, key: {}}}", cert_file.display(), key_file.display());
+    let server = crate::images::Registry::start(&cluster, 5001, &tls);
+    // the machine trusts it
+    cluster.files.push((cert_file, "/etc/ssl/certs/ca-certificates.crt".into()));
+    cluster.launch();
+    cluster.drop_image("http.tar", &archive(&component("http"), Packing::Artifact, "http:test"));
+    let indented = |pem: &str| pem.lines().map(|line| format!("    {line}\n")).collect::<String>();
+    for (name, cert) in [("right", key.cert.pem()), ("wrong", other.cert.pem())] {
+        let cert = indented(&cert);
+        cluster.apply(&format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata:\n  ca-certificates.crt: |\n{cert}"
+        ));
+    }
+    let mut pods = Vec::new();
+    for class in ["wasm", "wasm-dense"] {
+        for (name, volume) in
+            [("machine", "emptyDir: {}"), ("right", "configMap: {name: right}"), ("wrong", "configMap: {name: wrong}")]
+        {
+            let place = if name == "machine" { "/unused" } else { "/etc/ssl/certs" };
+            cluster.apply(&format!(
+                "{{apiVersion: v1, kind: Pod, metadata: {{name: {class}-{name}}}, spec: {{runtimeClassName: {class},
+                    containers: [{{name: main, image: 'http:test', ports: [{{containerPort: 8080}}],
+                        volumeMounts: [{{name: trusted, mountPath: {place}}}]}}],
+                    volumes: [{{name: trusted, {volume}}}]}}}}"
+            ));
+            pods.push((format!("{class}-{name}"), name == "wrong"));
+        }
+    }
+    for (pod, is_wrong) in pods {
+        cluster.wait_for(&format!("pod/{pod}"), "condition=Ready");
+        let ip = cluster.kubectl(&["get", "pod", &pod, "-o", "jsonpath={.status.podIP}"]);
+        let curl = |path: &str| {
+            let url = format!("http://{ip}:8080/fetchs/{}{path}", server.address);
+            let mut command = std::process::Command::new("curl");
+            command.args(["-sS", "-m", "20", &url]);
+            let output = cluster.inside(|| command.output()).unwrap();
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        // the program's own certificates are those that count, where it has some
+        // (13 is WASI's number for a certificate that is not trusted. Until it is known what a pod may do it is refused connections.)
+        let expected = if is_wrong { "no answer: error 13\n" } else { "{}" };
+        eventually(&format!("{pod} gets {expected}"), || match curl("/v2/") {
+            answer if answer == expected => Ok(()),
+            answer => Err(answer),
+        });
+    }
 }
 
 /// Two HTTP components behind a service, a policy that lets in only pods with a label, and a native server that they ask by name.
@@ -553,8 +642,12 @@ fn components_answer_http() {
     assert!((0..5).all(|_| answer("/count") == "1\n"));
     // it asks a native server by the name of its service
     assert!(answer("/fetch/echo/path").contains("version=v1 host=echo"), "{}", answer("/fetch/echo/path"));
-    // a request that traps is the only one that suffers
+    // a request that traps, or wants all memory, is the only one that suffers
     assert!(!ask("client", "/trap").status.success());
+    std::thread::scope(|s| {
+        let asking: Vec<_> = (0..4).map(|_| s.spawn(|| answer("/memory"))).collect();
+        asking.into_iter().for_each(|one| assert!(one.join().unwrap().ends_with(" MiB\n")));
+    });
     assert_eq!(answer("/x"), "hello from wasm /x\n");
     answer("/log/a-line-of-it");
     eventually("what it says is in a log", || {

@@ -1,7 +1,7 @@
 //! Pods of the class `wasm-dense`: WebAssembly programs that share one process with those of other pods.
 
 use crate::harness::wasm::{Packing, archive, component};
-use crate::harness::{Cluster, Kubectl, eventually};
+use crate::harness::{Cluster, Footprint, Kubectl, eventually};
 use crate::wasm::{HTTP, cluster_with, ended, pod as plain_pod, waits};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -87,8 +87,12 @@ fn dense_programs_are_pods_like_others() {
 #[test]
 fn dense_programs_have_volumes_and_nothing_beside() {
     let cluster = cluster_with(&["hello"]);
+    let host = cluster.dir.join("host");
+    std::fs::create_dir(&host).unwrap();
+    std::fs::write(host.join("file"), "of the host").unwrap();
+    std::os::unix::fs::chown(&host, Some(65532), None).unwrap();
     cluster.apply(
-        r#"
+        &r#"
 apiVersion: v1
 kind: ConfigMap
 metadata: {name: settings}
@@ -121,27 +125,39 @@ spec:
     image: hello:test
     args: [cat, /map/color, cat, /shared/first, write, /shared/second, of the second, cat, /shared/second, write, /map/color, nothing,
       write, /ro/file, nothing, write, /own, mine, cat, /own, cat, /var/run/secrets/kubernetes.io/serviceaccount/namespace, cat, /etc/hosts,
-      cat, /../../etc/shadow, cat, /proc/1/status, cat, /proc/self/fd/9/password, ls, /]
+      cat, /kept/file, write, /kept/file, nothing, write, /host/out, written, cat, /../../etc/shadow, cat, /proc/1/status, cat, /proc/self/fd/9/password, ls, /]
     volumeMounts:
     - {name: map, mountPath: /map}
     - {name: shared, mountPath: /shared}
     - {name: shared, mountPath: /ro, readOnly: true}
+    - {name: host, mountPath: /host}
+    - {name: host, mountPath: /kept, readOnly: true}
   volumes:
   - {name: map, configMap: {name: settings}}
   - {name: shared, emptyDir: {}}
-"#,
+  - {name: host, hostPath: {path: HOST}}
+"#
+        .replace("HOST", host.to_str().unwrap()),
     );
     cluster.wait_for("pod/owner", "condition=Ready");
     cluster.wait_for("pod/volumes", "jsonpath={.status.phase}=Failed");
     let log = cluster.kubectl(&["logs", "volumes", "-c", "main"]);
-    for text in ["green", "from the first", "of the second", "mine", "default", "volumes\n"] {
+    for text in ["green", "from the first", "of the second", "mine", "default", "volumes\n", "of the host"] {
         assert!(log.contains(text), "{text:?}: {log}");
     }
-    for path in ["/ro/file", "/map/color", "/../../etc/shadow", "/proc/1/status", "/proc/self/fd/9/password"] {
+    for path in
+        ["/ro/file", "/map/color", "/kept/file", "/../../etc/shadow", "/proc/1/status", "/proc/self/fd/9/password"]
+    {
         assert!(log.contains(&format!("{path}: ")), "{path}: {log}");
     }
     assert!(!log.contains("root:") && !log.contains("letmein") && !log.contains("nothing"), "{log}");
+    assert_eq!(std::fs::read_to_string(host.join("out")).unwrap(), "written");
+    assert_eq!(std::fs::read_to_string(host.join("file")).unwrap(), "of the host");
     assert!(log.lines().any(|l| l == "shared") && !log.lines().any(|l| l == "guest"), "{log}");
+    let args = "[write, note, mine, cat, /tmp/note, cat, /etc/hostname]";
+    cluster.apply(&pod("works", "hello:test", args, ", workingDir: /tmp"));
+    assert_eq!(ended(&cluster, "works")["exitCode"], 0);
+    assert_eq!(cluster.kubectl(&["logs", "works"]), "mineworks\n");
     let more = ", securityContext: {readOnlyRootFilesystem: true}";
     cluster.apply(&pod("strict", "hello:test", "[write, /own, nothing]", more));
     assert_eq!(ended(&cluster, "strict")["exitCode"], 1);
@@ -367,4 +383,104 @@ fn dense_programs_go_on_in_the_old_host_after_an_upgrade() {
         left => Err(format!("{left:?}, and not {both:?}")),
     });
     assert_eq!(status(&cluster, "new")["restartCount"], 0);
+}
+
+#[test]
+fn a_dense_host_that_hangs_is_replaced() {
+    let cluster = cluster_with(&["hello"]);
+    cluster.apply(&pod("stays", "hello:test", "[sleep, '100000000']", "").replace("Never", "Always"));
+    cluster.apply(&pod("goes", "hello:test", "[sleep, '100000000']", ""));
+    for name in ["stays", "goes"] {
+        cluster.wait_for(&format!("pod/{name}"), "condition=Ready");
+    }
+    let host = hosts(&cluster);
+    kill(Pid::from_raw(host[0]), Signal::SIGSTOP).unwrap();
+    // figures are told without it
+    assert!(cluster.kubectl(&["get", "--raw", "/api/v1/nodes/node-1/proxy/stats/summary"]).contains("goes"));
+    let begun = std::time::Instant::now();
+    cluster.kubectl(&["delete", "pod", "goes", "--grace-period=1"]);
+    assert!(begun.elapsed().as_secs() < 40, "{:?}", begun.elapsed());
+    eventually("the other one goes on in a new host", || {
+        let now = status(&cluster, "stays");
+        let told = now["lastState"]["terminated"]["message"].as_str().is_some_and(|text| text.contains("has ended"));
+        if now["restartCount"] == 1 && now["ready"] == true && told { Ok(()) } else { Err(now.to_string()) }
+    });
+    let now = hosts(&cluster);
+    assert!(now.len() == 1 && now != host, "{now:?} after {host:?}");
+    assert!(cluster.log().contains("the host of dense programs hangs"));
+}
+
+#[test]
+fn dense_servers_listen_in_every_network() {
+    let families = ["--cluster-cidr=10.42.0.0/16,fd42::/56", "--service-cidr=10.43.0.0/16,fd43::/112"];
+    let cluster = Cluster::start_with(&families);
+    cluster.drop_image("http.tar", &archive(&component("http"), Packing::Artifact, "http:test"));
+    cluster.apply(&pod("both", "http:test", "[]", ", ports: [{containerPort: 8080}]"));
+    let of_host = pod("host", "http:test", "[]", ", ports: [{containerPort: 8085}]");
+    cluster.apply(&of_host.replace("spec:\n", "spec:\n  hostNetwork: true\n"));
+    for name in ["both", "host"] {
+        cluster.wait_for(&format!("pod/{name}"), "condition=Ready");
+    }
+    let answers = |ip: &str, port: u16, path: &str| {
+        let address = std::net::SocketAddr::new(ip.parse().unwrap(), port);
+        eventually(&format!("{address} answers"), || cluster.inside(|| crate::harness::http_get(address, path)))
+    };
+    let ips = cluster.get(&["pod", "both"])["status"]["podIPs"].clone();
+    let ips: Vec<&str> = ips.as_array().unwrap().iter().filter_map(|ip| ip["ip"].as_str()).collect();
+    assert!(ips.len() == 2 && ips[1].starts_with("fd42:"), "{ips:?}");
+    let known = |cluster: &Cluster| {
+        let mut command = std::process::Command::new("ip");
+        command.args(["neigh", "show", "dev", "edge0", "nud", "permanent"]);
+        String::from_utf8(cluster.inside(|| command.output()).unwrap().stdout).unwrap()
+    };
+    for ip in &ips {
+        assert!(known(&cluster).contains(&format!("{ip} ")), "the bridge need not ask for {ip}: {}", known(&cluster));
+        assert!(answers(ip, 8080, "/x").contains("hello from wasm /x\n"));
+    }
+    // its requests go by both families, too
+    let fetched = answers(ips[0], 8080, &format!("/fetch/[{}]:8080/y", ips[1]));
+    assert!(fetched.contains("hello from wasm /y\n"), "{fetched}");
+    // in the machine's own network
+    assert!(answers("127.0.0.1", 8085, "/x").contains("hello from wasm /x\n"));
+    let fetched = answers(&cluster.ip.to_string(), 8085, &format!("/fetch/{}:8080/z", ips[0]));
+    assert!(fetched.contains("hello from wasm /z\n"), "{fetched}");
+    let at = cluster.get(&["pod", "host"])["status"]["podIP"].clone();
+    assert_eq!(at, cluster.ip.to_string());
+    cluster.kubectl(&["delete", "pod", "both", "--grace-period=5"]);
+    eventually("the bridge forgets the pod", || match known(&cluster) {
+        known if ips.iter().any(|ip| known.contains(&format!("{ip} "))) => Err(known),
+        _ => Ok(()),
+    });
+}
+
+#[test]
+fn of_a_hundred_pods_that_have_come_and_gone_nothing_is_left() {
+    let cluster = cluster_with(&["hello"]);
+    cluster.drop_image("http.tar", &archive(&component("http"), Packing::Artifact, "http:test"));
+    let round = |pods: usize| {
+        let of = |i: usize| match i % 4 {
+            0 => pod(&format!("p{i}"), "hello:test", "[sleep, '1000000']", ""),
+            1 => plain_pod(&format!("p{i}"), "hello:test", "[sleep, '1000000']", ""),
+            2 => pod(&format!("p{i}"), "http:test", "[]", ""),
+            _ => plain_pod(&format!("p{i}"), "http:test", "[]", ""),
+        };
+        cluster.apply(&(0..pods).map(of).collect::<Vec<_>>().join("---\n"));
+        cluster.kubectl(&["wait", "pod", "--all", "--for=condition=Ready", "--timeout=60s"]);
+        cluster.kubectl(&["delete", "pod", "--all", "--grace-period=1"]);
+    };
+    let counted = |of: &Footprint| (of.cgroups, of.mounts, of.links, of.directories, of.monitors);
+    // what is only made by the first ones belongs to nobody's leftovers
+    round(4);
+    let before = eventually("they are gone", || match cluster.footprint() {
+        now if now.monitors == 0 && now.directories == 0 && now.mounts == 0 => Ok(now),
+        now => Err(format!("{now:?}")),
+    });
+    (0..4).for_each(|_| round(24));
+    let after = eventually("all is as before", || match cluster.footprint() {
+        now if counted(&now) == counted(&before) => Ok(now),
+        now => Err(format!("{now:?} after {before:?}")),
+    });
+    // descriptors of others' connections come and go; what is told of pods is kept for those who watch, as far as there is room for it
+    assert!(after.descriptors <= before.descriptors + 10, "{after:?} after {before:?}");
+    assert!(after.memory <= before.memory + 64 * 1024, "{after:?} after {before:?}");
 }

@@ -49,6 +49,21 @@ fn wasm_commands_have_arguments_variables_files_and_exit_codes() {
         let out = run(&program, &["--dir", &mount], &["cat", "/data/../../../etc/passwd"]);
         assert!(!text(&out.stdout).contains("root:"), "{}", text(&out.stdout));
     }
+    // Relative paths begin where they are told to, and absolute ones where they always do.
+    std::fs::create_dir_all(dir.path().join("work/deep")).unwrap();
+    std::fs::write(dir.path().join("work/note"), "of the work\n").unwrap();
+    std::os::unix::fs::symlink("/etc", dir.path().join("work/link")).unwrap();
+    let root = format!("{}:/", dir.path().display());
+    for program in [module("hello"), command("hello")] {
+        let args =
+            ["cat", "note", "write", "deep/new", "newer", "cat", "/work/deep/new", "ls", ".", "cat", "../greeting"];
+        let out = run(&program, &["--dir", &root, "--workdir=/work"], &args);
+        let told = text(&out.stdout);
+        assert!(told.starts_with("of the work\nnewer") && told.contains("deep\n"), "{told}");
+        assert!(told.contains("../greeting: "), "{told}");
+        let out = run(&program, &["--dir", &root, "--workdir=/work/link"], &["ls", "."]);
+        assert!(!out.status.success() && !text(&out.stdout).contains("passwd"), "{}", text(&out.stdout));
+    }
     assert_eq!(run(&module("hello"), &[], &["exit", "3"]).status.code(), Some(3));
     // Components that were made of modules know only success and failure.
     assert_eq!(run(&command("hello"), &[], &["exit", "3"]).status.code(), Some(1));
@@ -214,6 +229,9 @@ fn wasm_http_each_request_has_an_instance_of_its_own() {
     let server = Server::start(&["--env=COLOUR=green"]);
     assert_eq!(server.get("/path?query"), (200, "hello from wasm /path?query\n".to_owned()));
     assert_eq!(server.get("/env/COLOUR"), (200, "green\n".to_owned()));
+    // The environment is its configuration, too.
+    assert_eq!(server.get("/config/COLOUR"), (200, "green of few\n".to_owned()));
+    assert_eq!(server.get("/config/SHAPE"), (200, "(not set) of few\n".to_owned()));
     // Also on one connection.
     let mut stream = server.connect();
     stream

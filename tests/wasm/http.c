@@ -1,6 +1,8 @@
 // An HTTP server: a component of the world `http`. By the path:
 //   /env/NAME   answers with a variable's value
+//   /config/NAME answers with a value of the configuration, and of how many it is one
 //   /fetch/URL  asks another server (http://HOST/PATH) and answers with its status and body
+//   /fetchs/URL the same by TLS
 //   /echo       answers with the request's body
 //   /count      answers with how many requests this instance has had
 //   /log/TEXT   writes to standard error
@@ -84,7 +86,23 @@ static char *variable(const char *name) {
   return strdup("(not set)");
 }
 
-static void fetch(wasi_http_types_own_response_outparam_t out, const char *host_and_path) {
+static void configured(wasi_http_types_own_response_outparam_t out, const char *name) {
+  http_string_t key;
+  http_option_string_t value;
+  http_list_tuple2_string_string_t all;
+  wasi_config_store_error_t error;
+  char text[512];
+  set_string(&key, name);
+  if (!wasi_config_store_get(&key, &value, &error) || !wasi_config_store_get_all(&all, &error)) {
+    answer(out, 500, "no configuration\n");
+    return;
+  }
+  if (!value.is_some) set_string(&value.val, "(not set)");
+  snprintf(text, sizeof text, "%.*s of %s\n", (int)value.val.len, value.val.ptr, all.len > 1 ? "many" : "few");
+  answer(out, 200, text);
+}
+
+static void fetch(wasi_http_types_own_response_outparam_t out, uint8_t scheme_tag, const char *host_and_path) {
   char host[256];
   size_t length = strcspn(host_and_path, "/");
   if (length >= sizeof host) length = sizeof host - 1;
@@ -96,7 +114,7 @@ static void fetch(wasi_http_types_own_response_outparam_t out, const char *host_
   http_string_t authority, path;
   set_string(&authority, host);
   set_string(&path, host_and_path[length] ? host_and_path + length : "/");
-  wasi_http_types_scheme_t scheme = {.tag = WASI_HTTP_TYPES_SCHEME_HTTP};
+  wasi_http_types_scheme_t scheme = {.tag = scheme_tag};
   wasi_http_types_method_outgoing_request_set_scheme(borrowed, &scheme);
   wasi_http_types_method_outgoing_request_set_authority(borrowed, &authority);
   wasi_http_types_method_outgoing_request_set_path_with_query(borrowed, &path);
@@ -161,8 +179,12 @@ void exports_wasi_http_incoming_handler_handle(exports_wasi_http_incoming_handle
   if (!strncmp(path, "/env/", 5)) {
     snprintf(text, sizeof text, "%s\n", variable(path + 5));
     answer(out, 200, text);
+  } else if (!strncmp(path, "/config/", 8)) {
+    configured(out, path + 8);
   } else if (!strncmp(path, "/fetch/", 7)) {
-    fetch(out, path + 7);
+    fetch(out, WASI_HTTP_TYPES_SCHEME_HTTP, path + 7);
+  } else if (!strncmp(path, "/fetchs/", 8)) {
+    fetch(out, WASI_HTTP_TYPES_SCHEME_HTTPS, path + 8);
   } else if (!strcmp(path, "/echo")) {
     echo(request, out);
   } else if (!strcmp(path, "/count")) {

@@ -8,7 +8,7 @@ mod registry;
 use bytes::Bytes;
 use common::{TestImage, config, noise, tar_of};
 use edge_image::{
-    Artifact, Credentials, Digest, Error, GarbagePolicy, ImageKind, ImageStore, Keyring, Platform, Progress,
+    Artifact, Choice, Credentials, Digest, Error, GarbagePolicy, ImageKind, ImageStore, Keyring, Platform, Progress,
     PullOptions, Reference, Registries, RegistryError,
 };
 use http::Response;
@@ -39,7 +39,7 @@ fn reference(text: String) -> Reference {
 
 fn basic(username: &str, password: &str) -> PullOptions {
     let credentials = Credentials::Basic { username: username.into(), password: password.into() };
-    PullOptions { credentials: vec![credentials], progress: None }
+    PullOptions { credentials: vec![credentials], ..PullOptions::default() }
 }
 
 fn registry_error(error: &Error) -> &RegistryError {
@@ -58,7 +58,7 @@ fn counting() -> (PullOptions, Arc<Mutex<std::collections::BTreeSet<Digest>>>) {
             log.lock().unwrap().insert(digest);
         }
     };
-    (PullOptions { credentials: Vec::new(), progress: Some(Arc::new(progress)) }, received)
+    (PullOptions { progress: Some(Arc::new(progress)), ..PullOptions::default() }, received)
 }
 
 #[tokio::test]
@@ -108,6 +108,63 @@ async fn by_tag_and_digest_over_plain_http() {
     let policy = GarbagePolicy { keep: [first.id()].into(), free_bytes: u64::MAX, ..GarbagePolicy::default() };
     assert_eq!(store.collect_garbage(policy).await.unwrap().images, [second.id()]);
     assert!(store.get(&format!("{host}/team/app:1")).is_some());
+}
+
+#[tokio::test]
+async fn of_an_index_with_both_everybody_finds_his_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = DockerRegistry::start(dir.path(), "", "");
+    let host = &registry.host;
+    let native = TestImage::simple("native");
+    let wasm = TestImage::artifact("application/vnd.wasm.config.v0+json", &[("application/wasm", b"\0asm\x01\0\0\0")]);
+    registry.push("app", "both", &[&native, &wasm]).await;
+    registry.push("app", "native", &[&native]).await;
+    registry.push("app", "wasm", &[&wasm]).await;
+    let name = |tag: &str| reference(format!("{host}/app:{tag}"));
+    let (both, wanted) = (name("both"), || PullOptions { choice: Choice::Wasm, ..PullOptions::default() });
+    let first = store(&dir, &plain_http(host));
+
+    // The native one comes first, and it is known that it is not what others want.
+    let got = first.pull(&both, PullOptions::default()).await.unwrap();
+    assert_eq!((got.id, got.repo_tags.len()), (native.id(), 1));
+    assert_eq!(first.get_reference(&both).unwrap().id, native.id());
+    assert!(first.get_wasm(&both).is_none(), "to be pulled");
+    let module = first.pull(&both, wanted()).await.unwrap();
+    assert!(module.id != native.id() && module.kind != ImageKind::Container);
+    assert_eq!(module.repo_tags, [format!("{host}/app:both")]);
+    let check = |store: &ImageStore| {
+        assert_eq!(store.get_reference(&both).unwrap().id, native.id());
+        assert_eq!(store.get_wasm(&both).unwrap().id, module.id);
+    };
+    check(&first);
+    // Pulled again in any order, and after a restart, they are the same.
+    first.pull(&both, PullOptions::default()).await.unwrap();
+    check(&first);
+    first.pull(&both, wanted()).await.unwrap();
+    check(&first);
+    drop(first);
+    let second = store(&dir, &plain_http(host));
+    check(&second);
+    // One alone is everybody's.
+    for (tag, choice) in [("native", Choice::Wasm), ("wasm", Choice::Native)] {
+        let pulled = second.pull(&name(tag), PullOptions { choice, ..PullOptions::default() }).await.unwrap();
+        assert_eq!(second.get_wasm(&name(tag)).unwrap().id, pulled.id);
+        assert_eq!(second.get_reference(&name(tag)).unwrap().id, pulled.id);
+    }
+    // When that for WebAssembly goes it is known again that it is to be pulled.
+    assert!(second.remove(&module.id.to_string()).await.unwrap());
+    assert!(second.get_wasm(&both).is_none() && second.get_reference(&both).is_some());
+
+    // It may be here alone; then nobody else has a name for it.
+    let other = tempfile::tempdir().unwrap();
+    let third = store(&other, &plain_http(host));
+    third.pull(&both, wanted()).await.unwrap();
+    assert!(third.get_reference(&both).is_none());
+    assert_eq!(third.get_wasm(&both).unwrap().id, module.id);
+    // The tag becomes something else.
+    registry.push("app", "both", &[&native]).await;
+    assert_eq!(third.pull(&both, PullOptions::default()).await.unwrap().id, native.id());
+    assert_eq!(third.get_reference(&both).unwrap().id, native.id());
 }
 
 #[tokio::test]
@@ -201,7 +258,7 @@ async fn basic_auth_from_pull_secrets_and_configuration() {
     keyring
         .add("s", format!(r#"{{"auths":{{"{host}":{{"username":"user","password":"secret"}}}}}}"#).as_bytes())
         .unwrap();
-    let options = PullOptions { credentials: keyring.lookup(&name), progress: None };
+    let options = PullOptions { credentials: keyring.lookup(&name), ..PullOptions::default() };
     assert_eq!(options.credentials.len(), 3, "all are tried until one fits");
     assert_eq!(store_without.pull(&name, options).await.unwrap().id, image.id());
     let fresh = tempfile::tempdir().unwrap();
@@ -243,7 +300,7 @@ async fn bearer_tokens_are_fetched_and_renewed() {
     ] {
         let dir = tempfile::tempdir().unwrap();
         let store = store(&dir, &plain_http(&registry.host));
-        let options = PullOptions { credentials: vec![credentials], progress: None };
+        let options = PullOptions { credentials: vec![credentials], ..PullOptions::default() };
         assert_eq!(store.pull(&name, options).await.unwrap().id, image.id());
     }
     let asked = token_server.seen("/token");

@@ -85,10 +85,10 @@ pub(super) async fn describe(
 ) -> Result<ContainerSpec, DescribeError> {
     let cx = &shared.cx;
     let name = container.image.clone().unwrap_or_default();
-    let image = name.parse().ok().and_then(|reference| cx.images.get_reference(&reference));
+    let handler = runtime_class::handler(cx, pod).await?;
+    let image = name.parse().ok().and_then(|reference| images::here(cx, &reference, handler.choice()));
     let image = image.ok_or_else(|| DescribeError::NoImage(name.clone()))?;
     let is_wasm = image.kind != edge_image::ImageKind::Container;
-    let handler = runtime_class::handler(cx, pod).await?;
     if handler != Handler::ByImage && !is_wasm {
         return Err(DescribeError::NotWasm(name));
     }
@@ -107,7 +107,14 @@ pub(super) async fn describe(
     let mut args = command(container, &image.config.entrypoint, &image.config.cmd, &variables);
     let program = match is_wasm {
         true => {
-            let program = images::compile(cx, &image, args.first().cloned(), container.working_dir.clone()).await;
+            let init = pod.spec.as_ref().and_then(|s| s.init_containers.as_ref());
+            let init = init.is_some_and(|all| all.iter().any(|c| c.name == container.name));
+            let program = images::Program {
+                words: args.first().cloned(),
+                working_dir: container.working_dir.clone(),
+                told_about: Some(images::container_reference(pod, &container.name, init)),
+            };
+            let program = images::compile(cx, &image, program).await;
             Some(program.map_err(|source| DescribeError::Program { image: name.clone(), source })?)
         }
         false => None,

@@ -1,6 +1,7 @@
 //! What runs the containers of a pod: the handler of its RuntimeClass, or what their images need when it has none.
 
 use crate::context::Context;
+use edge_image::Choice;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::node::v1::RuntimeClass;
 
@@ -18,6 +19,16 @@ pub(crate) enum Handler {
     Wasm,
     /// WebAssembly programs only, all in the process that runs those of other pods, too.
     WasmDense,
+}
+
+impl Handler {
+    /// Which image of an index it runs.
+    pub(crate) fn choice(self) -> Choice {
+        match self {
+            Self::ByImage => Choice::Native,
+            Self::Wasm | Self::WasmDense => Choice::Wasm,
+        }
+    }
 }
 
 /// Why a pod's RuntimeClass is of no use; the texts are the kubelet's and containerd's.

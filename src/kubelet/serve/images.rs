@@ -4,11 +4,11 @@
 
 use super::{Answer, Body, Refusal, Server, connection, flag, json_answer, query, refuse, typed};
 use crate::context::Context;
-use crate::images::{compile, sweep_compiled, used_images};
-use edge_image::{Image, ImageKind, Progress, PullOptions, Reference, error_chain};
+use crate::images::{Program, compile, named, sweep_compiled, used_images};
+use edge_image::{Credentials, Image, ImageKind, Progress, PullOptions, Reference, error_chain};
 use futures::StreamExt;
 use http::{Method, Request, StatusCode};
-use http_body_util::{BodyExt, StreamBody};
+use http_body_util::{BodyExt, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
@@ -21,6 +21,9 @@ use std::time::SystemTime;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
+
+/// Most bytes of credentials that come with a pull.
+const MAX_CREDENTIALS: usize = 1 << 20;
 
 /// An image of the node.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -137,15 +140,15 @@ pub(super) async fn listen(server: Server, path: &Path) -> io::Result<()> {
             let cx = cx.clone();
             async move {
                 let path = request.uri().path().to_owned();
-                route(&cx, &request).await.unwrap_or_else(|refusal| refuse(&path, refusal))
+                route(&cx, request).await.unwrap_or_else(|refusal| refuse(&path, refusal))
             }
         }));
     }
     edge_sys::fsutil::remove_file_if_exists(path)
 }
 
-async fn route(cx: &Arc<Context>, request: &Request<Incoming>) -> Answer {
-    let query = query(request);
+async fn route(cx: &Arc<Context>, request: Request<Incoming>) -> Answer {
+    let query = query(&request);
     let name = || {
         let found = query.iter().find(|(name, _)| name == "name");
         found.map(|(_, value)| value.clone()).ok_or_else(|| Refusal::bad_request("the parameter name is missing"))
@@ -159,7 +162,8 @@ async fn route(cx: &Arc<Context>, request: &Request<Incoming>) -> Answer {
         }
         (&Method::POST, "/images/pull") => {
             let reference: Reference = name()?.parse().map_err(|e| Refusal::bad_request(format!("{e}")))?;
-            Ok(lines(|tell| pull(cx.clone(), reference, tell)))
+            let credentials = credentials(request.into_body()).await?;
+            Ok(lines(|tell| pull(cx.clone(), reference, credentials, tell)))
         }
         (&Method::POST, "/images/import") => {
             let file = name()?;
@@ -169,6 +173,13 @@ async fn route(cx: &Arc<Context>, request: &Request<Incoming>) -> Answer {
         (&Method::POST, "/images/prune") => Ok(json(&prune(cx, flag(&query, "all")).await?)),
         _ => Err(Refusal::not_found("404 page not found")),
     }
+}
+
+/// What is to be tried at the registry: a list, or nothing.
+async fn credentials(body: Incoming) -> Result<Vec<Credentials>, Refusal> {
+    let wrong = || Refusal::bad_request("these are no credentials");
+    let bytes = Limited::new(body, MAX_CREDENTIALS).collect().await.map_err(|_| wrong())?.to_bytes();
+    if bytes.is_empty() { Ok(Vec::new()) } else { serde_json::from_slice(&bytes).map_err(|_| wrong()) }
 }
 
 fn json(value: &impl Serialize) -> http::Response<Body> {
@@ -245,8 +256,8 @@ fn relay(tell: &Tell) -> impl Fn(Progress) + Send + Sync + 'static {
     }
 }
 
-async fn pull(cx: Arc<Context>, reference: Reference, tell: Tell) {
-    let options = PullOptions { progress: Some(Arc::new(relay(&tell))), ..PullOptions::default() };
+async fn pull(cx: Arc<Context>, reference: Reference, credentials: Vec<Credentials>, tell: Tell) {
+    let options = PullOptions { credentials, progress: Some(Arc::new(relay(&tell))), ..PullOptions::default() };
     let pulled = cx.images.pull(&reference, options).await;
     finish(&cx, pulled.map(|image| vec![image]).map_err(|error| error_chain(&error)), &tell).await;
 }
@@ -267,7 +278,7 @@ async fn finish(cx: &Arc<Context>, images: Result<Vec<Arc<Image>>, String>, tell
             for image in images.iter().filter(|image| image.kind != ImageKind::Container) {
                 let name = image.repo_tags.first().cloned().unwrap_or_else(|| image.id.to_string());
                 let _ = tell.send(ImageProgress::Compiling { image: name.clone() });
-                if let Err(error) = compile(cx, image, None, None).await {
+                if let Err(error) = compile(cx, image, Program::default()).await {
                     end = ImageProgress::Failed(format!("{name} is here, but will not run: {error}"));
                 }
             }
@@ -279,16 +290,22 @@ async fn finish(cx: &Arc<Context>, images: Result<Vec<Arc<Image>>, String>, tell
 }
 
 async fn remove(cx: &Arc<Context>, name: &str, force: bool) -> Result<ImagesRemoved, Refusal> {
-    let image = cx.images.get(name).ok_or_else(|| not_here(name))?;
+    let images: Vec<_> = named(cx, name).collect();
+    if images.is_empty() {
+        return Err(not_here(name));
+    }
     let used = used_images(cx);
-    if used.contains(&image.id) && !force {
+    if images.iter().any(|image| used.contains(&image.id)) && !force {
         let why = format!("image {name:?} is used by a pod of this node");
         return Err(Refusal(StatusCode::CONFLICT, why));
     }
     let before = disk_usage(cx);
-    cx.images.remove(&image.id.to_string()).await.map_err(failed)?;
+    for image in &images {
+        cx.images.remove(&image.id.to_string()).await.map_err(failed)?;
+    }
     sweep_compiled(cx).await;
-    Ok(ImagesRemoved { images: vec![info(&image, &used)], bytes: before.saturating_sub(disk_usage(cx)) })
+    let images = images.iter().map(|image| info(image, &used)).collect();
+    Ok(ImagesRemoved { images, bytes: before.saturating_sub(disk_usage(cx)) })
 }
 
 /// Removes what no pod of this node uses, pinned images only if `all`.

@@ -69,11 +69,14 @@ impl Inner {
         self.cgroups.kill_together_when_out_of_memory(&container.cgroup)
     }
 
-    pub(super) async fn start_container(&self, id: &str) -> Result<()> {
+    pub(super) async fn start_container(self: &Arc<Self>, id: &str) -> Result<()> {
         let (sandbox, container) = self.container(id)?;
-        sandbox.connection()?.request(id, RequestBody::Start { container: id.to_owned() }).await?;
-        drop(container);
-        Ok(())
+        let connection = sandbox.connection()?;
+        let started = connection.request(id, RequestBody::Start { container: id.to_owned() });
+        match container.spec.is_dense() {
+            true => self.with_host(started).await.map(drop),
+            false => started.await.map(drop),
+        }
     }
 
     pub(super) async fn kill_container(&self, id: &str, signal: i32) -> Result<()> {
@@ -84,7 +87,7 @@ impl Inner {
         sandbox.connection()?.request(id, RequestBody::Kill { container: id.to_owned(), signal }).await.map(drop)
     }
 
-    pub(super) async fn stop_container(&self, id: &str, grace: Duration) -> Result<ExitStatus> {
+    pub(super) async fn stop_container(self: &Arc<Self>, id: &str, grace: Duration) -> Result<ExitStatus> {
         let (sandbox, container) = self.container(id)?;
         if let Some(exit) = container.exit() {
             return Ok(exit);
@@ -100,9 +103,10 @@ impl Inner {
     }
 
     /// Kills everything in a container and waits for its end.
-    async fn kill_all(&self, sandbox: &Sandbox, container: &Container) -> Result<ExitStatus> {
+    async fn kill_all(self: &Arc<Self>, sandbox: &Sandbox, container: &Container) -> Result<ExitStatus> {
         let request = RequestBody::KillAll { container: container.spec.id.clone() };
         match sandbox.connection()?.request(&container.spec.id, request).await {
+            Ok(_) if container.spec.is_dense() => Ok(self.until_killed(sandbox, container).await),
             // When the monitor is gone somebody else is killing and reporting already.
             Ok(_) | Err(Error::MonitorGone { .. }) => Ok(container.wait().await),
             Err(err) => Err(err),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use edge_sys::pidfd::PidFd;
 use edge_sys::{fsutil, socket};
-use edge_wasm::dense::{Event, Usage, read_event};
+use edge_wasm::dense::{Event, read_event};
 use jiff::Timestamp;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -16,13 +16,14 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use super::connection::Connection;
 use super::sandboxes::write_json;
-use super::{Container, Inner, Sandbox, blocking};
+use super::{Container, Inner, blocking};
 use crate::dense::{HOST_SOCKET, HostConfig, cgroup_of, program_name};
 use crate::error::{Error, Result, chain};
-use crate::protocol::{ReplyBody, RequestBody};
+use crate::protocol::RequestBody;
 
-/// How long a host may take to greet, in milliseconds. Only one whose machine is stuck takes long.
-const GREETING_TIMEOUT_MS: u16 = 30_000;
+/// How long a host may take to greet, in milliseconds: one that takes longer hangs. It does so at once even while all its programs
+/// compute, as each leaves its thread to others after some milliseconds.
+const GREETING_TIMEOUT_MS: u16 = 8_000;
 
 /// A host that has just been found or started.
 struct Found {
@@ -54,15 +55,18 @@ impl Inner {
         if let Some(started) = started {
             self.watch_host(started);
         }
-        monitor.request_with_fds(id, request, &[host]).await.map(drop)
+        self.with_host(monitor.request_with_fds(id, request, &[host])).await.map(drop)
     }
 
     /// Connects to the host for new programs, and starts it when there is none. Blocks.
     fn connect_or_start(&self) -> Result<(OwnedFd, Option<Found>)> {
         // Held all the time, so that many containers which begin together start one.
         let mut current = self.host.lock();
-        if let Some(connection) = current.as_deref().and_then(|directory| connect(directory).ok()) {
-            return Ok((connection, None));
+        if let Some(directory) = current.as_deref() {
+            match connect(directory) {
+                Ok(connection) => return Ok((connection, None)),
+                Err(err) => self.kill_if_hung(directory, &err),
+            }
         }
         let directory = self.start_host()?;
         let connection = connect(&directory).map_err(Error::DenseHost)?;
@@ -98,14 +102,9 @@ impl Inner {
     }
 
     fn find_hosts(&self) -> Result<Vec<Found>> {
-        let entries = match fs::read_dir(self.hosts()) {
-            Ok(entries) => entries,
-            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(err) => return Err(Error::io("cannot read", self.hosts())(err)),
-        };
         let program = program_name().map_err(Error::DenseHost)?;
         let mut found = Vec::new();
-        for directory in entries.flatten().map(|entry| entry.path()) {
+        for directory in self.host_directories()? {
             match connect(&directory).and_then(|connection| process_of(&connection)) {
                 Ok(process) => {
                     let name = directory.file_name().unwrap_or_default().to_string_lossy();
@@ -118,6 +117,31 @@ impl Inner {
             }
         }
         Ok(found)
+    }
+
+    fn host_directories(&self) -> Result<Vec<PathBuf>> {
+        match fs::read_dir(self.hosts()) {
+            Ok(entries) => Ok(entries.flatten().map(|entry| entry.path()).collect()),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(err) => Err(Error::io("cannot read", self.hosts())(err)),
+        }
+    }
+
+    /// Kills every host that does not greet. Blocks.
+    pub(super) fn kill_hung_hosts(&self) {
+        for directory in self.host_directories().unwrap_or_default() {
+            if let Err(err) = connect(&directory) {
+                self.kill_if_hung(&directory, &err);
+            }
+        }
+    }
+
+    /// Kills a host which could not be connected to because it hangs. (Of one that has ended the watcher removes what is left.)
+    fn kill_if_hung(&self, directory: &Path, why: &io::Error) {
+        if why.kind() == io::ErrorKind::TimedOut {
+            tracing::error!(path = %directory.display(), "the host of dense programs hangs: killed");
+            self.discard_host(directory);
+        }
     }
 
     /// Removes what a host leaves behind, once it has ended.
@@ -147,22 +171,6 @@ impl Inner {
 
     fn hosts(&self) -> PathBuf {
         self.directory.join("dense")
-    }
-}
-
-impl Sandbox {
-    /// What the program of a container uses, when it is a dense one and runs.
-    pub(super) async fn dense_usage(&self, container: &Container) -> Usage {
-        let id = &container.spec.id;
-        if !container.spec.is_dense() || container.exit().is_some() {
-            return Usage::default();
-        }
-        let Ok(connection) = self.connection() else { return Usage::default() };
-        match connection.request(id, RequestBody::Usage { container: id.clone() }).await {
-            Ok(ReplyBody::Usage(usage)) => usage,
-            // It has just ended.
-            _ => Usage::default(),
-        }
     }
 }
 

@@ -7,13 +7,14 @@ mod adopt;
 mod connection;
 mod containers;
 mod dense;
+mod patience;
 mod sandboxes;
 mod streams;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -59,6 +60,8 @@ struct Inner {
     subscribers: Mutex<Vec<mpsc::UnboundedSender<ContainerEvent>>>,
     /// Directory of the host for new dense programs.
     host: Mutex<Option<PathBuf>>,
+    /// When somebody began to look whether the hosts live; held meanwhile.
+    hosts_looked_at: tokio::sync::Mutex<Option<Instant>>,
 }
 
 #[derive(Debug)]
@@ -97,6 +100,7 @@ impl Runtime {
             sandbox_of: Mutex::default(),
             subscribers: Mutex::default(),
             host: Mutex::default(),
+            hosts_looked_at: tokio::sync::Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -264,7 +268,7 @@ impl PodRuntime for Runtime {
     async fn container_usage(&self, container_id: &str) -> Result<Usage> {
         let (sandbox, container) = self.inner.container(container_id)?;
         let cgroups = self.inner.cgroups.clone();
-        let of_programs = sandbox.dense_usage(&container).await;
+        let of_programs = self.inner.dense_usage(&sandbox, &container).await;
         let usage = blocking(move || cgroups.usage(&container.cgroup)).await?;
         Ok(usage.with_program(of_programs))
     }
@@ -275,7 +279,7 @@ impl PodRuntime for Runtime {
         let mut usage = blocking(move || cgroups.usage(&cgroup)).await?;
         let containers: Vec<_> = sandbox.containers.lock().values().cloned().collect();
         for container in containers {
-            usage = usage.with_program(sandbox.dense_usage(&container).await);
+            usage = usage.with_program(self.inner.dense_usage(&sandbox, &container).await);
         }
         Ok(usage)
     }

@@ -90,6 +90,8 @@ fn mount_into_guest(paths: &ContainerPaths, spec: &ContainerSpec) -> Result<(Sta
     for (index, wanted) in spec.mounts.iter().enumerate() {
         stage.mount(wanted, &paths.staged_mount(index), &guest).map_err(mount_error(&wanted.destination))?;
     }
+    // It may be in a volume, which may be read-only: should it not be there, that is told when it is opened.
+    let _ = inside::open(&guest_path).and_then(|guest| inside::directory(&guest, &spec.cwd));
     Ok((stage, guest_path))
 }
 

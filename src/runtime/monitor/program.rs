@@ -145,6 +145,7 @@ pub(super) fn invocation(spec: &ContainerSpec, wasm: &WasmSpec) -> Invocation {
         args: spec.args.clone(),
         env,
         preopens: vec![root],
+        cwd: Some(spec.cwd.clone()).filter(|cwd| cwd.components().count() > 1),
         listen: wasm.listen.clone(),
         network: true,
         limits: Limits { memory: wasm.memory },

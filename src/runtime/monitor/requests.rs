@@ -144,7 +144,9 @@ impl Monitor {
     fn kill_all(&mut self, id: &str) -> Result<(), Failure> {
         let container = self.container(id)?;
         if let Some(dense) = &mut container.dense {
-            dense.kill();
+            if dense.kill() {
+                self.let_go(id);
+            }
             return Ok(());
         }
         let cgroup = container.cgroup.clone();

@@ -20,6 +20,7 @@ use process::Job;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{OnceCell, Semaphore};
 
 /// A module that is ready to run.
@@ -52,7 +53,31 @@ struct Inner {
     slots: Mutex<HashMap<String, Slot>>,
 }
 
-type Slot = Arc<tokio::sync::Mutex<Option<Result<Compiled, CompileError>>>>;
+type Slot = Arc<Module>;
+
+/// What is known of a module.
+#[derive(Debug, Default)]
+struct Module {
+    outcome: tokio::sync::Mutex<Option<Result<Compiled, CompileError>>>,
+    /// It is being compiled now.
+    is_compiled: AtomicBool,
+}
+
+/// Says that a module is being compiled, as long as it lives.
+struct Busy<'a>(&'a AtomicBool);
+
+impl<'a> Busy<'a> {
+    fn new(flag: &'a AtomicBool) -> Self {
+        flag.store(true, Ordering::Relaxed);
+        Self(flag)
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
 
 impl Compiler {
     /// Opens the cache in `directory` (made when missing, private to root) and removes what a crash left unfinished.
@@ -82,31 +107,57 @@ impl Compiler {
     /// # Errors
     /// [`CompileError`], in words for the user who brought the module.
     pub async fn compile(&self, digest: &str, module: &Path) -> Result<Compiled, CompileError> {
+        self.compile_telling(digest, module, || {}).await
+    }
+
+    /// As [`Self::compile`]; calls `begins` when there is something to compile, and not when the machine code is there.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn compile_telling(
+        &self,
+        digest: &str,
+        module: &Path,
+        begins: impl Fn() + Send + Sync,
+    ) -> Result<Compiled, CompileError> {
         let inner = &*self.inner;
         if digest.len() != 64 || !digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
             return Err(CompileError::Digest(digest.to_owned()));
         }
         let slot = Arc::clone(inner.slots.lock().entry(digest.to_owned()).or_default());
-        let mut slot = slot.lock().await;
-        match &*slot {
+        if slot.is_compiled.load(Ordering::Relaxed) {
+            begins();
+        }
+        let mut known = slot.outcome.lock().await;
+        match &*known {
             Some(Ok(known)) if cache::is_there(known) => return Ok(known.clone()),
             Some(Err(error)) => return Err(error.clone()),
             Some(Ok(_)) | None => {}
         }
-        let outcome = self.find_or_compile(digest, module).await;
-        *slot = match &outcome {
+        let begins = || {
+            begins();
+            Busy::new(&slot.is_compiled)
+        };
+        let outcome = self.find_or_compile(digest, module, begins).await;
+        *known = match &outcome {
             Err(error) if !error.is_of_the_module() => None,
             outcome => Some(outcome.clone()),
         };
         outcome
     }
 
-    async fn find_or_compile(&self, digest: &str, module: &Path) -> Result<Compiled, CompileError> {
+    async fn find_or_compile<'a>(
+        &self,
+        digest: &str,
+        module: &Path,
+        begins: impl Fn() -> Busy<'a>,
+    ) -> Result<Compiled, CompileError> {
         let key = self.engine_key().await?;
         let (this, name) = (Arc::clone(&self.inner), cache::name(digest, key));
         if let Some(known) = process::blocking(move || Ok(this.cache.load(&name))).await? {
             return Ok(known);
         }
+        let _busy = begins();
         // the semaphore is never closed
         let _permit = self.inner.parallel.acquire().await;
         let begun = std::time::Instant::now();

@@ -16,6 +16,7 @@ fn invocation(world: World) -> Invocation {
         world,
         args: vec!["program".into()],
         env: Vec::new(),
+        cwd: None,
         preopens: Vec::new(),
         listen: Vec::new(),
         network: false,

@@ -12,6 +12,7 @@ mod cleanup;
 mod clock;
 pub(crate) mod disk;
 pub(crate) mod etcd;
+mod footprint;
 pub(crate) mod images;
 pub(crate) mod network;
 mod rogue;
@@ -23,6 +24,7 @@ pub(crate) mod wasm;
 
 pub(crate) use agent::Agent;
 pub(crate) use clock::Clock;
+pub(crate) use footprint::Footprint;
 pub(crate) use images::{busybox_archive, echo_archive};
 pub(crate) use rogue::Rogue;
 pub(crate) use server::Server;
@@ -77,6 +79,8 @@ pub(crate) struct Cluster {
     pub(crate) binary: PathBuf,
     /// Further variables of the server's environment.
     pub(crate) environment: Vec<(String, String)>,
+    /// Files that the server sees in the place of others.
+    pub(crate) files: Vec<(PathBuf, PathBuf)>,
 }
 
 impl Cluster {
@@ -107,7 +111,16 @@ impl Cluster {
         drop(lock);
         let ip = net.inside;
         let extra_args = args.iter().map(|a| (*a).to_owned()).collect();
-        let cluster = Self { dir, ip, net, child: None, extra_args, binary: edge_binary(), environment: Vec::new() };
+        let cluster = Self {
+            dir,
+            ip,
+            net,
+            child: None,
+            extra_args,
+            binary: edge_binary(),
+            environment: Vec::new(),
+            files: Vec::new(),
+        };
         cluster.drop_image("busybox.tar", busybox_archive());
         cluster.drop_image("echo.tar", echo_archive());
         cluster
@@ -151,6 +164,9 @@ impl Cluster {
             .env("EDGE_LOG", std::env::var("EDGE_LOG").unwrap_or_else(|_| "info,edge=debug".into()))
             .stdin(Stdio::null());
         self.enter(&mut command);
+        for (file, place) in &self.files {
+            bind_file(&mut command, file, place);
+        }
         command
     }
 

@@ -71,10 +71,12 @@ fn resolve(worlds: &Path, world: &str) -> (wit_parser::Resolve, wit_parser::Worl
         .unwrap();
     assert!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
     let metadata: serde_json::Value = serde_json::from_slice(&asked.stdout).unwrap();
-    let package = metadata["packages"].as_array().unwrap().iter().find(|p| p["name"] == "wasmtime-wasi-http").unwrap();
-    let wit = Path::new(package["manifest_path"].as_str().unwrap()).with_file_name("wit");
+    let packages = metadata["packages"].as_array().unwrap();
     let mut resolve = wit_parser::Resolve::default();
-    resolve.push_dir(&wit).unwrap();
+    for (name, place) in [("wasmtime-wasi-http", "wit"), ("wasmtime-wasi-config", "wit/deps/config")] {
+        let package = packages.iter().find(|p| p["name"] == name).unwrap();
+        resolve.push_dir(Path::new(package["manifest_path"].as_str().unwrap()).with_file_name(place)).unwrap();
+    }
     let package = resolve.push_str(worlds, &fs::read_to_string(worlds).unwrap()).unwrap();
     let world = resolve.select_world(&[package], Some(world)).unwrap();
     (resolve, world)

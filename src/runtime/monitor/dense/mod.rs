@@ -76,22 +76,24 @@ impl DenseProgram {
     /// What a signal does to a program that has no process: nothing, or it ends it.
     pub(super) fn signal(&mut self, signal: Signal) {
         if signal == Signal::SIGKILL {
-            return self.kill();
+            self.kill();
+            return;
         }
         if edge_sys::signal::ENDING.contains(&signal) {
             self.ask(&Request::End(128 + signal as i32));
         }
     }
 
-    /// Ends it at once.
-    pub(super) fn kill(&mut self) {
-        self.killed = true;
+    /// Ends it at once. Gives whether that was tried before.
+    pub(super) fn kill(&mut self) -> bool {
+        let again = std::mem::replace(&mut self.killed, true);
         let request = Request::End(128 + Signal::SIGKILL as i32);
         self.ask(&request);
         if self.is_server {
             // The first was to end when all is answered.
             self.ask(&request);
         }
+        again
     }
 
     pub(super) fn ask_usage(&mut self, asker: Asker) {
@@ -175,6 +177,11 @@ impl Monitor {
             return true;
         }
         false
+    }
+
+    /// Waits no longer for a host to end a program: without the connection it does so when it comes to it.
+    pub(super) fn let_go(&mut self, id: &str) {
+        self.dense_ended(id, End::Lost);
     }
 
     fn dense_ended(&mut self, id: &str, end: End) {
