@@ -110,7 +110,12 @@ fn kubectl_top_shows_nodes_and_pods_of_all_kinds() {
 }
 
 /// A Deployment whose pods compute while `/load/on` exists, and its autoscaler.
-fn follower(cluster: &Cluster, name: &str, image: &str, class: &str, command: &str, most: u32) -> String {
+fn follower(
+    cluster: &Cluster,
+    (name, image, class): (&str, &str, &str),
+    command: &str,
+    (request, most): (&str, u32),
+) -> String {
     let load = cluster.dir.join("load");
     format!(
         r#"---
@@ -128,7 +133,7 @@ spec:
       - name: main
         image: '{image}'
         {command}
-        resources: {{requests: {{cpu: 100m}}, limits: {{cpu: 300m}}}}
+        resources: {{requests: {{cpu: {request}}}, limits: {{cpu: 300m}}}}
         volumeMounts: [{{name: load, mountPath: /load}}]
       volumes: [{{name: load, hostPath: {{path: {}}}}}]
 ---
@@ -174,8 +179,9 @@ fn deployments_follow_their_load_up_and_down() {
     fs::write(load.join("on"), "").unwrap();
     let command = "command: [sh, -c, 'while :; do if [ -e /load/on ]; then i=0; while [ $i -lt 5000 ]; do i=$((i+1)); done; else sleep 1; fi; done']";
     let program = "args: [busy, /load/on]";
-    cluster.apply(&follower(&cluster, "native", "busybox:test", "", command, 3));
-    cluster.apply(&follower(&cluster, "dense", "hello:test", "runtimeClassName: wasm-dense", program, 2));
+    cluster.apply(&follower(&cluster, ("native", "busybox:test", ""), command, ("100m", 3)));
+    // what all dense programs get together is little on a machine where others are at work
+    cluster.apply(&follower(&cluster, ("dense", "hello:test", "runtimeClassName: wasm-dense"), program, ("20m", 2)));
     cluster.apply(
         r#"
 apiVersion: autoscaling/v2
@@ -212,6 +218,8 @@ spec:
     cluster.wait_for("deployment/dense", "condition=Available");
     let events = cluster.kubectl(&["get", "events", "--field-selector=reason=SuccessfulRescale"]);
     assert!(events.contains("reason: cpu resource utilization (percentage of request) above target"), "{events}");
+    let table = cluster.kubectl(&["get", "hpa", "native", "--no-headers"]);
+    assert!(table.contains("%/50%") && table.contains("Deployment/native"), "{table}");
     // as the first version of the API shows it
     let first = cluster.get(&["horizontalpodautoscalers.v1.autoscaling", "native"]);
     assert_eq!(first["spec"]["targetCPUUtilizationPercentage"], 50);

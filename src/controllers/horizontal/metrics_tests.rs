@@ -126,3 +126,39 @@ async fn external_metrics() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn scales_of_any_kind() {
+    let list = |gv: &str, name: &str, kind: &str| {
+        json!({"kind": "APIResourceList", "groupVersion": gv, "resources": [
+            {"name": name, "kind": kind, "singularName": "", "namespaced": true, "verbs": []},
+            {"name": format!("{name}/scale"), "kind": "Scale", "singularName": "", "namespaced": true, "verbs": []}]})
+    };
+    let scale = |n: i32| json!({"metadata": {"name": "a", "namespace": "ns"}, "spec": {"replicas": n}, "status": {"replicas": n}});
+    let answers = [
+        ("/api/v1", list("v1", "replicationcontrollers", "ReplicationController")),
+        ("/api/v1/namespaces/ns/replicationcontrollers/a/scale", scale(1)),
+        ("/apis/example.com", json!({"versions": [{"version": "v2"}, {"version": "v1"}]})),
+        ("/apis/example.com/v2", list("example.com/v2", "others", "Other")),
+        ("/apis/example.com/v1", list("example.com/v1", "games", "Game")),
+        ("/apis/example.com/v1/namespaces/ns/games/a/scale", scale(2)),
+    ];
+    let (client, resources) = (api(&answers), Resources::default());
+    let of = async |api_version: Option<&str>, kind: &str, name: &str| {
+        let object = CrossVersionObjectReference {
+            api_version: api_version.map(str::to_owned),
+            kind: kind.to_owned(),
+            name: name.to_owned(),
+        };
+        let found = resources.scale(&client, "ns", &object).await;
+        found.map(|(_, scale)| scale.spec.unwrap().replicas.unwrap()).map_err(|e| e.to_string())
+    };
+    assert_eq!(of(Some("v1"), "ReplicationController", "a").await, Ok(1));
+    assert_eq!(of(Some("example.com/v1"), "Game", "a").await, Ok(2));
+    assert_eq!(of(Some("example.com/v7"), "Game", "a").await, Ok(2), "in whatever version it is served");
+    let gone = of(Some("example.com/v1"), "Game", "b/../c").await.unwrap_err();
+    assert!(gone.ends_with("/games/b%2F..%2Fc/scale"), "a name stays one part of the path: {gone}");
+    assert_eq!(of(Some("a/b/c"), "Game", "a").await, Err("unexpected GroupVersion string: a/b/c".into()));
+    let unknown = "no matches for kind \"Game\" in group \"elsewhere.com\"";
+    assert_eq!(of(Some("elsewhere.com/v1"), "Game", "a").await, Err(unknown.into()));
+}

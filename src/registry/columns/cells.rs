@@ -448,18 +448,6 @@ pub(super) fn scale_target(o: &Object) -> Value {
     format!("{}/{}", o.str_at("/spec/scaleTargetRef/kind"), o.str_at("/spec/scaleTargetRef/name")).into()
 }
 
-pub(super) fn autoscaler_targets(o: &Object) -> Value {
-    let current = list(o, "/status/currentMetrics");
-    let of = |(i, m): (usize, &Value)| {
-        let name = m.pointer("/resource/name").and_then(Value::as_str).unwrap_or("metric");
-        let number =
-            |v: Option<&Value>| v.and_then(Value::as_i64).map_or_else(|| "<unknown>".to_owned(), |n| format!("{n}%"));
-        let now = number(current.get(i).and_then(|c| c.pointer("/resource/current/averageUtilization")));
-        format!("{name}: {now}/{}", number(m.pointer("/resource/target/averageUtilization")))
-    };
-    or_nothing(list(o, "/spec/metrics").iter().enumerate().map(of).collect())
-}
-
 /// What the containers of a `PodMetrics` use together of a resource.
 pub(super) fn containers_use(o: &Object, resource: &str) -> Value {
     let of = |c: &Value| Quantity::parse(c.get("usage")?.get(resource)?.as_str()?).ok();

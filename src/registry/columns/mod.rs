@@ -1,5 +1,6 @@
 //! Server-side tables: columns as data, computed cells as named functions.
 
+mod autoscalers;
 mod cells;
 mod table;
 

@@ -1,5 +1,6 @@
 //! The columns of the built-in resources, as `kubectl get` of Kubernetes 1.36 shows them.
 
+use super::autoscalers;
 use super::cells::*;
 use super::{Cell, Column};
 use edge_api::Object;
@@ -275,7 +276,7 @@ fn workloads(plural: &str) -> Vec<Column> {
         "horizontalpodautoscalers" => {
             return vec![
                 made("Reference", scale_target),
-                made("Targets", autoscaler_targets),
+                made("Targets", autoscalers::targets),
                 number("MinPods", "/spec/minReplicas"),
                 number("MaxPods", "/spec/maxReplicas"),
                 number("Replicas", "/status/currentReplicas"),
