@@ -22,8 +22,8 @@ pub use backoff::WatchBackoff;
 pub use election::Candidate;
 pub use informer::{Change, Informer, InformerKind, Informers, Key};
 pub use kube::api::{
-    Api, ApiResource, AttachParams, DeleteParams, DynamicObject, ListParams, ObjectMeta, Patch, PatchParams,
-    PostParams, Preconditions, PropagationPolicy, TerminalSize,
+    Api, ApiResource, AttachParams, AttachedProcess, DeleteParams, DynamicObject, ListParams, ObjectMeta, Patch,
+    PatchParams, PostParams, Preconditions, PropagationPolicy, TerminalSize,
 };
 pub use kube::core::Status;
 pub use kube::{Client, Error, Resource, ResourceExt};

@@ -1,7 +1,10 @@
 //! The commands and flags.
 
+use crate::columns::Columns;
+use crate::jsonpath::Template;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// What edge has of kubectl; used where there is no kubectl on the PATH.
 #[derive(Debug, Parser)]
@@ -52,12 +55,20 @@ pub(crate) enum Command {
     PortForward(PortForwardArgs),
     /// Make a service for the pods of something
     Expose(ExposeArgs),
+    /// Run an image in a pod
+    Run(RunArgs),
+    /// Set labels of objects: KEY=VALUE, or KEY- to remove one
+    Label(MetadataArgs),
+    /// Set annotations of objects: KEY=VALUE, or KEY- to remove one
+    Annotate(MetadataArgs),
     /// Set the number of pods
     Scale(ScaleArgs),
     /// Follow, restart and undo the rollout of a workload
     Rollout(RolloutArgs),
     /// Show what nodes and pods use
     Top(TopArgs),
+    /// Say what the fields of a type are for
+    Explain(ExplainArgs),
     /// Show the kinds of objects that the server has
     ApiResources,
     /// Show the version of the server
@@ -135,26 +146,38 @@ pub(crate) struct TopPodArgs {
 }
 
 /// Forms besides the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) enum Output {
     Wide,
     Json,
     Yaml,
     Name,
+    JsonPath(Arc<Template>),
+    Columns(Arc<Columns>),
 }
 
 fn output(text: &str) -> Result<Output, String> {
-    match text {
-        "wide" => Ok(Output::Wide),
-        "json" => Ok(Output::Json),
-        "yaml" => Ok(Output::Yaml),
-        "name" => Ok(Output::Name),
-        _ => Err("edge has wide, json, yaml and name; the real kubectl has more".into()),
+    let (form, template) = text.split_once('=').map_or((text, None), |(form, template)| (form, Some(template)));
+    match (form, template) {
+        ("wide", None) => Ok(Output::Wide),
+        ("json", None) => Ok(Output::Json),
+        ("yaml", None) => Ok(Output::Yaml),
+        ("name", None) => Ok(Output::Name),
+        ("jsonpath", Some(template)) => {
+            Template::parse(template).map(|t| Output::JsonPath(Arc::new(t))).map_err(|e| e.to_string())
+        }
+        ("jsonpath", None) => {
+            Err("template format specified but no template given: -o jsonpath='{.metadata.name}'".into())
+        }
+        ("custom-columns", columns) => {
+            Columns::parse(columns.unwrap_or_default()).map(|c| Output::Columns(Arc::new(c))).map_err(|e| e.to_string())
+        }
+        _ => Err("edge has wide, json, yaml, name, jsonpath=… and custom-columns=…; the real kubectl has more".into()),
     }
 }
 
 /// Which objects.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 pub(crate) struct Which {
     /// TYPE, TYPE NAME… or TYPE/NAME…; several types are separated by commas
     #[arg(value_name = "TYPE[/NAME]")]
@@ -174,7 +197,7 @@ pub(crate) struct GetArgs {
     /// Of all namespaces
     #[arg(long, short = 'A')]
     pub(crate) all_namespaces: bool,
-    /// wide, json, yaml or name
+    /// wide, json, yaml, name, jsonpath=TEMPLATE or custom-columns=HEADER:PATH,…
     #[arg(long, short, value_name = "FORM", value_parser = output)]
     pub(crate) output: Option<Output>,
     /// Go on showing what changes
@@ -258,7 +281,7 @@ pub(crate) enum CreateWhat {
     },
 }
 
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 pub(crate) struct DeleteArgs {
     #[command(flatten)]
     pub(crate) which: Which,
@@ -285,7 +308,7 @@ pub(crate) struct DeleteArgs {
     pub(crate) ignore_not_found: bool,
 }
 
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 pub(crate) struct LogsArgs {
     /// A pod, or TYPE/NAME of something that has pods
     pub(crate) pod: String,
@@ -359,6 +382,77 @@ pub(crate) struct ExposeArgs {
     /// The name of the service [default: that of what is exposed]
     #[arg(long)]
     pub(crate) name: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RunArgs {
+    /// The name of the pod
+    pub(crate) name: String,
+    /// The image
+    #[arg(long, required = true)]
+    pub(crate) image: String,
+    /// A variable of the environment, NAME=VALUE (can be repeated)
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) env: Vec<String>,
+    /// A port of the container
+    #[arg(long)]
+    pub(crate) port: Option<u16>,
+    /// Labels in place of run=NAME
+    #[arg(long, short = 'l', value_name = "LABELS", value_delimiter = ',')]
+    pub(crate) labels: Vec<String>,
+    /// Always, OnFailure or Never
+    #[arg(long, default_value = "Always", value_name = "POLICY")]
+    pub(crate) restart: String,
+    /// What follows is the command, not the arguments of the image's
+    #[arg(long)]
+    pub(crate) command: bool,
+    /// Pass the standard input on, and show what the container writes
+    #[arg(long, short = 'i')]
+    pub(crate) stdin: bool,
+    /// With a terminal
+    #[arg(long, short = 't')]
+    pub(crate) tty: bool,
+    /// Delete the pod when its program has ended; needs -i
+    #[arg(long, requires = "stdin")]
+    pub(crate) rm: bool,
+    /// What the container runs, after --
+    #[arg(last = true)]
+    pub(crate) words: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct MetadataArgs {
+    /// TYPE NAME… or TYPE/NAME…, and then what changes: KEY=VALUE or KEY-
+    #[arg(required = true, value_name = "TYPE[/NAME] | KEY=VALUE | KEY-")]
+    pub(crate) words: Vec<String>,
+    /// Give another value to what is there
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// All objects of the type in the namespace
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Of all namespaces
+    #[arg(long, short = 'A')]
+    pub(crate) all_namespaces: bool,
+    /// Only those with these labels
+    #[arg(long, short = 'l', value_name = "SELECTOR")]
+    pub(crate) selector: Option<String>,
+    /// Only those with these fields
+    #[arg(long, value_name = "SELECTOR")]
+    pub(crate) field_selector: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ExplainArgs {
+    /// TYPE, or TYPE.FIELD.FIELD…
+    #[arg(value_name = "TYPE[.FIELD]")]
+    pub(crate) what: String,
+    /// The fields of the fields, too, without descriptions
+    #[arg(long)]
+    pub(crate) recursive: bool,
+    /// Of this group and version
+    #[arg(long, value_name = "GROUP/VERSION")]
+    pub(crate) api_version: Option<String>,
 }
 
 #[derive(Args, Debug)]

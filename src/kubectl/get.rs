@@ -50,7 +50,7 @@ pub(crate) async fn run(session: &Session, args: GetArgs) -> Result<(), Error> {
             _ => Err(Error::Usage("one type at a time can be watched".into())),
         };
     }
-    match args.output {
+    match &args.output {
         None | Some(Output::Wide) => tables(session, &wanted, &args).await,
         Some(form) => objects(session, &wanted, &args, form).await,
     }
@@ -125,7 +125,7 @@ struct Table<'a> {
 
 impl<'a> Table<'a> {
     fn of(table: &'a Value, resource: &'a Resource, args: &GetArgs, typed: bool) -> Self {
-        let wide = args.output == Some(Output::Wide);
+        let wide = matches!(args.output, Some(Output::Wide));
         Self {
             table,
             resource,
@@ -175,7 +175,7 @@ impl<'a> Table<'a> {
     }
 }
 
-async fn objects(session: &Session, wanted: &[Wanted], args: &GetArgs, form: Output) -> Result<(), Error> {
+async fn objects(session: &Session, wanted: &[Wanted], args: &GetArgs, form: &Output) -> Result<(), Error> {
     let mut items: Vec<(Resource, Value)> = Vec::new();
     for one in wanted {
         let Some(found) = unless_absent(session.get(&path(session, one, args, &[])).await, args.ignore_not_found)?
@@ -196,11 +196,18 @@ async fn objects(session: &Session, wanted: &[Wanted], args: &GetArgs, form: Out
             }
         }
     }
-    if form == Output::Name {
-        for (resource, item) in &items {
-            print::line(&resource.display(item["metadata"]["name"].as_str().unwrap_or_default()))?;
+    match form {
+        Output::Name => {
+            for (resource, item) in &items {
+                print::line(&resource.display(item["metadata"]["name"].as_str().unwrap_or_default()))?;
+            }
+            return Ok(());
         }
-        return Ok(());
+        Output::Columns(columns) => {
+            let items: Vec<Value> = items.into_iter().map(|(_, item)| item).collect();
+            return print::raw(&columns.table(&items, !args.no_headers)?);
+        }
+        _ => {}
     }
     let one = matches!(wanted, [Wanted::One(_)]);
     let value = match (one, items.len()) {
@@ -228,9 +235,14 @@ fn without_managed_fields(mut value: Value) -> Value {
     value
 }
 
-fn show(value: &Value, form: Output) -> Result<(), Error> {
+fn show(value: &Value, form: &Output) -> Result<(), Error> {
     match form {
         Output::Json => print::line(&format!("{value:#}")),
+        Output::JsonPath(template) => {
+            let text = template.apply(value).map_err(|e| Error::Usage(format!("error executing jsonpath: {e}")))?;
+            print::raw(&text)
+        }
+        Output::Columns(columns) => print::raw(&columns.table(std::slice::from_ref(value), false)?),
         _ => print::raw(&print::yaml(value)?),
     }
 }
@@ -257,7 +269,7 @@ async fn watch(session: &Session, wanted: &Wanted, args: &GetArgs) -> Result<(),
                 let text = |key: &str| object[key].as_str().unwrap_or_default().to_owned();
                 return Err(Error::Refused { reason: text("reason"), message: text("message") });
             }
-            _ if args.output == Some(Output::Name) => {
+            _ if matches!(args.output, Some(Output::Name)) => {
                 print::line(&resource.display(object["metadata"]["name"].as_str().unwrap_or_default()))?;
             }
             _ if table => {
@@ -271,10 +283,10 @@ async fn watch(session: &Session, wanted: &Wanted, args: &GetArgs) -> Result<(),
                 print::raw(&print::columns(rows))?;
             }
             _ => {
-                if args.output == Some(Output::Yaml) {
+                if matches!(args.output, Some(Output::Yaml)) {
                     print::line("---")?;
                 }
-                show(&without_managed_fields(object.clone()), args.output.unwrap_or(Output::Yaml))?;
+                show(&without_managed_fields(object.clone()), args.output.as_ref().unwrap_or(&Output::Yaml))?;
             }
         }
     }

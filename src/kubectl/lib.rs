@@ -6,15 +6,20 @@
 
 mod apply;
 mod cli;
+mod columns;
 mod delete;
 mod describe;
 mod error;
+mod explain;
 mod files;
 mod get;
+mod jsonpath;
+mod metadata;
 mod ports;
 mod print;
 mod resources;
 mod rollout;
+mod run;
 mod session;
 mod streams;
 mod terminal;
@@ -46,9 +51,13 @@ pub async fn run(command: Kubectl, kubeconfig: PathBuf) -> Result<u8, Error> {
         Command::Exec(args) => return streams::exec(&session, args).await,
         Command::PortForward(args) => ports::run(&session, args).await?,
         Command::Expose(args) => workloads::expose(&session, args).await?,
+        Command::Run(args) => return run::run(&session, args).await,
+        Command::Label(args) => metadata::run(&session, metadata::Part::Labels, args).await?,
+        Command::Annotate(args) => metadata::run(&session, metadata::Part::Annotations, args).await?,
         Command::Scale(args) => workloads::scale(&session, args).await?,
         Command::Rollout(args) => rollout::run(&session, args).await?,
         Command::Top(args) => top::run(&session, args).await?,
+        Command::Explain(args) => explain::run(&session, args).await?,
         Command::ApiResources => get::api_resources(&session)?,
         Command::Version => session.version().await?,
     }

@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::resources::Resource;
 use crate::session::{Session, query};
 use crate::terminal::{RawTerminal, is_terminal, window_size};
-use edge_client::{Api, AttachParams, TerminalSize};
+use edge_client::{Api, AttachParams, AttachedProcess, TerminalSize};
 use futures::{AsyncReadExt, SinkExt};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::Value;
@@ -106,12 +106,18 @@ pub(crate) async fn logs(session: &Session, args: LogsArgs) -> Result<(), Error>
     }
 }
 
-pub(crate) async fn exec(session: &Session, args: ExecArgs) -> Result<u8, Error> {
-    let pod = pod(session, &args.pod).await?;
-    let tty = args.tty && args.stdin && is_terminal();
-    if args.tty && !tty {
+/// Whether there is a terminal, where one is wanted; says so when there is none.
+pub(crate) fn has_terminal(tty: bool, stdin: bool) -> bool {
+    let has = tty && stdin && is_terminal();
+    if tty && !has {
         eprintln!("Unable to use a TTY - input is not a terminal or the right kind of file");
     }
+    has
+}
+
+pub(crate) async fn exec(session: &Session, args: ExecArgs) -> Result<u8, Error> {
+    let pod = pod(session, &args.pod).await?;
+    let tty = has_terminal(args.tty, args.stdin);
     let params = AttachParams {
         container: container(&pod, args.container.as_ref()),
         stdin: args.stdin,
@@ -121,7 +127,12 @@ pub(crate) async fn exec(session: &Session, args: ExecArgs) -> Result<u8, Error>
         ..AttachParams::default()
     };
     let api: Api<Pod> = Api::namespaced(session.client.clone(), &session.namespace);
-    let mut process = api.exec(text(&pod, "/metadata/name"), args.command, &params).await?;
+    let process = api.exec(text(&pod, "/metadata/name"), args.command, &params).await?;
+    exit_code(&converse(process, tty).await?)
+}
+
+/// Joins this process's streams with those of a program until that ends; gives what the server says of it then.
+pub(crate) async fn converse(mut process: AttachedProcess, tty: bool) -> Result<Value, Error> {
     let raw = tty.then(RawTerminal::enter).transpose()?;
     let (stdin, stdout, stderr) = (process.stdin(), process.stdout(), process.stderr());
     let (status, sizes) = (process.take_status(), process.terminal_size());
@@ -160,7 +171,7 @@ pub(crate) async fn exec(session: &Session, args: ExecArgs) -> Result<u8, Error>
     resizes.abort();
     drop(raw);
     let Some(status) = status else { return Err(Error::Unreachable("the connection ended before the program".into())) };
-    exit_code(&serde_json::to_value(&status).unwrap_or_default())
+    Ok(serde_json::to_value(&status).unwrap_or_default())
 }
 
 /// What a program's status says: its exit code, or why it never ran.

@@ -169,3 +169,131 @@ fn the_real_one_is_used_where_there_is_one() {
     assert_eq!(String::from_utf8_lossy(&out.stdout), "/k get -o wide --help\n");
     assert_eq!(out.status.code(), Some(3));
 }
+
+/// Both, one after the other.
+fn both(cluster: &Cluster, args: &[&str]) -> [String; 2] {
+    [kubectl(cluster, args), cluster.kubectl(args)]
+}
+
+#[test]
+fn it_prints_what_kubectl_prints() {
+    let cluster = Cluster::start();
+    cluster.await_images();
+    cluster.kubectl(&["create", "deployment", "web", "--image=echo:v1", "--replicas=2", "--port=8080"]);
+    cluster.kubectl(&["rollout", "status", "deploy/web", "--timeout=60s"]);
+    cluster.kubectl(&["annotate", "deploy/web", "of.the/test=<a & b>"]);
+    for output in [
+        "name",
+        "jsonpath={.items[*].metadata.name}",
+        "jsonpath={range .items[*]}{.metadata.name}{\"\\t\"}{.spec.template.spec.containers[0].image}{\"\\n\"}{end}",
+        "jsonpath={.items[0].metadata.annotations.of\\.the/test}",
+        "jsonpath={.items[0].metadata.labels}",
+        "jsonpath={.items[0].spec}",
+        "jsonpath={.items[0].metadata.annotations}",
+        "jsonpath={.items[0].status.conditions[?(@.type==\"Available\")].status}",
+        "jsonpath={.items[0].status.conditions[?(@.status!=\"x\")].type}",
+        "jsonpath={.items[?(@.spec.replicas>1)].metadata.name}",
+        "jsonpath={..containerPort}",
+        "jsonpath={.items[*].spec.replicas} of {.kind}",
+        "jsonpath={.items[*].nothing.there}",
+        "jsonpath={.items[0].spec.template.spec.containers[*]['name','image']}",
+        "jsonpath={.items[-1:].metadata.name}",
+        "jsonpath={.items[0].metadata.labels.*}",
+        "custom-columns=NAME:.metadata.name,REPLICAS:.spec.replicas,NONE:.nothing,LABELS:.metadata.labels",
+        "custom-columns=IMAGE:spec.template.spec.containers[*].image,STATUS:{.status.conditions[*].type}",
+    ] {
+        let [own, real] = both(&cluster, &["get", "deployments", "-o", output]);
+        assert_eq!(own, real, "{output}");
+    }
+    for args in [
+        &["get", "deploy/web", "-o", "jsonpath={.spec.replicas}"][..],
+        &["get", "deploy/web", "svc/kubernetes", "-o", "jsonpath={.items[*].kind}"],
+        &["explain", "pod"],
+        &["explain", "deployments.spec"],
+        &["explain", "deploy.spec.template.spec.containers"],
+        &["explain", "pods.spec.containers.env"],
+        &["explain", "pods.spec.restartPolicy"],
+        &["explain", "pods.spec.tolerations.operator"],
+        &["explain", "configmap.data"],
+        &["explain", "pod.metadata.labels"],
+        &["explain", "deploy.spec", "--recursive"],
+        &["explain", "customresourcedefinitions.spec.versions.schema.openAPIV3Schema", "--recursive"],
+        &["explain", "hpa", "--api-version=autoscaling/v1"],
+        &["explain", "nodes.status.capacity"],
+        &["get", "deploy", "web", "-o", "custom-columns=:.metadata.name"],
+        &["get", "pods", "-A", "-o", "custom-columns=NS:.metadata.namespace,APP:.metadata.labels.app", "--no-headers"],
+    ] {
+        let [own, real] = both(&cluster, args);
+        assert_eq!(own, real, "{args:?}");
+    }
+    // what changes something: before each, the object is as it was
+    for (before, args) in [
+        ("tier-", &["label", "deploy/web", "tier=front"][..]),
+        ("tier=front", &["label", "deploy", "web", "tier=front"]),
+        ("tier=front", &["label", "deploy/web", "tier-"]),
+        ("tier=front", &["label", "deploy/web", "nothing-"]),
+        ("tier=front", &["label", "--overwrite", "deploy/web", "tier=back"]),
+        ("tier=back", &["annotate", "deploy/web", "note=one"]),
+        ("tier=back", &["annotate", "deploy/web", "note-"]),
+        ("tier=back", &["annotate", "pods", "-l", "app=web", "note=all", "--overwrite"]),
+        ("tier=back", &["label", "services,deployments", "--all", "tier=back"]),
+    ] {
+        let said = [kubectl as fn(&Cluster, &[&str]) -> String, |cluster, args| cluster.kubectl(args)].map(|run| {
+            cluster.kubectl(&["label", "deploy/web", "--overwrite", before]);
+            cluster.try_kubectl(crate::harness::Kubectl::Newest, &["label", "service/kubernetes", "tier-"]);
+            run(&cluster, args)
+        });
+        assert_eq!(said[0], said[1], "{args:?}");
+    }
+    let [own, real] = both(&cluster, &["get", "deploy/web", "-o", "jsonpath={.metadata.labels}"]);
+    assert_eq!(own, real);
+    assert!(own.contains(r#""tier":"back""#), "{own}");
+    assert_eq!(kubectl(&cluster, &["label", "deploy/web", "tier-"]), "deployment.apps/web unlabeled\n");
+    cluster.kubectl(&["label", "pods", "--all", "seen=yes"]);
+    for args in [
+        &["label", "pods", "-l", "app=web", "seen=no"][..],
+        &["annotate", "pods", "--all", "note=other"],
+        &["get", "deploy", "-o", "jsonpath={.items[5].kind}"],
+        &["get", "deploy", "-o", "jsonpath={.a"],
+        &["get", "deploy", "-o", "custom-columns=NAME"],
+        &["explain", "pods.nothing"],
+        &["explain", "nothing"],
+    ] {
+        refused(&cluster, args);
+        assert!(!cluster.try_kubectl(crate::harness::Kubectl::Newest, args).status.success(), "{args:?}");
+    }
+    pods_that_are_run(&cluster);
+}
+
+fn pods_that_are_run(cluster: &Cluster) {
+    // what is made of the same words is the same
+    let common = ["--image=busybox:test", "--env=A=b", "--port=80", "--labels=x=y,z=w", "--restart=Never", "--command"];
+    let run = |name| [&["run", name], &common[..], &["--", "sleep", "100000"]].concat();
+    assert_eq!(kubectl(cluster, &run("own")), "pod/own created\n");
+    assert_eq!(cluster.kubectl(&run("real")), "pod/real created\n");
+    let spec = |name: &str| {
+        let pod = cluster.get(&["pod", name]);
+        let mut container = pod["spec"]["containers"][0].clone();
+        container["name"] = Value::Null;
+        container["volumeMounts"] = Value::Null;
+        (
+            pod["metadata"]["labels"].clone(),
+            container,
+            pod["spec"]["restartPolicy"].clone(),
+            pod["spec"]["dnsPolicy"].clone(),
+        )
+    };
+    assert_eq!(spec("own"), spec("real"));
+    cluster.kubectl(&["delete", "pods", "own", "real", "--now"]);
+    // a conversation, the exit code, and nothing is left
+    let args = ["run", "talk", "--image=busybox:test", "--restart=Never", "-i", "--rm", "--command", "--", "sh", "-c"];
+    let mut talk = command(cluster, &[&args[..], &["read word; echo \"heard $word\"; exit 4"]].concat());
+    let mut talk = talk.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    talk.stdin.take().unwrap().write_all(b"something\n").unwrap();
+    let out = talk.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(text.contains("heard something\n"), "{text}");
+    assert_eq!(out.status.code(), Some(4), "{text}");
+    assert!(text.ends_with("pod \"talk\" deleted from default namespace\n"), "{text}");
+    assert!(refused(cluster, &["get", "pod", "talk"]).contains("NotFound"));
+}
