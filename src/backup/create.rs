@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result, at};
 use crate::manifest::{FORMAT, Manifest, Member};
+use crate::work::Work;
 use crate::{DATA, MANIFEST, NODE_PASSWORD, SERVER, STORE};
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -33,13 +34,14 @@ pub fn create(
     about: About,
     copy: impl FnOnce(&Path) -> edge_storage::Result<()>,
 ) -> Result<Manifest> {
+    crate::complete(data_dir)?;
     let store = data_dir.join(SERVER).join(STORE).join(DATA);
     if !store.exists() {
         return Err(Error::NoStore { path: store });
     }
     let directory = target.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // beside the target, which has to have space for it anyhow
-    let work = tempfile::Builder::new().prefix(".edge-backup-").tempdir_in(directory).map_err(at(directory))?;
+    let work = Work::begin(directory).map_err(at(directory))?;
     let copied = work.path().join(DATA);
     copy(&copied).map_err(|source| Error::Store { path: store.clone(), source })?;
     let facts = edge_storage::inspect(&copied).map_err(|source| Error::Store { path: store, source })?;

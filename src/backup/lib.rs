@@ -14,13 +14,14 @@ mod kept;
 mod manifest;
 mod read;
 mod restore;
+mod work;
 
 pub use create::{About, create};
 pub use error::{Error, Result};
 pub use kept::{file_name, retain};
 pub use manifest::{FORMAT, Manifest, Member};
 pub use read::verify;
-pub use restore::{Restored, restore};
+pub use restore::{Restored, complete, restore};
 
 /// The directory that is backed up, in the data directory.
 const SERVER: &str = "server";

@@ -6,7 +6,6 @@ use crate::read::read;
 use crate::{NODE_PASSWORD, SERVER, STORE};
 use edge_sys::fsutil::{create_dir_all_mode, remove_dir_all_if_exists, sync_dir, write_atomic};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
-use rustix::io::Errno;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -15,8 +14,12 @@ use std::path::{Path, PathBuf};
 /// Where a backup is unpacked, in the data directory.
 const STAGE: &str = "server.restoring";
 
-/// Where the node's password is until then, in that directory.
+/// Where the node's password is until it has its place, in the directory of a server that was restored. It is there, perhaps empty, as long as
+/// that is not done.
 const STAGED_PASSWORD: &str = "node-password.restoring";
+
+/// What the name of a server's directory that was there before begins with.
+const BEFORE: &str = "server.before-restore-of-";
 
 /// What was restored.
 #[derive(Clone, Debug)]
@@ -28,14 +31,15 @@ pub struct Restored {
 }
 
 /// Puts the server of a backup into `data_dir`, in which no server may be running. What was there is kept beside it. Either all of it happens or,
-/// whatever crashes, nothing.
+/// whatever crashes, nothing; what is left then of an attempt goes with the next one.
 ///
 /// # Errors
 /// As [`crate::verify`], and [`Error::Store`] when the store in it is damaged: nothing has changed.
 pub fn restore(file: &Path, data_dir: &Path) -> Result<Restored> {
+    complete(data_dir)?;
+    remove_attempts(data_dir)?;
     let stage = data_dir.join(STAGE);
     let restored = unpack(file, &stage).and_then(|manifest| {
-        place_password(data_dir, &stage)?;
         let before = swap(data_dir, &stage, &manifest)?;
         Ok(Restored { manifest, before })
     });
@@ -43,11 +47,45 @@ pub fn restore(file: &Path, data_dir: &Path) -> Result<Restored> {
         // the first error is the one worth reporting; the next attempt removes it too
         let _ = remove_dir_all_if_exists(&stage);
     }
-    restored
+    let restored = restored?;
+    complete(data_dir)?;
+    Ok(restored)
+}
+
+/// Finishes what a restoration that was interrupted has left to do: gives the node the password by which the restored server knows
+/// it. To be called before anything is done with a server's directory.
+///
+/// # Errors
+/// When a file cannot be read or written.
+pub fn complete(data_dir: &Path) -> Result<()> {
+    let staged = data_dir.join(SERVER).join(STAGED_PASSWORD);
+    let target = data_dir.join(NODE_PASSWORD);
+    let password = match fs::read(&staged) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        read => read.map_err(at(&staged))?,
+    };
+    if !password.is_empty() && !fs::read(&target).is_ok_and(|known| known == password) {
+        let directory = target.parent().unwrap_or(data_dir);
+        let placed = create_dir_all_mode(directory, 0o700).and_then(|()| write_atomic(&target, &password, 0o600));
+        placed.and_then(|()| sync_dir(data_dir)).map_err(at(&target))?;
+    }
+    fs::remove_file(&staged).and_then(|()| sync_dir(&data_dir.join(SERVER))).map_err(at(&staged))
+}
+
+/// Removes what attempts that were interrupted have left: backups that were unpacked, and did not become the server.
+fn remove_attempts(data_dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(data_dir).map_err(at(data_dir))? {
+        let path = entry.map_err(at(data_dir))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name == STAGE || name.starts_with(BEFORE) && path.join(STAGED_PASSWORD).exists() {
+            remove_dir_all_if_exists(&path).map_err(at(&path))?;
+        }
+    }
+    Ok(())
 }
 
 fn unpack(file: &Path, stage: &Path) -> Result<Manifest> {
-    remove_dir_all_if_exists(stage).map_err(at(stage))?;
+    let open = |path: &Path, mode| File::options().write(true).create_new(true).mode(mode).open(path).map_err(at(path));
     let manifest = read(
         file,
         |_, _| create_dir_all_mode(stage, 0o700).map_err(at(stage)),
@@ -59,31 +97,17 @@ fn unpack(file: &Path, stage: &Path) -> Result<Manifest> {
             let directory = path.parent().unwrap_or(stage);
             // all are private: the server sets those right that need not be
             create_dir_all_mode(directory, 0o700).map_err(at(directory))?;
-            let file = File::options().write(true).create_new(true).mode(mode).open(&path).map_err(at(&path))?;
-            Ok(Synced(file))
+            Ok(Synced(open(&path, mode)?))
         },
     )?;
+    let password = stage.join(STAGED_PASSWORD);
+    if !password.exists() {
+        open(&password, 0o600)?;
+    }
     let store = stage.join(STORE);
     edge_storage::Lmdb::continue_restored(&store).map_err(|source| Error::Store { path: file.into(), source })?;
     sync_directories(stage).map_err(at(stage))?;
     Ok(manifest)
-}
-
-/// Gives the node the password by which the restored server knows it. Until the two directories have changed places it matters to
-/// nobody who has no server yet; where it is another one, the node was set up anew since the backup.
-fn place_password(data_dir: &Path, stage: &Path) -> Result<()> {
-    let staged = stage.join(STAGED_PASSWORD);
-    let target = data_dir.join(NODE_PASSWORD);
-    let password = match fs::read(&staged) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        read => read.map_err(at(&staged))?,
-    };
-    fs::remove_file(&staged).map_err(at(&staged))?;
-    if fs::read(&target).is_ok_and(|known| known == password) {
-        return Ok(());
-    }
-    let directory = target.parent().unwrap_or(data_dir);
-    create_dir_all_mode(directory, 0o700).and_then(|()| write_atomic(&target, &password, 0o600)).map_err(at(&target))
 }
 
 /// Whoever flushes waits for the disk.
@@ -109,25 +133,26 @@ fn sync_directories(directory: &Path) -> io::Result<()> {
     sync_dir(directory)
 }
 
-/// Lets the two change places, and gives the old one a name that says what it is.
+/// Lets the two change places. The new one has the name of the old one just before: so each of them has a name that nobody
+/// removes at any moment.
 fn swap(data_dir: &Path, stage: &Path, manifest: &Manifest) -> Result<Option<PathBuf>> {
     let server = data_dir.join(SERVER);
-    let exchanged = match renameat_with(CWD, stage, CWD, &server, RenameFlags::EXCHANGE) {
-        Ok(()) => true,
-        Err(Errno::NOENT) => {
-            fs::rename(stage, &server).map_err(at(&server))?;
-            false
-        }
-        Err(error) => return Err(at(&server)(error.into())),
-    };
-    sync_dir(data_dir).map_err(at(data_dir))?;
-    if !exchanged {
+    let moved = |from: &Path, to: &Path| fs::rename(from, to).and_then(|()| sync_dir(data_dir)).map_err(at(to));
+    if !server.exists() {
+        moved(stage, &server)?;
         return Ok(None);
     }
     let at_time = manifest.time.strftime("%Y%m%dT%H%M%SZ");
-    let free = (1_u32..).map(|n| data_dir.join(format!("server.before-restore-of-{at_time}.{n}")));
+    let free = (1_u32..).map(|n| data_dir.join(format!("{BEFORE}{at_time}.{n}")));
     let kept = free.into_iter().find(|path| !path.exists()).unwrap_or_else(|| stage.into());
-    // it is in the stage's place until then, and a second restore would remove it there
-    fs::rename(stage, &kept).and_then(|()| sync_dir(data_dir)).map_err(at(&kept))?;
+    moved(stage, &kept)?;
+    match renameat_with(CWD, &kept, CWD, &server, RenameFlags::EXCHANGE) {
+        Ok(()) => sync_dir(data_dir).map_err(at(data_dir))?,
+        Err(error) => {
+            // a file system that cannot do it: the first error is the one worth reporting
+            let _ = remove_dir_all_if_exists(&kept);
+            return Err(at(&server)(error.into()));
+        }
+    }
     Ok(Some(kept))
 }

@@ -31,14 +31,17 @@ pub struct Candidate {
     name: &'static str,
     /// What nobody else calls himself.
     identity: String,
+    /// Whose Leases are this one's without waiting: who has certainly ended.
+    predecessor: Option<String>,
     /// The Lease as it was written last, while it is held.
     held: Mutex<Option<Lease>>,
 }
 
 impl Candidate {
-    /// One for the Lease `name` in `kube-system`. `identity` must be the process's own, after a restart another one.
-    pub fn new(client: Client, name: &'static str, identity: String) -> Self {
-        Self { api: Api::namespaced(client, NAMESPACE), name, identity, held: Mutex::new(None) }
+    /// One for the Lease `name` in `kube-system`. `identity` must be the process's own, after a restart another one;
+    /// `predecessor` is the identity of a process that is known to have ended.
+    pub fn new(client: Client, name: &'static str, identity: String, predecessor: Option<String>) -> Self {
+        Self { api: Api::namespaced(client, NAMESPACE), name, identity, predecessor, held: Mutex::new(None) }
     }
 
     /// Runs something whenever the Lease is held, and drops it when it is lost, for ever.
@@ -95,7 +98,8 @@ impl Candidate {
         let holder = spec.and_then(|s| s.holder_identity.as_deref()).unwrap_or_default();
         let seconds = spec.and_then(|s| s.lease_duration_seconds).and_then(|s| u64::try_from(s).ok());
         let end = since + seconds.map_or(DURATION, Duration::from_secs);
-        if holder.is_empty() || holder == self.identity || end <= Instant::now() {
+        let is_free = holder.is_empty() || holder == self.identity || self.predecessor.as_deref() == Some(holder);
+        if is_free || end <= Instant::now() {
             return self.written(self.api.replace(self.name, &PostParams::default(), &self.taken(Some(lease))).await);
         }
         tokio::select! {

@@ -1,9 +1,11 @@
 //! How commands reach a cluster: with a kubeconfig as `edge server` writes it.
 
+use super::places;
 use super::server::{Failure, doing};
 use clap::Args;
 use edge_client::Client;
-use std::path::PathBuf;
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How long the API may take.
@@ -14,10 +16,20 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct Access {
     /// The administrator's kubeconfig
     #[arg(long, env = "KUBECONFIG", default_value = "/etc/edge/edge.yaml", value_name = "FILE")]
-    pub(crate) kubeconfig: PathBuf,
+    kubeconfig: PathBuf,
     /// URL of the server [default: that of the kubeconfig]
     #[arg(long, value_name = "URL")]
     pub(crate) server: Option<String>,
+}
+
+impl Access {
+    /// Where the kubeconfig is: in its other place when it is not where it usually is.
+    pub(crate) fn kubeconfig(&self) -> Cow<'_, Path> {
+        match self.kubeconfig == Path::new(places::KUBECONFIG) {
+            true => places::kubeconfig().into(),
+            false => self.kubeconfig.as_path().into(),
+        }
+    }
 }
 
 /// The cluster of a kubeconfig.
@@ -31,7 +43,7 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Reads the kubeconfig; asks nobody yet.
     pub(crate) async fn open(access: &Access) -> Result<Self, Failure> {
-        let cluster = edge_client::from_kubeconfig(&access.kubeconfig, None, access.server.as_deref()).await;
+        let cluster = edge_client::from_kubeconfig(&access.kubeconfig(), None, access.server.as_deref()).await;
         let cluster = cluster.map_err(doing("reading the kubeconfig"))?;
         Ok(Self { client: cluster.client, ca: cluster.ca, url: cluster.url })
     }

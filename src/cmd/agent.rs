@@ -1,6 +1,7 @@
 //! The node agent of this machine: network, images, runtime, kubelet, services and DNS.
 
 use super::facts::ClusterFacts;
+use super::places;
 use super::server::{Failure, doing};
 use crate::config::{NodeConfig as NodeSettings, Part};
 use edge_apiserver::{NodeDialer, Stream};
@@ -256,13 +257,14 @@ fn kubelet_config(
     addresses: watch::Receiver<Vec<IpAddr>>,
     agent_dir: PathBuf,
 ) -> KubeletConfig {
-    let default_logs = node.pod_logs_dir == Path::new("/var/log/pods");
+    let pod_logs_dir = places::for_logs(node.pod_logs_dir.clone(), &agent_dir);
+    let usual = pod_logs_dir == Path::new(places::POD_LOGS);
     KubeletConfig {
         node_name: node.name.clone(),
         edge_version: env!("CARGO_PKG_VERSION").into(),
         agent_dir,
-        pod_logs_dir: node.pod_logs_dir.clone(),
-        container_logs_dir: default_logs.then(|| "/var/log/containers".into()),
+        pod_logs_dir,
+        container_logs_dir: usual.then(|| "/var/log/containers".into()),
         node_ips: addresses,
         node_labels: node.labels.clone(),
         node_taints: node

@@ -21,6 +21,9 @@ enum Output {
 pub(crate) struct BackupArgs {
     /// The file to write; a directory gets a file named after the node and the time
     file: PathBuf,
+    /// Configuration file of edge, for where things are
+    #[arg(long, env = "EDGE_CONFIG_FILE", default_value = "/etc/edge/config.yaml", value_name = "FILE")]
+    config: PathBuf,
     /// Directory for all state, as the server was told
     #[arg(long, short, env = "EDGE_DATA_DIR", default_value = "/var/lib/edge", value_name = "DIR")]
     data_dir: PathBuf,
@@ -34,6 +37,9 @@ pub(crate) struct BackupArgs {
 pub(crate) struct RestoreArgs {
     /// A file that `edge backup` has written
     file: PathBuf,
+    /// Configuration file of edge, for where things are
+    #[arg(long, env = "EDGE_CONFIG_FILE", default_value = "/etc/edge/config.yaml", value_name = "FILE")]
+    config: PathBuf,
     /// Directory for all state, as the server is told
     #[arg(long, short, env = "EDGE_DATA_DIR", default_value = "/var/lib/edge", value_name = "DIR")]
     data_dir: PathBuf,

@@ -26,6 +26,9 @@ const UNFIT: [(i64, &str); 5] =
 /// `edge check`
 #[derive(Args)]
 pub(crate) struct CheckArgs {
+    /// Configuration file of edge, for where things are
+    #[arg(long, env = "EDGE_CONFIG_FILE", default_value = "/etc/edge/config.yaml", value_name = "FILE")]
+    config: PathBuf,
     /// Directory for all state, as edge will be told
     #[arg(long, short, env = "EDGE_DATA_DIR", default_value = "/var/lib/edge", value_name = "DIR")]
     data_dir: PathBuf,

@@ -1,17 +1,13 @@
 //! `edge kubectl`: the machine's kubectl with the administrator's kubeconfig, or what edge has of it.
 
 use super::server::doing;
-use super::{USAGE, fail};
+use super::{USAGE, fail, places};
 use clap::{Args, Parser};
 use edge_kubectl::Kubectl;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-
-/// Where `edge server` writes it unless it is told otherwise.
-const KUBECONFIG: &str = "/etc/edge/edge.yaml";
 
 /// `edge kubectl`
 #[derive(Args)]
@@ -26,8 +22,9 @@ pub(crate) struct KubectlArgs {
 pub(crate) fn main(args: KubectlArgs) -> ExitCode {
     let mut command = Command::new("kubectl");
     command.args(&args.arguments);
-    if std::env::var_os("KUBECONFIG").is_none() && Path::new(KUBECONFIG).exists() {
-        command.env("KUBECONFIG", KUBECONFIG);
+    let kubeconfig = places::kubeconfig();
+    if std::env::var_os("KUBECONFIG").is_none() && kubeconfig.exists() {
+        command.env("KUBECONFIG", kubeconfig);
     }
     // returns only when there is none
     let error = command.exec();
@@ -52,7 +49,7 @@ fn built_in(arguments: Vec<OsString>) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(1, &doing("starting the runtime")(error)),
     };
-    let done = runtime.block_on(edge_kubectl::run(command, PathBuf::from(KUBECONFIG)));
+    let done = runtime.block_on(edge_kubectl::run(command, places::kubeconfig()));
     // the standard input may still be waited for
     runtime.shutdown_background();
     match done {

@@ -1,6 +1,7 @@
 //! Which of several servers runs the controllers and the scheduler. A server with a store of its own has nobody to agree with.
 
 use super::identities::{client, user};
+use super::instance::Instance;
 use super::server::{Failure, doing};
 use crate::config::ServerConfig;
 use edge_apiserver::ApiServer;
@@ -20,13 +21,16 @@ pub(crate) struct Candidates {
 }
 
 impl Candidates {
-    pub(crate) fn new(config: &ServerConfig, api: &ApiServer) -> Result<Self, Failure> {
+    pub(crate) fn new(config: &ServerConfig, instance: &Instance, api: &ApiServer) -> Result<Self, Failure> {
         if config.etcd.is_none() {
             return Ok(Self { controllers: None, scheduler: None });
         }
         let own = edge_pki::random_secret(OWN_BYTES).map_err(doing("making an identity"))?;
         let identity = format!("{}_{own}", config.node.name);
-        let candidate = |lease, name| Arc::new(Candidate::new(client(api, user(name)), lease, identity.clone()));
+        let predecessor = instance.succeed(&identity);
+        let candidate = |lease, name| {
+            Arc::new(Candidate::new(client(api, user(name)), lease, identity.clone(), predecessor.clone()))
+        };
         Ok(Self {
             controllers: Some(candidate("kube-controller-manager", "system:kube-controller-manager")),
             scheduler: Some(candidate("kube-scheduler", "system:kube-scheduler")),

@@ -23,6 +23,7 @@ mod net_events;
 mod notify;
 mod options_page;
 mod own_certificates;
+mod places;
 mod report;
 mod server;
 mod signer;
@@ -89,8 +90,8 @@ enum Commands {
     Certificate(certificate_command::CertificateArgs),
     /// Run kubectl with the administrator's kubeconfig
     ///
-    /// That on the PATH; where there is none, edge does what a first day needs itself: get, describe, apply, create, delete, logs, exec,
-    /// port-forward, expose, scale, rollout.
+    /// That on the PATH; where there is none, edge does what a first day needs itself: get, describe, apply, create, run, delete, logs, exec,
+    /// port-forward, expose, scale, rollout, label, annotate, explain.
     Kubectl(kubectl_command::KubectlArgs),
     /// Look at the configuration: flags, environment and files together
     Config(config_command::ConfigArgs),

@@ -11,9 +11,11 @@ use super::net_events::watch_network;
 use super::own_certificates::OwnCertificates;
 use super::signer::Signer;
 use super::{
-    GIT_VERSION, backups, fail, instance, logging,
+    GIT_VERSION, backups, fail,
+    instance::{self, Instance},
+    logging,
     notify::{keep_watchdog, notify},
-    tunnels,
+    places, tunnels,
 };
 use crate::config::{Part, ServerConfig};
 use edge_apiserver::{ApiServer, Component, Parts};
@@ -138,10 +140,12 @@ pub(crate) fn main(config: ServerConfig, debug: bool, zygote: Option<io::Result<
     })
 }
 
-async fn run(config: ServerConfig, mut process: Process) -> Result<(), Failure> {
+async fn run(mut config: ServerConfig, mut process: Process) -> Result<(), Failure> {
+    config.kubeconfig = places::for_kubeconfig(config.kubeconfig, &config.data_dir);
     let secret = |dir: &str| edge_sys::fsutil::create_dir_all_mode(&config.data_dir.join(dir), 0o700);
     ["server", "agent", "run"].into_iter().try_for_each(secret).map_err(doing("making the data directory"))?;
-    let _instance = instance::claim(&config.data_dir)?;
+    let instance = instance::claim(&config.data_dir)?;
+    edge_backup::complete(&config.data_dir).map_err(doing("finishing a restoration"))?;
     let store = datastore::open(&config).await?;
 
     let mut tasks = JoinSet::new();
@@ -158,7 +162,7 @@ async fn run(config: ServerConfig, mut process: Process) -> Result<(), Failure> 
         control_plane(&config, store, &mut facts, addresses.clone(), &process, dialer.clone(), &mut tasks).await?;
     let api = &control.api;
     let informers = Informers::new(client(api, user("system:kube-controller-manager")));
-    let candidates = components(&config, &control, &facts, &informers, &mut tasks)?;
+    let candidates = components(&config, &instance, &control, &facts, &informers, &mut tasks)?;
 
     let kubelet = match (process.zygote.take(), network) {
         (Some(zygote), Some(network)) => {
@@ -381,6 +385,7 @@ fn api_options(
 /// Scheduler, controllers and the manifests of the watched directory.
 fn components(
     config: &ServerConfig,
+    instance: &Instance,
     control: &ControlPlane,
     facts: &ClusterFacts,
     informers: &Informers,
@@ -416,7 +421,7 @@ fn components(
         let (identities, node) = (identities.clone(), config.node.name.clone());
         tasks.spawn(edge_controllers::run_server_label(identities, node, supervisor.clone()));
     }
-    let candidates = Candidates::new(config, &control.api)?;
+    let candidates = Candidates::new(config, instance, &control.api)?;
     let controllers = move || edge_controllers::run(identities.clone(), options.clone(), supervisor.clone());
     tasks.spawn(lead(candidates.controllers.clone(), controllers));
     let (informers, supervisor) = (informers.clone(), control.scheduler.clone());

@@ -28,6 +28,9 @@ const DAYS_LEFT: i64 = 30;
 pub(crate) struct StatusArgs {
     #[command(flatten)]
     access: Access,
+    /// Configuration file of edge, for where things are
+    #[arg(long, env = "EDGE_CONFIG_FILE", default_value = "/etc/edge/config.yaml", value_name = "FILE")]
+    config: PathBuf,
     /// Directory for all state, as edge was told
     #[arg(long, short, env = "EDGE_DATA_DIR", default_value = "/var/lib/edge", value_name = "DIR")]
     data_dir: PathBuf,
@@ -48,7 +51,7 @@ pub(crate) fn main(args: &StatusArgs) -> ExitCode {
 
 async fn all(args: &StatusArgs) -> Vec<Check> {
     let mut checks = vec![process(&args.data_dir)];
-    if args.access.kubeconfig.exists() || args.data_dir.join("server").exists() {
+    if args.access.kubeconfig().exists() || args.data_dir.join("server").exists() {
         match Cluster::open(&args.access).await {
             Ok(cluster) => checks.extend(of_cluster(&cluster).await),
             Err(error) => checks.push(Check::new(

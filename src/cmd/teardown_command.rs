@@ -13,6 +13,9 @@ const PODS: &str = "kubepods";
 /// `edge teardown`
 #[derive(Args)]
 pub(crate) struct TeardownArgs {
+    /// Configuration file of edge, for where things are
+    #[arg(long, env = "EDGE_CONFIG_FILE", default_value = "/etc/edge/config.yaml", value_name = "FILE")]
+    config: PathBuf,
     /// Directory for all state, as edge was told
     #[arg(long, short, env = "EDGE_DATA_DIR", default_value = "/var/lib/edge", value_name = "DIR")]
     data_dir: PathBuf,

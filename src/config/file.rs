@@ -6,6 +6,11 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
+/// The commands whose configuration the files are.
+const OWNERS: [&str; 2] = ["server", "agent"];
+/// What other commands take from them, where they have such a flag.
+const OF_OTHERS: [&str; 4] = ["cgroup-root", "data-dir", "https-listen-port", "kubelet-port"];
+
 /// What is wrong with a configuration file.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FileError {
@@ -54,7 +59,7 @@ pub(crate) enum FileError {
 pub(crate) fn with_files(root: &Command, args: Vec<OsString>) -> Result<Vec<OsString>, FileError> {
     let Some((at, command)) = configured(root, &args) else { return Ok(args) };
     let given = &args[at + 1..];
-    let settings = Settings::read_all(command, given)?;
+    let settings = Settings::read_all(root, command, given)?;
     let mut out = args[..=at].to_vec();
     out.extend(settings.into_args(command, given));
     out.extend_from_slice(given);
@@ -71,7 +76,7 @@ pub(crate) fn settings_of_files(
 ) -> Result<BTreeMap<String, Vec<PathBuf>>, FileError> {
     let Some((at, command)) = configured(root, args) else { return Ok(BTreeMap::new()) };
     let given = &args[at + 1..];
-    let settings = Settings::read_all(command, given)?;
+    let settings = Settings::read_all(root, command, given)?;
     let used = settings.0.into_iter().filter(|(name, setting)| setting.counts(command, name, given));
     Ok(used.map(|(name, setting)| (name, setting.files)).collect())
 }
@@ -153,16 +158,18 @@ impl Setting {
 }
 
 impl Settings {
-    fn read_all(command: &Command, given: &[OsString]) -> Result<Self, FileError> {
+    fn read_all(root: &Command, command: &Command, given: &[OsString]) -> Result<Self, FileError> {
         let (path, named) = config_path(command, given);
+        let others = OWNERS.map(|name| root.find_subcommand(name).filter(|_| !OWNERS.contains(&command.get_name())));
         let mut settings = Self::default();
         for file in files(&path, named)? {
-            settings.read(command, &file)?;
+            settings.read(command, &others, &file)?;
         }
         Ok(settings)
     }
 
-    fn read(&mut self, command: &Command, path: &Path) -> Result<(), FileError> {
+    /// `others`: whose keys are of no interest to the command, and no mistakes.
+    fn read(&mut self, command: &Command, others: &[Option<&Command>], path: &Path) -> Result<(), FileError> {
         let text = std::fs::read_to_string(path).map_err(|source| FileError::Read { path: path.into(), source })?;
         let malformed = |reason: String| FileError::Malformed { path: path.into(), reason };
         let mapping = match serde_yaml_ng::from_str(&text).map_err(|e| malformed(e.to_string()))? {
@@ -173,7 +180,11 @@ impl Settings {
         for (key, value) in mapping {
             let Some(key) = key.as_str() else { return Err(malformed("a key is not a text".into())) };
             let (name, append) = key.strip_suffix('+').map_or((key, false), |k| (k, true));
-            let Some(arg) = command.get_arguments().find(|a| a.get_long() == Some(name) && name != "config") else {
+            let owner = others.iter().flatten().find(|owner| flag(owner, name).is_some());
+            if owner.is_some() && !(OF_OTHERS.contains(&name) && flag(command, name).is_some()) {
+                continue;
+            }
+            let Some(arg) = flag(command, name).filter(|_| name != "config") else {
                 let hint = nearest(command, name).map(|n| format!(", did you mean {n:?}?")).unwrap_or_default();
                 return Err(FileError::UnknownKey { path: path.into(), key: key.into(), hint });
             };
@@ -213,6 +224,10 @@ impl Settings {
         }
         out
     }
+}
+
+fn flag<'c>(command: &'c Command, name: &str) -> Option<&'c clap::Arg> {
+    command.get_arguments().find(|a| a.get_long() == Some(name))
 }
 
 fn is_given(arg: Option<&clap::Arg>, name: &str, given: &[OsString]) -> bool {
@@ -292,6 +307,26 @@ mod tests {
         );
         let want = ["edge", "server", "--cluster-domain=edge.test", "--tls-san=x", "--tls-san=y", "--node-name", "c"];
         assert_eq!(out.unwrap(), want);
+    }
+
+    #[test]
+    fn other_commands_take_what_they_need() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.yaml");
+        std::fs::write(&file, "data-dir: /somewhere\nnode-name: a\ncgroup-root: /x\nserver: https://b:6443\n").unwrap();
+        let config = format!("--config={}", file.display());
+        let expand = |command: &str| {
+            let args = ["edge", command, config.as_str()].map(OsString::from).to_vec();
+            let out = with_files(&crate::cmd::Cli::command(), args);
+            out.map(|o| o.iter().map(|a| a.to_string_lossy().into_owned()).filter(|a| *a != config).collect::<Vec<_>>())
+        };
+        assert_eq!(expand("teardown").unwrap(), ["edge", "teardown", "--cgroup-root=/x", "--data-dir=/somewhere"]);
+        for command in ["backup", "restore", "check", "status"] {
+            assert_eq!(expand(command).unwrap(), ["edge", command, "--data-dir=/somewhere"]);
+        }
+        std::fs::write(&file, "data-dri: /somewhere\n").unwrap();
+        let unknown = expand("teardown").unwrap_err().to_string();
+        assert!(unknown.contains("unknown key \"data-dri\", did you mean \"data-dir\"?"), "{unknown}");
     }
 
     #[test]

@@ -95,7 +95,7 @@ fn a_server_goes_back_and_moves_to_another_machine() {
 
 #[test]
 fn backups_are_made_on_a_schedule() {
-    let cluster = Cluster::start_with(&["--backup-schedule=@every 1s", "--backup-retention=2"]);
+    let mut cluster = Cluster::start_with(&["--backup-schedule=@every 1s", "--backup-retention=2"]);
     let dir = cluster.data_dir().join("backups");
     let list = || {
         let mut names: Vec<_> =
@@ -109,7 +109,7 @@ fn backups_are_made_on_a_schedule() {
         let now = list();
         if now.len() == 2 && !now.contains(&first) { Ok(()) } else { Err(format!("{now:?}")) }
     });
-    cluster.kubectl(&["create", "configmap", "story"]);
+    cluster.kubectl(&["create", "configmap", "story", "--from-literal=is=told"]);
     let newest = eventually("a backup that can be read", || {
         let newest = dir.join(list().last().cloned().ok_or("none")?);
         let out = restore(&cluster, &newest, &["--check"]);
@@ -117,4 +117,22 @@ fn backups_are_made_on_a_schedule() {
         if out.status.success() { Ok(newest) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
     });
     assert!(newest.to_string_lossy().contains("/node-1-"), "{newest:?}");
+    let known = list().last().cloned();
+    let copy = cluster.dir.join("copy");
+    eventually("a backup that begins after the story was told", || {
+        let newest = list().last().filter(|name| Some(*name) != known.as_ref()).cloned().ok_or("not yet")?;
+        // it may have made room since
+        fs::copy(dir.join(newest), &copy).map_err(|e| e.to_string())
+    });
+    cluster.kubectl(&["delete", "configmap", "story"]);
+    // killed, perhaps in the midst of one; it comes back from one that was whole
+    cluster.stop(Signal::SIGKILL);
+    success("restore", restore(&cluster, &copy, &[]));
+    cluster.launch();
+    assert_eq!(data_of(&cluster, "story")["is"], "told");
+    eventually("what was begun by the one that was killed is gone", || {
+        let all: Vec<_> = fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let begun = all.iter().filter(|name| name.to_string_lossy().starts_with(".edge-backup-")).count();
+        if begun <= 1 && all.len() <= 3 { Ok(()) } else { Err(format!("{all:?}")) }
+    });
 }

@@ -24,11 +24,25 @@ spec:
 "#;
 
 /// A cluster whose server is not started yet, and its etcd.
-fn prepare(members: usize) -> (Cluster, Etcd) {
+pub(crate) fn prepare(members: usize) -> (Cluster, Etcd) {
     let mut cluster = Cluster::prepare(&[]);
     let etcd = Etcd::start(&cluster, members);
     cluster.add_flag(format!("--datastore-endpoint={}", etcd.endpoints()));
     (cluster, etcd)
+}
+
+/// After a crash a server does not wait for the end of the leases that it had itself.
+fn goes_on_at_once(cluster: &mut Cluster) {
+    let before = holder(&|args| cluster.kubectl(args), "kube-scheduler");
+    cluster.stop(Signal::SIGKILL);
+    cluster.launch();
+    let started = Instant::now();
+    cluster.kubectl(&["scale", "deploy/web", "--replicas=3"]);
+    cluster.kubectl(&["rollout", "status", "deploy/web", "--timeout=60s"]);
+    println!("controllers and scheduler had done their work {:?} after the start", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+    let now = holder(&|args| cluster.kubectl(args), "kube-scheduler");
+    assert!(now != before && now.starts_with("node-1_"), "{now}");
 }
 
 #[test]
@@ -48,6 +62,7 @@ fn a_server_on_etcd_runs_pods_and_finds_all_again() {
     }
     let restarts = "jsonpath={.items[*].status.containerStatuses[*].restartCount}";
     assert_eq!(cluster.kubectl(&["get", "pods", "-l", "app=web", "-o", restarts]), "0 0");
+    goes_on_at_once(&mut cluster);
     // the objects are below Kubernetes' keys, and the keys of the cluster are not to be read there
     let keys = etcd.ctl(&["get", "/registry/", "--prefix", "--keys-only"]);
     let keys = String::from_utf8_lossy(&keys.stdout).into_owned();
@@ -157,14 +172,17 @@ fn servers_know_their_cluster_by_its_token() {
 }
 
 /// Creates ConfigMaps as fast as it can, by whichever server takes them; gives the names of those that were acknowledged.
-struct Load {
+pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     threads: Vec<std::thread::JoinHandle<Vec<String>>>,
 }
 
 impl Load {
     /// `kubectl`: makes a command for a server; there are so many.
-    fn start(servers: usize, kubectl: impl Fn(usize, &[&str]) -> Command + Send + Sync + Clone + 'static) -> Self {
+    pub(crate) fn start(
+        servers: usize,
+        kubectl: impl Fn(usize, &[&str]) -> Command + Send + Sync + Clone + 'static,
+    ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let threads = (0..2).map(|t: usize| {
             let (stop, kubectl) = (stop.clone(), kubectl.clone());
@@ -187,14 +205,14 @@ impl Load {
         Self { stop, threads }
     }
 
-    fn finish(self) -> Vec<String> {
+    pub(crate) fn finish(self) -> Vec<String> {
         self.stop.store(true, Ordering::Relaxed);
         self.threads.into_iter().flat_map(|t| t.join().unwrap()).collect()
     }
 }
 
 /// A kubectl's command line, to be repeated from another thread.
-fn repeat(command: &Command) -> impl Fn(&[&str]) -> Command + Send + Sync + Clone + 'static {
+pub(crate) fn repeat(command: &Command) -> impl Fn(&[&str]) -> Command + Send + Sync + Clone + 'static {
     let program = command.get_program().to_owned();
     let args: Vec<OsString> = command.get_args().map(OsString::from).collect();
     let home: Vec<(OsString, Option<OsString>)> =
@@ -207,12 +225,12 @@ fn repeat(command: &Command) -> impl Fn(&[&str]) -> Command + Send + Sync + Clon
     }
 }
 
-fn holder(kubectl: &dyn Fn(&[&str]) -> String, lease: &str) -> String {
+pub(crate) fn holder(kubectl: &dyn Fn(&[&str]) -> String, lease: &str) -> String {
     kubectl(&["get", "lease", "-n", "kube-system", lease, "-o", "jsonpath={.spec.holderIdentity}"])
 }
 
 /// Names of the ConfigMaps of a load that are there.
-fn stored(list: &str) -> BTreeSet<String> {
+pub(crate) fn stored(list: &str) -> BTreeSet<String> {
     list.lines().filter_map(|l| l.strip_prefix("configmap/")).map(str::to_owned).collect()
 }
 

@@ -189,3 +189,54 @@ fn settings_of_the_install_script() {
         "/opt/edge/bin:\n"
     );
 }
+
+/// Makes the machine one with OpenRC: its programs, and nothing to be seen of systemd, which goes on as the first process.
+const OPENRC: &str = "
+tar -C /tmp/test/openrc -c . | tar -C / -x --keep-directory-symlink
+rm -rf /etc/init.d/cgroups
+printf '#!/sbin/openrc-run\ndepend() { provide net; }\nstart() { :; }\n' > /etc/init.d/wire
+chmod 755 /etc/init.d/wire
+mv /run/systemd /run/not-systemd
+for name in daemons exclusive failed hotplugged inactive options scheduled started starting stopping tmp wasinactive; do
+  mkdir -p /run/openrc/$name
+done
+mkdir -p /etc/runlevels/default
+touch /run/openrc/softlevel";
+
+#[test]
+fn openrc_runs_it() {
+    let debian = Debian::start();
+    debian.run(OPENRC);
+    let told = install(&debian, "", "--node-name=debian");
+    assert!(told.contains("installed as the service edge (openrc)") && told.contains("ready"), "{told}");
+    assert_eq!(debian.run("rc-update show default | grep -o edge"), "edge\n");
+    ready(&debian);
+    debian.run("cp /tmp/test/busybox.tar /var/lib/edge/agent/images/busybox.tar");
+    debian.run(&format!("echo \"{POD}\" | kubectl apply -f -"));
+    debian.run("kubectl wait pod/survivor --for=condition=Ready --timeout=60s");
+    let survivor = container(&debian);
+    let pid = || debian.run("cat /var/lib/edge/run/lock");
+
+    // other settings, another start; the pod does not notice
+    let before = pid();
+    install(&debian, "EDGE_DEBUG=true", "--node-name=debian");
+    assert_ne!(pid(), before);
+    ready(&debian);
+    assert_eq!(container(&debian), survivor);
+    // a crash
+    let before = pid();
+    debian.run("kill -9 $(cat /var/lib/edge/run/lock)");
+    debian.run_until("it comes back", &format!("test \"$(cat /var/lib/edge/run/lock)\" != {}", before.trim()));
+    debian.run_until("the API answers", "kubectl get node debian");
+    ready(&debian);
+    assert_eq!(container(&debian), survivor);
+    debian.run("rc-service edge stop");
+    assert_eq!(debian.run("pgrep -c sleep; rc-service edge status >/dev/null; echo $?"), "1\n3\n");
+
+    debian.run("rc-service edge start");
+    debian.run("edge-killall.sh");
+    assert_eq!(debian.run("pgrep -c 'edge|sleep' || true"), "0\n");
+    debian.run("edge-uninstall.sh");
+    let left = debian.run("ls -d /etc/init.d/edge /etc/runlevels/default/edge /var/lib/edge /usr/local/bin/edge* /etc/edge 2>/dev/null || true");
+    assert_eq!(left, "");
+}

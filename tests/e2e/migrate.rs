@@ -1,8 +1,8 @@
 //! Clusters that move from a server's own store to etcd and back.
 
 use crate::harness::etcd::Etcd;
+use crate::harness::filled::fill;
 use crate::harness::{Cluster, success};
-use edge_storage::{Class, Lmdb, Op, Storage, Transaction};
 use nix::sys::signal::Signal;
 use sha2::{Digest, Sha256};
 use std::fs;
@@ -109,29 +109,11 @@ fn is_there(prefix: &str, etcd: &Etcd) -> bool {
 
 const OBJECTS: usize = 10_000;
 
-/// Puts ConfigMaps into the store of a server that does not run.
-fn fill(cluster: &Cluster) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let store = Lmdb::open(&cluster.data_dir().join("server/db")).unwrap();
-    for block in 0..OBJECTS / 100 {
-        let put = |i: usize| {
-            let n = block * 100 + i;
-            let uid = format!("00000000-0000-4000-8000-{n:012}");
-            let metadata = serde_json::json!({"name": format!("many-{n}"), "namespace": "default", "uid": uid});
-            let object = serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"text": "x".repeat(800)}});
-            let key = format!("/registry/configmaps/default/many-{n}").into();
-            Op::Put { key, value: object.to_string().into(), class: Class::Durable }
-        };
-        let transaction = Transaction { compares: Vec::new(), ops: (0..100).map(put).collect() };
-        runtime.block_on(store.transact(transaction)).unwrap();
-    }
-}
-
 #[test]
 fn a_move_that_is_interrupted_leaves_the_source_and_can_be_done_again() {
     let mut cluster = Cluster::start();
     cluster.stop(Signal::SIGTERM);
-    fill(&cluster);
+    fill(&cluster, OBJECTS / 100);
     let etcd = Etcd::start(&cluster, 1);
     let source = hash(&cluster);
     let flag = format!("--datastore-endpoint={}", etcd.endpoints());

@@ -2,13 +2,11 @@
 
 use crate::harness::disk::{Disk, Random};
 use crate::harness::vm::Machine;
+use crate::harness::writers::{self, Knowledge};
 use crate::harness::{Kubectl, PATIENCE, eventually};
-use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 const LIMITED: &str = r#"
@@ -217,103 +215,6 @@ spec:
   - {name: main, image: "busybox:test", command: [sh, -c, "busybox | head -n 1 && exec sleep 100000"]}
 "#;
 
-/// One state of an object: resourceVersion and content. `None` is its absence.
-type State = Option<(u64, String)>;
-
-/// What the writers know of an object.
-#[derive(Clone, Debug, Default)]
-struct Known {
-    /// The last state that was acknowledged.
-    acknowledged: State,
-    /// What a write without an answer would have made of it: its content, or its absence.
-    unanswered: Option<Option<String>>,
-}
-
-/// What all writers together know.
-#[derive(Default)]
-struct Knowledge {
-    objects: HashMap<String, Known>,
-    /// Which write got which resourceVersion.
-    versions: HashMap<u64, String>,
-}
-
-impl Knowledge {
-    fn version_given(&mut self, version: u64, to: String) {
-        if let Some(before) = self.versions.insert(version, to.clone()) {
-            panic!("resourceVersion {version} was given to {before} and to {to}");
-        }
-    }
-}
-
-/// A writer creates, changes and deletes objects of its own as fast as it can, until the power fails.
-struct Writer {
-    api: Api<ConfigMap>,
-    knowledge: Arc<Mutex<Knowledge>>,
-    acknowledged: Arc<AtomicUsize>,
-}
-
-impl Writer {
-    async fn write(self, prefix: String) {
-        for number in 0.. {
-            let name = format!("{prefix}-{number}");
-            if self.write_one(&name, number).await.is_none() {
-                return;
-            }
-        }
-    }
-
-    /// `None` when the power has failed.
-    async fn write_one(&self, name: &str, number: usize) -> Option<()> {
-        let object = |content: &str| json!({"metadata": {"name": name, "labels": {"of": "writers"}}, "data": {"content": content}});
-        let new = serde_json::from_value(object("new")).unwrap();
-        self.expect(name, Some("new"));
-        let made = self.answered(name, self.api.create(&PostParams::default(), &new).await)?;
-        self.learn(name, Some(&made));
-        let further = number % 3;
-        if further > 0 {
-            self.expect(name, Some("changed"));
-            let patch = Patch::Merge(object("changed"));
-            let changed = self.answered(name, self.api.patch(name, &PatchParams::default(), &patch).await)?;
-            self.learn(name, Some(&changed));
-        }
-        if further > 1 {
-            self.expect(name, None);
-            self.answered(name, self.api.delete(name, &Default::default()).await)?;
-            self.learn(name, None);
-        }
-        Some(())
-    }
-
-    fn expect(&self, name: &str, content: Option<&str>) {
-        let mut knowledge = self.knowledge.lock().unwrap();
-        knowledge.objects.entry(name.to_owned()).or_default().unanswered = Some(content.map(str::to_owned));
-    }
-
-    fn learn(&self, name: &str, state: Option<&ConfigMap>) {
-        let mut knowledge = self.knowledge.lock().unwrap();
-        let state = state.map(state_of);
-        if let Some((version, content)) = &state {
-            knowledge.version_given(*version, format!("{name} {content}"));
-        }
-        knowledge.objects.insert(name.to_owned(), Known { acknowledged: state, unanswered: None });
-        self.acknowledged.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// An answer must be a success; only its absence is how the power fails.
-    fn answered<T>(&self, name: &str, result: kube::Result<T>) -> Option<T> {
-        match result {
-            Ok(answer) => Some(answer),
-            Err(kube::Error::Api(status)) => panic!("{name}: {status:?}"),
-            Err(_) => None,
-        }
-    }
-}
-
-fn state_of(map: &ConfigMap) -> (u64, String) {
-    let version = map.metadata.resource_version.as_ref().unwrap().parse().unwrap();
-    (version, map.data.as_ref().unwrap()["content"].clone())
-}
-
 #[test]
 fn no_acknowledged_write_is_lost_by_a_power_cut() {
     let mut random = Random::new();
@@ -331,20 +232,13 @@ fn no_acknowledged_write_is_lost_by_a_power_cut() {
     for cut in 0..CUTS {
         let flushes = disk.flushes();
         let client = runtime.block_on(crate::rust_client::client(&vm));
-        let acknowledged = Arc::new(AtomicUsize::new(0));
-        let writers: Vec<_> = (0..WRITERS)
-            .map(|w| {
-                let api = Api::default_namespaced(client.clone());
-                let writer = Writer { api, knowledge: knowledge.clone(), acknowledged: acknowledged.clone() };
-                runtime.spawn(writer.write(format!("cm-{cut}-{w}")))
-            })
-            .collect();
+        let (acknowledged, writers) = writers::start(&runtime, &client, &knowledge, WRITERS, cut);
         let enough = 60 + random.below(60) as usize;
         eventually("writes are acknowledged", || match acknowledged.load(Ordering::Relaxed) {
             n if n >= enough => Ok(()),
             n => Err(format!("{n} of {enough}")),
         });
-        newest = newest.max(runtime.block_on(volatile_version(&client)));
+        newest = newest.max(runtime.block_on(writers::volatile_version(&client)));
         let losses = disk.fail_after(1 + random.below(20), &mut random);
         vm.cut_power();
         for writer in writers {
@@ -356,7 +250,7 @@ fn no_acknowledged_write_is_lost_by_a_power_cut() {
         disk.restore_power();
         vm.boot(&disk.blockdev());
         let client = runtime.block_on(crate::rust_client::client(&vm));
-        newest = runtime.block_on(check(&client, &knowledge, newest));
+        newest = runtime.block_on(writers::check(&client, &knowledge, newest));
         vm.wait_for("pod/survivor", "condition=Ready");
         let program = vm.kubectl(&["exec", "survivor", "--", "busybox", "echo", "whole"]);
         assert_eq!(program, "whole\n");
@@ -448,42 +342,4 @@ fn wireguard_between_two_nodes() {
 #[test]
 fn vxlan_of_a_module_between_two_nodes() {
     two_nodes("vxlan", "edge-vxlan", 1450);
-}
-
-/// A resourceVersion of something that is only in memory.
-async fn volatile_version(client: &kube::Client) -> u64 {
-    let lease = Api::<Lease>::namespaced(client.clone(), "kube-node-lease").get("node-1").await.unwrap();
-    lease.metadata.resource_version.unwrap().parse().unwrap()
-}
-
-/// Compares what is there with what was acknowledged, and makes the rest known; gives the newest resourceVersion.
-async fn check(client: &kube::Client, knowledge: &Mutex<Knowledge>, newest: u64) -> u64 {
-    let api = Api::<ConfigMap>::default_namespaced(client.clone());
-    let list = api.list(&ListParams::default().labels("of=writers")).await.unwrap();
-    let mut found: HashMap<String, (u64, String)> =
-        list.items.iter().map(|map| (map.metadata.name.clone().unwrap(), state_of(map))).collect();
-    let mut probe = ConfigMap::default();
-    probe.metadata.generate_name = Some("probe-".into());
-    let probe = api.create(&PostParams::default(), &probe).await.unwrap();
-    let now = probe.metadata.resource_version.unwrap().parse().unwrap();
-
-    let mut knowledge = knowledge.lock().unwrap();
-    let newest = knowledge.versions.keys().copied().max().unwrap().max(newest);
-    assert!(now > newest, "resourceVersion {now} after {newest}");
-    let mut learnt = Vec::new();
-    for (name, known) in &mut knowledge.objects {
-        let state = found.remove(name);
-        let content = state.as_ref().map(|(_, content)| content.clone());
-        if state != known.acknowledged {
-            assert_eq!(Some(&content), known.unanswered.as_ref(), "{name} is {state:?}, was {known:?}");
-            learnt.extend(state.as_ref().map(|(version, content)| (*version, format!("{name} {content}"))));
-        }
-        *known = Known { acknowledged: state, unanswered: None };
-    }
-    assert!(found.is_empty(), "nobody has made these: {found:?}");
-    for (version, write) in learnt {
-        knowledge.version_given(version, write);
-    }
-    knowledge.version_given(now, "a probe".to_owned());
-    now
 }

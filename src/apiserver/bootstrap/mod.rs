@@ -46,15 +46,24 @@ pub(crate) async fn run(server: &Server) -> Result<(), Status> {
 /// When they could not be written.
 pub(crate) async fn endpoints(server: &Server) -> Result<(), Status> {
     let (own, port) = (*server.advertised.read(), server.options.advertise_port);
-    let mut at = match server.registry.servers() {
+    let others = match server.registry.servers() {
         Some(servers) => servers.list().await?,
         None => Vec::new(),
     };
-    // an EndpointSlice is of one family
-    at.retain(|ip| ip.is_ipv4() == own.is_ipv4() && *ip != own);
+    write_endpoints(server, &of_one_family(others, own, server.options.service_ip), port).await
+}
+
+/// The addresses of the servers, this one's among them, that the endpoints have: an EndpointSlice is of one family. All servers
+/// agree on that of the Service's address, where one of them has it.
+fn of_one_family(others: Vec<IpAddr>, own: IpAddr, service: IpAddr) -> Vec<IpAddr> {
+    let mut at = others;
+    at.retain(|ip| *ip != own);
     at.push(own);
     at.sort_unstable();
-    write_endpoints(server, &at, port).await
+    let wanted = service.is_ipv4();
+    let family = if at.iter().any(|ip| ip.is_ipv4() == wanted) { wanted } else { own.is_ipv4() };
+    at.retain(|ip| ip.is_ipv4() == family);
+    at
 }
 
 async fn write_endpoints(server: &Server, at: &[IpAddr], port: u16) -> Result<(), Status> {
@@ -114,4 +123,29 @@ async fn ensure(server: &Server, value: Value, policy: Policy) -> Result<(), Sta
         Ok(becomes(live).unwrap_or_else(|| live.clone()))
     };
     server.registry.update(&target, &options, UpdateKind::Patch, &transform).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn servers_of_both_families_agree() {
+        let ips = |texts: &[&str]| texts.iter().map(|t| t.parse().unwrap()).collect::<Vec<IpAddr>>();
+        let all = ["10.0.0.1", "10.0.0.2", "fd00::1", "fd00::2"];
+        for (service, expected) in [("10.43.0.1", ["10.0.0.1", "10.0.0.2"]), ("fd43::1", ["fd00::1", "fd00::2"])] {
+            // whichever of them writes, and whether it is listed already or not
+            for own in all {
+                let own: IpAddr = own.parse().unwrap();
+                let service = service.parse().unwrap();
+                assert_eq!(of_one_family(ips(&all), own, service), ips(&expected));
+                let others = ips(&all).into_iter().filter(|ip| *ip != own).collect();
+                assert_eq!(of_one_family(others, own, service), ips(&expected));
+            }
+        }
+        // nobody has the Service's family
+        let only = of_one_family(ips(&["fd00::1"]), "fd00::2".parse().unwrap(), "10.43.0.1".parse().unwrap());
+        assert_eq!(only, ips(&["fd00::1", "fd00::2"]));
+    }
 }

@@ -220,19 +220,7 @@ impl Agent {
             self.stop(nix::sys::signal::Signal::SIGKILL);
         }
         let mark = self.dir.join("notify.sock").display().to_string();
-        super::cleanup::kill_marked(&format!("NOTIFY_SOCKET={mark}"), &self.namespace);
-        super::cleanup::unmount_below(&self.dir);
-        for dir in super::cleanup::cgroup_dirs(&self.namespace) {
-            super::cleanup::remove_cgroup(&dir);
-        }
-        for link in ["edge0", "edge-dns", "edge-vxlan"] {
-            let _ = Command::new("ip").args(["-n", &self.namespace, "link", "del", link]).output();
-        }
-        self.inside(|| {
-            for family in ["ip", "ip6"] {
-                let _ = Command::new("nft").args(["delete", "table", family, "edge"]).output();
-            }
-        });
+        super::cleanup::forget_machine(&format!("NOTIFY_SOCKET={mark}"), &self.namespace, &self.dir);
     }
 
     /// Gives the machine a new network namespace, as a reboot does: no links but those of a machine, no rules.

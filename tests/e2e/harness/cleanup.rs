@@ -44,6 +44,22 @@ pub(crate) fn remove(name: &str) {
     let _ = Command::new("ip").args(["netns", "del", name]).output();
 }
 
+/// Takes away what a machine does not have any more after a power cut: the processes with `mark` in their environment and in the
+/// cgroups of `name`, its mounts below `dir`, its links and rules.
+pub(super) fn forget_machine(mark: &str, name: &str, dir: &Path) {
+    kill_marked(mark, name);
+    unmount_below(dir);
+    for dir in cgroup_dirs(name) {
+        remove_cgroup(&dir);
+    }
+    for link in ["edge0", "edge-dns", "edge-vxlan"] {
+        let _ = Command::new("ip").args(["-n", name, "link", "del", link]).output();
+    }
+    for family in ["ip", "ip6"] {
+        let _ = Command::new("ip").args(["netns", "exec", name, "nft", "delete", "table", family, "edge"]).output();
+    }
+}
+
 /// The cgroups of a cluster and its agents, or of one agent.
 pub(super) fn cgroup_dirs(name: &str) -> Vec<PathBuf> {
     let mut roots = vec![PathBuf::from("/sys/fs/cgroup")];

@@ -1,46 +1,30 @@
-//! A disk that forgets, in a power cut, what was written but not flushed: an NBD server on a Unix socket, for qemu.
+//! A disk that forgets, in a power cut, what was written but not flushed: for qemu ([`nbd`]) and for this machine ([`file`]).
 //!
 //! Real disks acknowledge writes from a cache, and lose, keep or tear any of them in a power cut until the host asks for a
-//! flush. This one does it on purpose. Protocol: "The NBD protocol" (fixed newstyle negotiation, simple replies).
+//! flush. This one does it on purpose.
+
+mod file;
+mod nbd;
 
 use super::PATIENCE;
 use std::fs::File;
-use std::io::{self, Error, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 const SECTOR: usize = 512;
 
-// Negotiation.
-const NBDMAGIC: u64 = 0x4e42_444d_4147_4943;
-const IHAVEOPT: u64 = 0x4948_4156_454f_5054;
-const OPTION_REPLY: u64 = 0x0003_e889_0455_65a9;
-const FIXED_NEWSTYLE_NO_ZEROES: u16 = 1 | 2;
-const OPTION_GO: u32 = 7;
-const REPLY_ACK: u32 = 1;
-const REPLY_INFO: u32 = 3;
-const REPLY_UNSUPPORTED: u32 = 1 << 31 | 1;
-const INFO_EXPORT: u16 = 0;
-
-// Transmission.
-const HAS_FLAGS_FLUSH_FUA: u16 = 1 | 1 << 2 | 1 << 3;
-const REQUEST: u32 = 0x2560_9513;
-const SIMPLE_REPLY: u32 = 0x6744_6698;
-const READ: u16 = 0;
-const WRITE: u16 = 1;
-const DISCONNECT: u16 = 2;
-const FLUSH: u16 = 3;
-const FORCE_UNIT_ACCESS: u16 = 1;
-
 /// The disk. Its content is that of an image file, which it changes.
 pub(crate) struct Disk {
-    socket: PathBuf,
+    image: PathBuf,
     shared: Arc<Shared>,
 }
 
 struct Shared {
+    /// Bytes.
+    size: u64,
     state: Mutex<State>,
     dark: Condvar,
 }
@@ -50,7 +34,6 @@ struct State {
     live: File,
     /// What would be left after a power cut, at least.
     stable: File,
-    size: u64,
     /// Offset and data of the writes that are not in `stable` yet, in order.
     unflushed: Vec<(u64, Vec<u8>)>,
     flushes: u64,
@@ -58,6 +41,28 @@ struct State {
     fuse: Option<u64>,
     /// Without power nothing is answered.
     powered: bool,
+    /// How often it has failed.
+    cuts: u64,
+    /// Answers that nobody gets who lives; once they may be given, they are errors.
+    held: Option<Vec<Box<dyn Send>>>,
+}
+
+/// What a machine wants of its disk.
+enum Order {
+    Read {
+        length: usize,
+    },
+    Write {
+        data: Vec<u8>,
+        /// With what was written before, on to what stays.
+        through: bool,
+    },
+    Flush,
+}
+
+enum Done {
+    Answer(Vec<u8>),
+    Dark,
 }
 
 /// What became of the writes that were not flushed at a power cut.
@@ -69,52 +74,153 @@ pub(crate) struct Losses {
 }
 
 impl Disk {
-    /// Serves the image `stable`, with `live` and the socket as further files in the same directory.
-    pub(crate) fn serve(stable: &Path) -> Self {
+    /// Takes the image `stable`, with further files beside it.
+    pub(crate) fn new(stable: &Path) -> Self {
         let live = stable.with_extension("live");
         std::fs::copy(stable, &live).unwrap();
         let open = |path: &Path| File::options().read(true).write(true).open(path).unwrap();
         let state = State {
-            size: std::fs::metadata(stable).unwrap().len(),
             live: open(&live),
             stable: open(stable),
             unflushed: Vec::new(),
             flushes: 0,
             fuse: None,
             powered: true,
+            cuts: 0,
+            held: Some(Vec::new()),
         };
-        let shared = Arc::new(Shared { state: Mutex::new(state), dark: Condvar::new() });
-        let disk = Self { socket: stable.with_extension("nbd"), shared: shared.clone() };
-        let listener = UnixListener::bind(&disk.socket).unwrap();
-        // ends with the process of the test
-        std::thread::spawn(move || {
-            for connection in listener.incoming().map_while(Result::ok) {
-                // qemu being killed is an error here, and what the disk is for
-                let _ = serve_connection(connection, &shared);
-            }
-        });
+        let size = std::fs::metadata(stable).unwrap().len();
+        let shared = Arc::new(Shared { size, state: Mutex::new(state), dark: Condvar::new() });
+        Self { image: stable.into(), shared }
+    }
+
+    /// The same, served to qemu.
+    pub(crate) fn serve(stable: &Path) -> Self {
+        let disk = Self::new(stable);
+        nbd::listen(&disk.socket(), disk.shared.clone());
         disk
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.image.with_extension("nbd")
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap()
     }
 
     /// How qemu's `-blockdev` reaches it.
     pub(crate) fn blockdev(&self) -> String {
-        format!("driver=nbd,server.type=unix,server.path={}", self.socket.display())
+        format!("driver=nbd,server.type=unix,server.path={}", self.socket().display())
     }
 
     /// How often the machine has flushed it.
     pub(crate) fn flushes(&self) -> u64 {
-        self.shared.state.lock().unwrap().flushes
+        self.state().flushes
     }
 
-    /// Waits until the machine has written so many times more (at least once), and lets the power fail at that very moment:
-    /// nothing is answered from then on, and of what was not flushed only what chance wills is left.
+    /// Lets the power fail once the machine has written so many times more (at least once): nothing is answered from then on.
+    pub(crate) fn arm(&self, writes: u64) {
+        self.state().fuse = Some(writes);
+    }
+
+    /// Takes that back; tells whether it was in time.
+    pub(crate) fn disarm(&self) -> bool {
+        let mut state = self.state();
+        state.fuse = None;
+        state.powered
+    }
+
+    /// Whether the power has failed.
+    pub(crate) fn is_dark(&self) -> bool {
+        !self.state().powered
+    }
+
+    /// Waits so long for the power to fail; tells whether it has.
+    pub(crate) fn await_dark(&self, patience: Duration) -> bool {
+        let waited = self.shared.dark.wait_timeout_while(self.state(), patience, |state| state.powered).unwrap();
+        !waited.0.powered
+    }
+
+    /// Lets the power fail, if it has not, and chance decide what is left of what was not flushed.
+    pub(crate) fn cut(&self, random: &mut Random) -> Losses {
+        let mut state = self.state();
+        (state.powered, state.fuse) = (false, None);
+        state.cuts += 1;
+        state.forget(random)
+    }
+
+    /// Waits until the machine has written so many times more (at least once), and lets the power fail at that very moment: of
+    /// what was not flushed only what chance wills is left.
     pub(crate) fn fail_after(&self, writes: u64, random: &mut Random) -> Losses {
-        let mut state = self.shared.state.lock().unwrap();
-        state.fuse = Some(writes);
-        let (mut state, late) = self.shared.dark.wait_timeout_while(state, PATIENCE, |state| state.powered).unwrap();
-        assert!(!late.timed_out(), "the machine does not write");
+        self.arm(writes);
+        assert!(self.await_dark(PATIENCE), "the machine does not write");
+        self.cut(random)
+    }
+
+    /// Gives the power back.
+    pub(crate) fn restore_power(&self) {
+        let mut state = self.state();
+        (state.powered, state.held) = (true, Some(Vec::new()));
+    }
+}
+
+impl Shared {
+    fn execute(&self, offset: u64, order: Order) -> io::Result<Done> {
+        let mut state = self.state.lock().unwrap();
+        let length = match &order {
+            Order::Read { length } => *length,
+            Order::Write { data, .. } => data.len(),
+            Order::Flush => 0,
+        };
+        if offset.checked_add(length as u64).is_none_or(|end| end > self.size) {
+            return Err(ErrorKind::InvalidInput.into());
+        }
+        let answer = if state.powered { state.execute(offset, order)? } else { Vec::new() };
+        if state.powered {
+            return Ok(Done::Answer(answer));
+        }
+        self.dark.notify_all();
+        Ok(Done::Dark)
+    }
+}
+
+impl State {
+    fn flush(&mut self) -> io::Result<()> {
+        self.flushes += 1;
+        for (offset, data) in std::mem::take(&mut self.unflushed) {
+            self.stable.write_all_at(&data, offset)?;
+        }
+        Ok(())
+    }
+
+    /// Does what is asked; gives the data that was asked for.
+    fn execute(&mut self, offset: u64, order: Order) -> io::Result<Vec<u8>> {
+        match order {
+            Order::Read { length } => {
+                let mut read = vec![0; length];
+                self.live.read_exact_at(&mut read, offset)?;
+                return Ok(read);
+            }
+            Order::Write { data, through } => {
+                self.live.write_all_at(&data, offset)?;
+                self.unflushed.push((offset, data));
+                self.fuse = self.fuse.map(|writes| writes.saturating_sub(1));
+                if self.fuse == Some(0) {
+                    (self.fuse, self.powered) = (None, false);
+                } else if through {
+                    self.flush()?;
+                }
+            }
+            Order::Flush => self.flush()?,
+        }
+        Ok(Vec::new())
+    }
+
+    /// Keeps, tears or loses each write that was not flushed.
+    fn forget(&mut self, random: &mut Random) -> Losses {
         let mut losses = Losses::default();
-        let unflushed = std::mem::take(&mut state.unflushed);
+        let unflushed = std::mem::take(&mut self.unflushed);
         for (offset, data) in &unflushed {
             let kept: &mut dyn FnMut(&mut Random) -> bool = match random.below(3) {
                 0 => {
@@ -132,141 +238,17 @@ impl Disk {
             };
             for (index, sector) in data.chunks(SECTOR).enumerate() {
                 if kept(random) {
-                    state.stable.write_all_at(sector, offset + (index * SECTOR) as u64).unwrap();
+                    self.stable.write_all_at(sector, offset + (index * SECTOR) as u64).unwrap();
                 }
             }
         }
         for (offset, data) in unflushed {
             let mut left = vec![0; data.len()];
-            state.stable.read_exact_at(&mut left, offset).unwrap();
-            state.live.write_all_at(&left, offset).unwrap();
+            self.stable.read_exact_at(&mut left, offset).unwrap();
+            self.live.write_all_at(&left, offset).unwrap();
         }
         losses
     }
-
-    /// Gives the power back.
-    pub(crate) fn restore_power(&self) {
-        self.shared.state.lock().unwrap().powered = true;
-    }
-}
-
-impl State {
-    fn flush(&mut self) -> io::Result<()> {
-        self.flushes += 1;
-        for (offset, data) in std::mem::take(&mut self.unflushed) {
-            self.stable.write_all_at(&data, offset)?;
-        }
-        Ok(())
-    }
-
-    /// Does what is asked; gives the data that was asked for.
-    fn execute(&mut self, kind: u16, flags: u16, offset: u64, length: usize, data: Vec<u8>) -> io::Result<Vec<u8>> {
-        if !self.powered {
-            return Ok(Vec::new());
-        }
-        if offset.checked_add(length as u64).is_none_or(|end| end > self.size) {
-            return Err(ErrorKind::InvalidInput.into());
-        }
-        match kind {
-            READ => {
-                let mut read = vec![0; length];
-                self.live.read_exact_at(&mut read, offset)?;
-                return Ok(read);
-            }
-            WRITE => {
-                self.live.write_all_at(&data, offset)?;
-                self.unflushed.push((offset, data));
-                self.fuse = self.fuse.map(|writes| writes.saturating_sub(1));
-                if self.fuse == Some(0) {
-                    (self.fuse, self.powered) = (None, false);
-                } else if flags & FORCE_UNIT_ACCESS != 0 {
-                    self.flush()?;
-                }
-            }
-            FLUSH => self.flush()?,
-            other => return Err(Error::other(format!("command {other}"))),
-        }
-        Ok(Vec::new())
-    }
-}
-
-fn serve_connection(mut connection: UnixStream, shared: &Shared) -> io::Result<()> {
-    let size = shared.state.lock().unwrap().size;
-    negotiate(&mut connection, size)?;
-    loop {
-        let request: [u8; 28] = receive(&mut connection)?;
-        let (header, offset, length) = (&request[..16], be64(&request[16..24]), be32(&request[24..]) as usize);
-        if be32(&header[..4]) != REQUEST {
-            return Err(ErrorKind::InvalidData.into());
-        }
-        let (flags, kind) = (be16(&header[4..6]), be16(&header[6..8]));
-        if kind == DISCONNECT {
-            return Ok(());
-        }
-        let mut data = vec![0; if kind == WRITE { length } else { 0 }];
-        connection.read_exact(&mut data)?;
-        let mut state = shared.state.lock().unwrap();
-        let executed = state.execute(kind, flags, offset, length, data);
-        if !state.powered {
-            shared.dark.notify_all();
-            drop(state);
-            // an error would be an answer, too
-            return io::copy(&mut connection, &mut io::sink()).map(drop);
-        }
-        drop(state);
-        let read = executed?;
-        let mut reply = SIMPLE_REPLY.to_be_bytes().to_vec();
-        reply.extend([0; 4]);
-        reply.extend(&header[8..16]);
-        reply.extend(read);
-        connection.write_all(&reply)?;
-    }
-}
-
-/// Answers options until the client begins, as it does with OPTION_GO.
-fn negotiate(connection: &mut UnixStream, size: u64) -> io::Result<()> {
-    let mut greeting = [NBDMAGIC.to_be_bytes(), IHAVEOPT.to_be_bytes()].concat();
-    greeting.extend(FIXED_NEWSTYLE_NO_ZEROES.to_be_bytes());
-    connection.write_all(&greeting)?;
-    let _client_flags: [u8; 4] = receive(connection)?;
-    loop {
-        let option: [u8; 16] = receive(connection)?;
-        let kind = be32(&option[8..12]);
-        io::copy(&mut Read::take(&mut *connection, u64::from(be32(&option[12..]))), &mut io::sink())?;
-        let mut reply = |result: u32, data: &[u8]| {
-            let mut bytes = OPTION_REPLY.to_be_bytes().to_vec();
-            bytes.extend([kind.to_be_bytes(), result.to_be_bytes(), (data.len() as u32).to_be_bytes()].concat());
-            bytes.extend(data);
-            connection.write_all(&bytes)
-        };
-        if kind != OPTION_GO {
-            reply(REPLY_UNSUPPORTED, &[])?;
-            continue;
-        }
-        let mut export = INFO_EXPORT.to_be_bytes().to_vec();
-        export.extend(size.to_be_bytes());
-        export.extend(HAS_FLAGS_FLUSH_FUA.to_be_bytes());
-        reply(REPLY_INFO, &export)?;
-        return reply(REPLY_ACK, &[]);
-    }
-}
-
-fn receive<const N: usize>(connection: &mut UnixStream) -> io::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    connection.read_exact(&mut bytes)?;
-    Ok(bytes)
-}
-
-fn be16(bytes: &[u8]) -> u16 {
-    u16::from_be_bytes(bytes.try_into().unwrap())
-}
-
-fn be32(bytes: &[u8]) -> u32 {
-    u32::from_be_bytes(bytes.try_into().unwrap())
-}
-
-fn be64(bytes: &[u8]) -> u64 {
-    u64::from_be_bytes(bytes.try_into().unwrap())
 }
 
 /// Numbers of chance that a seed repeats (xorshift64*).

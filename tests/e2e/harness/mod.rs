@@ -12,6 +12,7 @@ mod cleanup;
 mod clock;
 pub(crate) mod disk;
 pub(crate) mod etcd;
+pub(crate) mod filled;
 mod footprint;
 pub(crate) mod images;
 pub(crate) mod network;
@@ -21,6 +22,7 @@ pub(crate) mod space;
 pub(crate) mod systemd;
 pub(crate) mod vm;
 pub(crate) mod wasm;
+pub(crate) mod writers;
 
 pub(crate) use agent::Agent;
 pub(crate) use clock::Clock;
@@ -30,6 +32,7 @@ pub(crate) use rogue::Rogue;
 pub(crate) use server::Server;
 
 use serde_json::Value;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -81,6 +84,10 @@ pub(crate) struct Cluster {
     pub(crate) environment: Vec<(String, String)>,
     /// Files that the server sees in the place of others.
     pub(crate) files: Vec<(PathBuf, PathBuf)>,
+    /// What runs the server: a program with arguments, to which the server's command line is added.
+    pub(crate) wrap: Vec<String>,
+    /// Leave to the server where everything is but its data directory.
+    pub(crate) bare: bool,
 }
 
 impl Cluster {
@@ -111,16 +118,9 @@ impl Cluster {
         drop(lock);
         let ip = net.inside;
         let extra_args = args.iter().map(|a| (*a).to_owned()).collect();
-        let cluster = Self {
-            dir,
-            ip,
-            net,
-            child: None,
-            extra_args,
-            binary: edge_binary(),
-            environment: Vec::new(),
-            files: Vec::new(),
-        };
+        let (environment, files, wrap) = (Vec::new(), Vec::new(), Vec::new());
+        let binary = edge_binary();
+        let cluster = Self { dir, ip, net, child: None, extra_args, binary, environment, files, wrap, bare: false };
         cluster.drop_image("busybox.tar", busybox_archive());
         cluster.drop_image("echo.tar", echo_archive());
         cluster
@@ -148,14 +148,21 @@ impl Cluster {
 
     /// `edge server` with all that keeps it apart from the machine and from other tests.
     pub(crate) fn server_command(&self) -> Command {
-        let mut command = Command::new(&self.binary);
+        let mut line: Vec<OsString> = self.wrap.iter().map(OsString::from).collect();
+        line.push(self.binary.clone().into());
+        let mut command = Command::new(&line[0]);
         command
+            .args(&line[1..])
             .arg("server")
             .arg(format!("--data-dir={}", self.data_dir().display()))
-            .arg(format!("--config={}", self.dir.join("config.yaml").display()))
-            .arg(format!("--write-kubeconfig={}", self.kubeconfig().display()))
-            .arg(format!("--private-registry={}", self.dir.join("registries.yaml").display()))
-            .arg(format!("--pod-logs-dir={}", self.dir.join("logs").display()))
+            .arg(format!("--config={}", self.dir.join("config.yaml").display()));
+        if !self.bare {
+            command
+                .arg(format!("--write-kubeconfig={}", self.kubeconfig().display()))
+                .arg(format!("--private-registry={}", self.dir.join("registries.yaml").display()))
+                .arg(format!("--pod-logs-dir={}", self.dir.join("logs").display()));
+        }
+        command
             .arg(format!("--cgroup-root=/{}", self.id()))
             .arg("--node-name=node-1")
             .args(&self.extra_args)
@@ -171,7 +178,7 @@ impl Cluster {
     }
 
     /// Makes a command run in the server's network namespace.
-    fn enter(&self, command: &mut Command) {
+    pub(crate) fn enter(&self, command: &mut Command) {
         enter(command, self.net.open());
     }
 
@@ -224,6 +231,12 @@ impl Cluster {
 
     /// Starts `edge server` and waits for its readiness notification.
     pub(crate) fn launch(&mut self) {
+        let socket = self.spawn();
+        await_ready(&socket).unwrap_or_else(|e| panic!("edge did not become ready: {e}"));
+    }
+
+    /// Starts `edge server`; gives where its notifications come.
+    fn spawn(&mut self) -> UnixDatagram {
         assert!(self.child.is_none(), "the server runs already");
         let notify = self.dir.join("notify.sock");
         let _ = fs::remove_file(&notify);
@@ -232,7 +245,43 @@ impl Cluster {
         let mut command = self.server_command();
         command.env("NOTIFY_SOCKET", &notify).stdout(log.try_clone().unwrap()).stderr(log);
         self.child = Some(command.spawn().unwrap());
-        await_ready(&socket).unwrap_or_else(|e| panic!("edge did not become ready: {e}"));
+        socket
+    }
+
+    /// Starts `edge server` and waits until it is ready; gives how long that took, or `None` when `is_dark` first.
+    pub(crate) fn try_launch(&mut self, is_dark: impl Fn() -> bool) -> Option<Duration> {
+        let begun = Instant::now();
+        let socket = self.spawn();
+        socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        loop {
+            match read_ready(&socket) {
+                Ok(true) => return Some(begun.elapsed()),
+                Ok(false) => {}
+                Err(_) if is_dark() => return None,
+                Err(_) => {
+                    let ended = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
+                    assert!(ended.is_none(), "edge has ended: {}", ended.unwrap_or_default());
+                    assert!(begun.elapsed() < PATIENCE, "edge did not become ready");
+                }
+            }
+        }
+    }
+
+    /// Stops everything of the machine as a power cut does: the server, its monitors and its containers, mounts, links, rules.
+    /// Whoever waits for a disk without power can end only after `let_go`.
+    pub(crate) fn cut_power(&mut self, let_go: impl FnOnce()) {
+        if let Some(child) = &mut self.child {
+            child.kill().unwrap();
+        }
+        for pid in self.processes() {
+            // one that has just ended is as good
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+        let_go();
+        if let Some(mut child) = self.child.take() {
+            child.wait().unwrap();
+        }
+        cleanup::forget_machine(&format!("EDGE_E2E={}", self.id()), self.id(), &self.dir);
     }
 
     /// Ends the server with a signal and waits for it; gives its exit status.
@@ -444,13 +493,15 @@ fn bind_file(command: &mut Command, file: &Path, place: &Path) {
 /// Waits until a service says that it is ready.
 fn await_ready(socket: &UnixDatagram) -> std::io::Result<()> {
     socket.set_read_timeout(Some(PATIENCE))?;
+    while !read_ready(socket)? {}
+    Ok(())
+}
+
+/// Reads one notification; tells whether it says so.
+fn read_ready(socket: &UnixDatagram) -> std::io::Result<bool> {
     let mut buffer = [0u8; 4096];
-    loop {
-        let n = socket.recv(&mut buffer)?;
-        if String::from_utf8_lossy(&buffer[..n]).lines().any(|l| l == "READY=1") {
-            return Ok(());
-        }
-    }
+    let n = socket.recv(&mut buffer)?;
+    Ok(String::from_utf8_lossy(&buffer[..n]).lines().any(|l| l == "READY=1"))
 }
 
 /// A child process that ends with its owner.

@@ -97,6 +97,12 @@ impl Server {
         child.wait().unwrap();
     }
 
+    /// Runs a command in the server's network; it must succeed.
+    pub(crate) fn run_inside(&self, args: &[&str]) {
+        let all = [&["netns", "exec", &self.namespace], args].concat();
+        network::ip(&all);
+    }
+
     /// A kubectl that asks this server.
     pub(crate) fn kubectl_command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(Kubectl::Newest.path());

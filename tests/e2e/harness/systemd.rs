@@ -87,6 +87,9 @@ impl Debian {
         ] {
             fs::copy(&from, shared.join(to)).unwrap();
         }
+        let openrc = project.join(".tools/openrc");
+        assert!(openrc.exists(), "{} is missing: run scripts/setup test", openrc.display());
+        success("cp", Command::new("cp").arg("-a").args([&openrc, &shared]).output().unwrap());
         let log = fs::File::create(cluster.dir.join("edge.log")).unwrap();
         let mut command = Command::new("/bin/sh");
         command.args(["-c", BECOME_SYSTEMD, "sh"]).arg(&cluster.dir).arg(cluster.id());

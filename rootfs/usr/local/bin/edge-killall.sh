@@ -28,4 +28,5 @@ if pid=$(cat "$data/run/lock" 2>/dev/null) && [ "$(cat "/proc/$pid/comm" 2>/dev/
 fi
 
 # Containers, mounts, control groups, links, routes, packet filter tables: by what the kernel knows.
-exec "$bin" teardown --data-dir "$data"
+# A configuration that cannot be read any more must not keep them.
+"$bin" teardown --data-dir "$data" || exec "$bin" teardown --config /dev/null --data-dir "$data"

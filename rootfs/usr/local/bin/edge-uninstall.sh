@@ -19,7 +19,7 @@ for unit in $(grep -ls "^ExecStart=$bin " @SYSTEMD_DIR@/edge*.service); do
 done
 # shellcheck disable=SC2013 # their names are words
 for script in $(grep -ls "^command=\"$bin\"" /etc/init.d/edge*); do
-  rc-update delete "$(basename "$script")"
+  rc-update --all delete "$(basename "$script")"
   rm -f "$script" "/var/log/$(basename "$script").log"
 done
 
