@@ -10,7 +10,7 @@ mod harness;
 
 use common::{connect, processes, pss_kib};
 use futures::{StreamExt, TryStreamExt};
-use harness::Cluster;
+use harness::{Agent, Cluster};
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
 use kube::api::{Api, DeleteParams, PostParams, WatchEvent, WatchParams};
 use serde_json::json;
@@ -27,6 +27,7 @@ fn main() {
     let client = runtime.block_on(async { start_to_ready(&mut cluster, "start to Ready, empty data").await });
     let steady = if quick { 5 } else { 60 };
     idle(&cluster, Duration::from_secs(steady.min(20)), Duration::from_secs(steady));
+    idle_agent(&cluster, Duration::from_secs(steady.max(15)));
     runtime.block_on(async {
         pods_in_sequence(&client, 20).await;
         burst(&client, 50).await;
@@ -87,6 +88,17 @@ fn idle(cluster: &Cluster, settle: Duration, time: Duration) {
     row("idle memory (PSS of all processes)", format!("{:.1} MiB", sum(pss_kib) as f64 / 1024.0), "471 MiB");
     row("idle CPU, of one core", format!("{:.2} %", (sum(cpu_ticks) - cpu) as f64 / seconds), "3 %");
     row("idle bytes written per hour", format!("{:.0} kB", (sum(written) - bytes) as f64 / seconds * 3.6), "");
+}
+
+/// What a machine that is an agent and nothing else needs.
+fn idle_agent(cluster: &Cluster, settle: Duration) {
+    let agent = Agent::start(cluster, 1);
+    std::thread::sleep(settle);
+    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", agent.pid())).unwrap_or_default();
+    let all = children.split_whitespace().map(str::to_owned).chain([agent.pid().to_string()]);
+    let sum: u64 = all.map(|pid| pss_kib(&std::path::Path::new("/proc").join(pid))).sum();
+    // with the server on the same machine the program's pages are shared, and half of each is the server's
+    row("an agent's idle memory, beside the server", format!("{:.1} MiB", sum as f64 / 1024.0), "");
 }
 
 fn pod(name: &str) -> Pod {

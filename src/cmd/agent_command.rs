@@ -6,7 +6,7 @@ use super::net_events::watch_network;
 use super::server::{Failure, Process, crash, doing, node_addresses};
 use super::{
     fail, instance,
-    notify::{keep_watchdog, notify},
+    notify::{keep_watchdog, notify, settle},
     server, tunnels,
 };
 use crate::config::AgentConfig;
@@ -106,7 +106,7 @@ async fn run_agent(config: &AgentConfig, mut process: Process) -> Result<(), End
             Err(_) => tracing::warn!("the server does not know of this node yet; its pods run nevertheless"),
         }
         notify("READY=1");
-        keep_watchdog().await;
+        tokio::join!(settle(), keep_watchdog());
     };
     let crash = tokio::select! {
         () = ready => None,

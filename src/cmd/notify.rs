@@ -4,6 +4,9 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
+/// What a start begins is done after this.
+const SETTLED: Duration = Duration::from_secs(10);
+
 /// Sends a state such as `READY=1`. Without a service manager, or when it does not listen, nothing happens.
 pub(crate) fn notify(state: &str) {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
@@ -24,6 +27,14 @@ pub(crate) async fn keep_watchdog() {
         }
     }
     std::future::pending().await
+}
+
+/// Once the start is over, lets go of the code that only a start needs.
+pub(crate) async fn settle() {
+    tokio::time::sleep(SETTLED).await;
+    if let Err(error) = edge_sys::process::release_code() {
+        tracing::debug!(%error, "the code of the start stays in memory");
+    }
 }
 
 fn send(path: &std::ffi::OsStr, state: &str) -> std::io::Result<()> {

@@ -42,6 +42,35 @@ pub fn release_free_memory() {
     }
 }
 
+/// Unmaps the code and the constants of the program that have been used so far, until they are used again: what only a start needs is then no longer
+/// held by this process, and is the first that the kernel can use for something else. Calling it costs as many page faults as there are pages
+/// in use, none of which reads from the disk.
+///
+/// # Errors
+/// When `/proc` cannot be read, or the kernel refuses.
+pub fn release_code() -> io::Result<()> {
+    let program = std::fs::read_link("/proc/self/exe")?;
+    let program = program.to_string_lossy();
+    for line in std::fs::read_to_string("/proc/self/maps")?.lines() {
+        let Some((range, rest)) = line.split_once(' ') else { continue };
+        // Code is never written to, nor is what comes first in the file: constants, tables for unwinding and for the loader. All else of
+        // the program may hold what was changed since it was mapped.
+        let as_in_the_file = rest.starts_with("r-xp ") || rest.starts_with("r--p 00000000 ");
+        if !as_in_the_file || !rest.ends_with(&*program) {
+            continue;
+        }
+        let Some((from, to)) = range.split_once('-') else { continue };
+        let (Ok(from), Ok(to)) = (usize::from_str_radix(from, 16), usize::from_str_radix(to, 16)) else { continue };
+        // SAFETY: the range is one of the program's own private file mappings that cannot be written to and never could: its pages are
+        // those of the file, and come back from there unchanged at the next access, which may be the next instruction.
+        let result = unsafe { libc::madvise(from as *mut libc::c_void, to - from, libc::MADV_DONTNEED) };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// Ends the process at once: no destructors, no `atexit` handlers, no flushing.
 pub fn exit_now(status: i32) -> ! {
     // SAFETY: _exit(2) has no preconditions.
@@ -120,5 +149,23 @@ mod tests {
         assert!(thread_count().unwrap() >= 2);
         let err = fork_child(|| 0).unwrap_err();
         assert!(err.to_string().contains("more than one thread"), "{err}");
+    }
+
+    #[test]
+    fn code_that_was_let_go_still_runs() {
+        let resident = || {
+            let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let code = smaps
+                .split_inclusive("VmFlags:")
+                .filter(|block| block.contains(" r-xp ") && block.contains("edge_sys"));
+            code.flat_map(str::lines)
+                .filter_map(|line| line.strip_prefix("Rss:")?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok())
+                .sum::<u64>()
+        };
+        let before = resident();
+        assert!(before > 0);
+        release_code().unwrap();
+        let after = resident();
+        assert!(after < before, "{after} kB of {before} kB");
     }
 }
