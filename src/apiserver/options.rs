@@ -26,6 +26,8 @@ pub struct Options {
     pub dns_ips: Vec<IpAddr>,
     /// Whether `metrics.k8s.io` is served.
     pub metrics_api: bool,
+    /// Whether claims can have directories of nodes as volumes, by the class `local-path`.
+    pub local_storage: bool,
     /// The CA certificates that clients should trust, PEM: what `/cacerts` answers.
     pub cluster_ca_pem: Bytes,
     /// Most connections open at once; beyond, the one that has been idle for longest is closed.

@@ -4,6 +4,7 @@
 //! same process ([`local`]), the one to servers on other machines ([`Uplink`]) with the tunnels back, one shared cache per resource ([`Informers`]), work queues, an event recorder and a supervisor.
 
 mod backoff;
+pub mod claims;
 mod election;
 mod informer;
 mod kubeconfig;
@@ -49,6 +50,11 @@ pub fn is_not_found(error: &Error) -> bool {
 /// Whether an error is the API's 409 (a stale resourceVersion, or an object that exists already).
 pub fn is_conflict(error: &Error) -> bool {
     status_code(error) == Some(409)
+}
+
+/// Whether an error says that an object of the name exists already.
+pub fn is_already_exists(error: &Error) -> bool {
+    matches!(error, Error::Api(status) if status.code == 409 && status.reason == "AlreadyExists")
 }
 
 /// The HTTP status code of an API error; `None` for errors of the transport.

@@ -14,7 +14,7 @@ use super::{
     GIT_VERSION, backups, fail,
     instance::{self, Instance},
     logging,
-    notify::{keep_watchdog, notify},
+    notify::{keep_watchdog, notify, settle},
     places, tunnels,
 };
 use crate::config::{Part, ServerConfig};
@@ -202,7 +202,7 @@ async fn run(mut config: ServerConfig, mut process: Process) -> Result<(), Failu
         notify("READY=1");
         let address = addresses.borrow().first().copied();
         tracing::info!(node = name, ?address, kubeconfig = %config.kubeconfig.display(), "edge is ready");
-        keep_watchdog().await;
+        tokio::join!(settle(), keep_watchdog());
     };
     let crash = tokio::select! {
         () = ready => None,
@@ -374,6 +374,7 @@ fn api_options(
         service_cidrs: config.service_cidrs.iter().map(ToString::to_string).collect(),
         dns_ips: facts.own_dns(),
         metrics_api: facts.has(Part::Metrics),
+        local_storage: facts.has(Part::LocalStorage),
         cluster_ca_pem: ca.into(),
         max_connections: MAX_CONNECTIONS,
         cluster_facts: Arc::new(told),
@@ -415,6 +416,7 @@ fn components(
         signer: Arc::new(Signer { pki: control.pki.clone(), longest: config.signing_duration }),
         load_balancers: facts.has(Part::ServiceLb),
         autoscaling: config.autoscaling,
+        local_path: facts.has(Part::LocalStorage).then(|| config.local_storage.clone()),
     };
     let supervisor = control.controllers.clone();
     if config.agent {

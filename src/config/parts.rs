@@ -12,6 +12,8 @@ pub(crate) enum Part {
     ServiceProxy,
     /// Load balancers on the nodes' own addresses.
     ServiceLb,
+    /// The class `local-path`, and the making of its volumes.
+    LocalStorage,
     /// Enforcement of NetworkPolicies.
     NetworkPolicy,
     /// What nodes and pods use, told by the API.
@@ -19,9 +21,10 @@ pub(crate) enum Part {
 }
 
 impl Part {
-    const ALL: [Self; 5] = [Self::Dns, Self::ServiceProxy, Self::ServiceLb, Self::NetworkPolicy, Self::Metrics];
+    const ALL: [Self; 6] =
+        [Self::Dns, Self::ServiceProxy, Self::ServiceLb, Self::LocalStorage, Self::NetworkPolicy, Self::Metrics];
     /// Components of k3s that edge does not have: leaving them out is no mistake.
-    const FOREIGN: [&str; 3] = ["traefik", "local-storage", "runtimes"];
+    const FOREIGN: [&str; 2] = ["traefik", "runtimes"];
 
     /// Its name, k3s' where k3s has one.
     pub(crate) fn name(self) -> &'static str {
@@ -29,6 +32,7 @@ impl Part {
             Self::Dns => "coredns",
             Self::ServiceProxy => "kube-proxy",
             Self::ServiceLb => "servicelb",
+            Self::LocalStorage => "local-storage",
             Self::NetworkPolicy => "network-policy",
             Self::Metrics => "metrics-server",
         }

@@ -27,6 +27,9 @@ pub(crate) struct ServerArgs {
     /// Directory for all state
     #[arg(long, short, env = "EDGE_DATA_DIR", default_value = "/var/lib/edge", value_name = "DIR")]
     pub(crate) data_dir: PathBuf,
+    /// Where nodes have the directories of volumes of the class `local-path` [default: storage in the data directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) default_local_storage_path: Option<PathBuf>,
     /// Log more
     #[arg(long, env = "EDGE_DEBUG")]
     pub(crate) debug: bool,
@@ -169,6 +172,8 @@ pub(crate) struct ServerArgs {
 #[derive(Clone, Debug)]
 pub(crate) struct ServerConfig {
     pub(crate) data_dir: PathBuf,
+    /// Where nodes have the directories of volumes of the class `local-path`.
+    pub(crate) local_storage: PathBuf,
     /// Address, where not all are meant, and port.
     pub(crate) bind: (Option<IpAddr>, u16),
     pub(crate) advertise_address: Option<IpAddr>,
@@ -314,6 +319,7 @@ impl ServerArgs {
         });
         Ok(ServerConfig {
             etcd,
+            local_storage: self.default_local_storage_path.unwrap_or_else(|| self.data_dir.join("storage")),
             data_dir: self.data_dir,
             bind: (self.bind_address, self.https_listen_port),
             advertise_address: self.advertise_address,

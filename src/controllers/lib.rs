@@ -40,6 +40,7 @@ mod statefulset;
 mod status;
 mod taint_eviction;
 mod ttl_after_finished;
+mod volumes;
 
 pub use certificates::{CertificateFacts, CertificateSigner};
 pub use context::{Context, Identities};
@@ -50,6 +51,7 @@ pub use node_ipam::NodeMasks;
 use edge_client::Supervisor;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::ReplicationController;
+use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::task::JoinSet;
 
@@ -70,6 +72,8 @@ pub struct Options {
     pub load_balancers: bool,
     /// What autoscalers go by.
     pub autoscaling: Autoscaling,
+    /// Where nodes have the directories of volumes that are made for claims; nothing: none are made.
+    pub local_path: Option<PathBuf>,
 }
 
 /// Runs all controllers, for ever; dropping the future ends them.
@@ -111,6 +115,9 @@ pub async fn run(identities: Identities, options: Options, supervisor: Superviso
     all.start("clusterrole-aggregation-controller", clusterrole_aggregation::run);
     all.start("pvc-protection-controller", protection::run_claims);
     all.start("pv-protection-controller", protection::run_volumes);
+    let local_path = options.local_path;
+    all.start("persistent-volume-binder", move |context| volumes::run(context, local_path.clone()));
+    all.start("ephemeral-volume-controller", volumes::run_ephemeral);
     all.start("pod-garbage-collector", pod_gc::run);
     let (clusters, services, masks) = (options.cluster_cidrs, options.service_cidrs, options.node_masks);
     all.start("node-controller", move |context| node_ipam::run(context, clusters.clone(), services.clone(), masks));

@@ -5,6 +5,7 @@
 
 use crate::context::{Context, each, unless_changed};
 use crate::{finalizers, pods};
+use edge_client::claims::claim_name;
 use edge_client::{
     Api, Change, Error, Key, ListParams, Outcome, Patch, PatchParams, ResourceExt, WorkQueue, run_workers,
 };
@@ -62,12 +63,14 @@ pub(crate) async fn run_claims(context: Context) {
                 Need::Nothing => return Ok(Outcome::Done),
                 Need::Add => finalizers::with(&*claim, CLAIM_FINALIZER),
                 Need::Remove => {
-                    if known.iter().any(|p| uses(p, &claim)) {
+                    if let Some(user) = known.iter().find(|p| uses(p, &claim)) {
+                        tracing::debug!(claim = %key, pod = user.name_any(), "the claim stays while it is used");
                         return Ok(Outcome::Done);
                     }
                     // the cache may not have seen the newest pods yet, so those are asked for
                     let live: Api<Pod> = Api::namespaced(client.clone(), &key.namespace);
-                    if live.list(&ListParams::default()).await?.iter().any(|p| uses(p, &claim)) {
+                    if let Some(user) = live.list(&ListParams::default()).await?.iter().find(|p| uses(p, &claim)) {
+                        tracing::debug!(claim = %key, pod = user.name_any(), "the claim stays: the API knows of a user");
                         return Ok(Outcome::Done);
                     }
                     finalizers::without(&*claim, CLAIM_FINALIZER)
@@ -116,15 +119,6 @@ fn is_bound(volume: &PersistentVolume) -> bool {
 
 fn volumes_of(pod: &Pod) -> impl Iterator<Item = &Volume> {
     pod.spec.iter().flat_map(|s| s.volumes.iter().flatten())
-}
-
-/// The claim that a volume of a pod names, or that is made for it.
-fn claim_name(pod: &Pod, volume: &Volume) -> Option<String> {
-    match (&volume.persistent_volume_claim, &volume.ephemeral) {
-        (Some(claim), _) => Some(claim.claim_name.clone()),
-        (None, Some(_)) => Some(format!("{}-{}", pod.name_any(), volume.name)),
-        (None, None) => None,
-    }
 }
 
 fn used_claims(pod: &Pod) -> Vec<String> {

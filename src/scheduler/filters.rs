@@ -3,11 +3,13 @@
 use crate::affinity::{PodTerm, selector};
 use crate::nodes::{Cluster, NodeState, host_ports};
 use crate::requests::Amounts;
-use edge_client::placement::{node_allowed, selector_matches, untolerated};
+use crate::volumes::{self, Choice, Reserved, Wanted};
+use edge_client::placement::{node_allowed, untolerated};
 use edge_client::{Informer, ResourceExt};
 use k8s_openapi::api::core::v1::{
     Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, TopologySpreadConstraint,
 };
+use k8s_openapi::api::storage::v1::StorageClass;
 use std::collections::{BTreeMap, HashMap};
 
 /// Why a node is impossible; the reasons as Kubernetes words them.
@@ -21,7 +23,7 @@ impl Refusal {
         Self { reasons: reasons.into_iter().collect() }
     }
 
-    fn one(reason: &str) -> Self {
+    pub(crate) fn one(reason: &str) -> Self {
         Self { reasons: vec![reason.to_owned()] }
     }
 
@@ -37,6 +39,8 @@ pub(crate) struct Context<'a> {
     pub(crate) namespaces: &'a Informer<Namespace>,
     pub(crate) claims: &'a Informer<PersistentVolumeClaim>,
     pub(crate) volumes: &'a Informer<PersistentVolume>,
+    pub(crate) classes: &'a Informer<StorageClass>,
+    pub(crate) reserved: &'a Reserved,
     pub(crate) requests: Amounts,
     pub(crate) pod: &'a Pod,
 }
@@ -50,7 +54,7 @@ impl Context<'_> {
 /// What is the same for all nodes, computed once.
 #[derive(Default)]
 pub(crate) struct Prepared {
-    volumes: Vec<PersistentVolume>,
+    volumes: Wanted,
     spread: Vec<Spread>,
     near: Vec<Near>,
     /// Topology values (by key) where pods of this one's anti-affinity are, or pods that do not want this one.
@@ -83,7 +87,7 @@ fn label<'a>(node: &'a Node, key: &str) -> Option<&'a str> {
 /// # Errors
 /// When no node can be possible, with the reason.
 pub(crate) fn precheck(c: &Context<'_>) -> Result<Prepared, Refusal> {
-    let mut out = Prepared { volumes: bound_volumes(c)?, ..Prepared::default() };
+    let mut out = Prepared { volumes: volumes::wanted(c)?, ..Prepared::default() };
     let spec = c.pod.spec.as_ref();
     for constraint in spec.and_then(|s| s.topology_spread_constraints.as_deref()).unwrap_or_default() {
         if constraint.when_unsatisfiable == "DoNotSchedule" {
@@ -172,36 +176,11 @@ fn spread(c: &Context<'_>, constraint: &TopologySpreadConstraint) -> Spread {
     }
 }
 
-/// The volumes that the pod's claims are bound to.
-fn bound_volumes(c: &Context<'_>) -> Result<Vec<PersistentVolume>, Refusal> {
-    let namespace = c.pod.namespace().unwrap_or_default();
-    let mut out = Vec::new();
-    for volume in c.pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default() {
-        let name = match (&volume.persistent_volume_claim, &volume.ephemeral) {
-            (Some(claim), _) => claim.claim_name.clone(),
-            (None, Some(_)) => format!("{}-{}", c.pod.name_any(), volume.name),
-            (None, None) => continue,
-        };
-        let Some(claim) = c.claims.get(&namespace, &name) else {
-            return Err(Refusal::one(&format!("persistentvolumeclaim {name:?} not found")));
-        };
-        if claim.metadata.deletion_timestamp.is_some() {
-            return Err(Refusal::one(&format!("persistentvolumeclaim {name:?} is being deleted")));
-        }
-        let bound = claim.spec.as_ref().and_then(|s| s.volume_name.as_deref()).and_then(|v| c.volumes.get("", v));
-        match bound {
-            Some(volume) => out.push((*volume).clone()),
-            None => return Err(Refusal::one("pod has unbound immediate PersistentVolumeClaims")),
-        }
-    }
-    Ok(out)
-}
-
-/// Judges one node, in the order of Kubernetes' plugins; the first that refuses tells its reasons.
+/// Judges one node, in the order of Kubernetes' plugins; the first that refuses tells its reasons. The answer is what the pod's claims get there.
 ///
 /// # Errors
 /// Why the node is impossible.
-pub(crate) fn check(c: &Context<'_>, prepared: &Prepared, state: &NodeState) -> Result<(), Refusal> {
+pub(crate) fn check(c: &Context<'_>, prepared: &Prepared, state: &NodeState) -> Result<Vec<Choice>, Refusal> {
     let Some(node) = state.node.as_deref() else { return Err(Refusal::one("node(s) not found")) };
     schedulable(c.pod, node)?;
     if !node_allowed(c.pod, node) {
@@ -212,12 +191,7 @@ pub(crate) fn check(c: &Context<'_>, prepared: &Prepared, state: &NodeState) -> 
     if !short.is_empty() {
         return Err(Refusal::new(short));
     }
-    for volume in &prepared.volumes {
-        let affinity = volume.spec.as_ref().and_then(|s| s.node_affinity.as_ref()).and_then(|a| a.required.as_ref());
-        if affinity.is_some_and(|s| !selector_matches(s, node)) {
-            return Err(Refusal::one("node(s) had volume node affinity conflict"));
-        }
-    }
+    let choices = volumes::choose(c, &prepared.volumes, node)?;
     for s in &prepared.spread {
         s.check(node)?;
     }
@@ -230,7 +204,7 @@ pub(crate) fn check(c: &Context<'_>, prepared: &Prepared, state: &NodeState) -> 
     if prepared.avoid.iter().any(|(key, domain)| label(node, key) == Some(domain)) {
         return Err(Refusal::one("node(s) didn't match pod anti-affinity rules"));
     }
-    Ok(())
+    Ok(choices)
 }
 
 fn schedulable(pod: &Pod, node: &Node) -> Result<(), Refusal> {

@@ -10,6 +10,7 @@ mod nodes;
 mod queue;
 mod requests;
 mod scores;
+mod volumes;
 
 use edge_client::{
     Api, Change, Client, DeleteParams, EventRecorder, EventType, Informer, Informers, Key, Patch, PatchParams,
@@ -17,6 +18,7 @@ use edge_client::{
 };
 use filters::Refusal;
 use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use nodes::{Cluster, NodeState};
@@ -36,15 +38,17 @@ struct Scheduler {
     namespaces: Arc<Informer<Namespace>>,
     claims: Arc<Informer<PersistentVolumeClaim>>,
     volumes: Arc<Informer<PersistentVolume>>,
+    classes: Arc<Informer<StorageClass>>,
     queue: Queue,
     cluster: Cluster,
-    /// Pods whose binding failed.
-    failed: tokio::sync::mpsc::UnboundedSender<Key>,
+    reserved: volumes::Reserved,
+    /// Pods whose binding has ended, and whether it failed.
+    ended: tokio::sync::mpsc::UnboundedSender<(Key, bool)>,
 }
 
 /// Schedules for ever; dropping the future ends it. Requests run under the identity of `client`.
 pub async fn run(informers: Informers, client: Client) {
-    let (failed, mut failures) = tokio::sync::mpsc::unbounded_channel();
+    let (ended, mut endings) = tokio::sync::mpsc::unbounded_channel();
     let mut scheduler = Scheduler {
         recorder: EventRecorder::new(client.clone(), NAME, ""),
         client,
@@ -53,17 +57,21 @@ pub async fn run(informers: Informers, client: Client) {
         namespaces: informers.of(),
         claims: informers.of(),
         volumes: informers.of(),
+        classes: informers.of(),
         queue: Queue::default(),
         cluster: Cluster::default(),
-        failed,
+        reserved: volumes::Reserved::default(),
+        ended,
     };
     let (mut pods, mut nodes) = (scheduler.pods.subscribe(), scheduler.nodes.subscribe());
     let (mut claims, mut volumes) = (scheduler.claims.subscribe(), scheduler.volumes.subscribe());
+    let mut classes = scheduler.classes.subscribe();
     scheduler.nodes.synced().await;
     scheduler.pods.synced().await;
     scheduler.namespaces.synced().await;
     scheduler.claims.synced().await;
     scheduler.volumes.synced().await;
+    scheduler.classes.synced().await;
     loop {
         // everything that is known already counts before the next decision
         while let Ok(change) = nodes.try_recv() {
@@ -81,9 +89,13 @@ pub async fn run(informers: Informers, client: Client) {
             Some(change) = nodes.recv() => scheduler.node_changed(&change),
             Some(_) = claims.recv() => scheduler.queue.retry_all(),
             Some(_) = volumes.recv() => scheduler.queue.retry_all(),
-            Some(key) = failures.recv() => {
-                scheduler.cluster.forget(&key);
-                scheduler.queue.retry(&key);
+            Some(_) = classes.recv() => scheduler.queue.retry_all(),
+            Some((key, failed)) = endings.recv() => {
+                scheduler.reserved.retain(|_, pod| *pod != key);
+                if failed {
+                    scheduler.cluster.forget(&key);
+                    scheduler.queue.retry(&key);
+                }
             }
             else => return,
         }
@@ -167,11 +179,14 @@ impl Scheduler {
             namespaces: &self.namespaces,
             claims: &self.claims,
             volumes: &self.volumes,
+            classes: &self.classes,
+            reserved: &self.reserved,
             requests: requests::of(&pod),
             pod: &pod,
         };
         let mut refusals: BTreeMap<String, Refusal> = BTreeMap::new();
         let mut feasible: Vec<&NodeState> = Vec::new();
+        let mut choices: BTreeMap<&str, Vec<volumes::Choice>> = BTreeMap::new();
         match filters::precheck(&context) {
             Err(refusal) => {
                 refusals.insert(String::new(), refusal);
@@ -179,35 +194,50 @@ impl Scheduler {
             Ok(prepared) => {
                 for node in self.cluster.nodes() {
                     match filters::check(&context, &prepared, node) {
-                        Ok(()) => feasible.push(node),
+                        Ok(chosen) => {
+                            feasible.push(node);
+                            if !chosen.is_empty() {
+                                choices.insert(&node.name, chosen);
+                            }
+                        }
                         Err(refusal) => drop(refusals.insert(node.name.clone(), refusal)),
                     }
                 }
             }
         }
         match scores::best(&context, &feasible).map(|n| n.name.clone()) {
-            Some(node) => self.bind(key, &pod, node),
+            Some(node) => {
+                let chosen = choices.remove(node.as_str()).unwrap_or_default();
+                self.bind(key, &pod, node, chosen);
+            }
             None => self.refuse(key, &pod, &refusals).await,
         }
     }
 
     /// Takes the pod to be on the node from now on, and tells the API meanwhile.
-    fn bind(&mut self, key: &Key, pod: &Arc<Pod>, node: String) {
+    fn bind(&mut self, key: &Key, pod: &Arc<Pod>, node: String, choices: Vec<volumes::Choice>) {
         self.cluster.assume(key.clone(), pod.clone(), &node);
-        let (client, recorder, failed) = (self.client.clone(), self.recorder.clone(), self.failed.clone());
-        let (key, pod) = (key.clone(), pod.clone());
+        self.reserved.extend(choices.iter().filter_map(|choice| Some((choice.volume()?, key.clone()))));
+        let (client, recorder, ended) = (self.client.clone(), self.recorder.clone(), self.ended.clone());
+        let (key, pod, claims) = (key.clone(), pod.clone(), self.claims.clone());
         tokio::spawn(async move {
-            match post_binding(&client, &key, &pod, &node).await {
+            let bound = async {
+                volumes::bind(&client, &claims, &choices, &node).await?;
+                post_binding(&client, &key, &pod, &node).await.map_err(volumes::BindError::from)
+            };
+            let failed = match bound.await {
                 Ok(()) => {
                     let message = format!("Successfully assigned {key} to {node}");
                     recorder.event(&*pod, EventType::Normal, "Scheduled", message);
+                    false
                 }
                 Err(error) => {
                     tracing::debug!(pod = %key, node, %error, "binding failed");
-                    // the receiver lives as long as the scheduler
-                    let _ = failed.send(key);
+                    true
                 }
-            }
+            };
+            // the receiver lives as long as the scheduler
+            let _ = ended.send((key, failed));
         });
     }
 

@@ -41,6 +41,7 @@ mod services;
 mod several_servers;
 mod streams;
 mod vm;
+mod volumes;
 mod walkthrough;
 mod wasm;
 mod wasm_dense;

@@ -30,6 +30,7 @@ pub(crate) async fn run(server: &Server) -> Result<(), Status> {
     let mut rest: Vec<(Value, Policy)> = Vec::new();
     rest.extend(objects::priority_classes().map(|v| (v, Policy::Keep)));
     rest.extend(objects::runtime_classes().map(|v| (v, Policy::Keep)));
+    rest.extend(o.local_storage.then(|| (objects::local_storage_class(), Policy::Keep)));
     rest.push((objects::kubernetes_service(o), Policy::Keep));
     rest.push((objects::service_cidr(o), Policy::Widen));
     if !o.dns_ips.is_empty() {

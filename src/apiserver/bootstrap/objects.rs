@@ -33,6 +33,15 @@ pub(super) fn runtime_classes() -> [Value; 2] {
     })
 }
 
+/// The class of claims that name none: directories of the node that their first pod is put on. Name and provisioner are k3s'.
+pub(super) fn local_storage_class() -> Value {
+    json!({
+        "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
+        "metadata": {"name": "local-path", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
+        "provisioner": "rancher.io/local-path", "reclaimPolicy": "Delete", "volumeBindingMode": "WaitForFirstConsumer",
+    })
+}
+
 /// The Service through which pods reach the API server.
 pub(super) fn kubernetes_service(o: &Options) -> Value {
     let ip = o.service_ip.to_string();

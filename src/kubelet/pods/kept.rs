@@ -31,6 +31,9 @@ pub(crate) struct ClaimSource {
     /// The type of a hostPath volume; `None` is a local volume.
     pub(crate) host_path_type: Option<String>,
     pub(crate) read_only: bool,
+    /// The directory is made by the kubelet, when a pod first needs it.
+    #[serde(default)]
+    pub(crate) made: bool,
 }
 
 /// A service-account token.
@@ -303,7 +306,7 @@ mod tests {
         before.put_objects(config_map("1", "v"), secret());
         before.put_token(None, 3607, &token(10, 20));
         before.put_services(&BTreeMap::from([("A".to_owned(), "b".to_owned())]));
-        let claim = ClaimSource { path: "/p".into(), host_path_type: None, read_only: true };
+        let claim = ClaimSource { path: "/p".into(), host_path_type: None, read_only: true, made: false };
         before.put_claim("pvc", &claim);
         before.write_now().unwrap();
         let file = fs::metadata(dir.path().join(FILE)).unwrap();

@@ -9,6 +9,7 @@ pub(crate) mod images;
 mod listener;
 mod logs;
 mod metrics;
+mod storage;
 mod streams;
 
 use crate::context::Context;
@@ -48,6 +49,10 @@ impl Refusal {
 
     fn bad_request(text: impl Into<String>) -> Self {
         Self(StatusCode::BAD_REQUEST, text.into())
+    }
+
+    fn internal(text: impl Into<String>) -> Self {
+        Self(StatusCode::INTERNAL_SERVER_ERROR, text.into())
     }
 }
 
@@ -145,6 +150,7 @@ impl Server {
                 Ok(text_answer(metrics::own(&self.cx, &self.manager) + &(self.cx.other_metrics)()))
             }
             ["metrics", "resource"] if is_get => Ok(text_answer(metrics::resource(&self.cx, &self.manager).await)),
+            ["v1-edge", "storage"] if request.method() == Method::DELETE => storage::remove(&request).await,
             _ => Err(Refusal::not_found("404 page not found")),
         }
     }

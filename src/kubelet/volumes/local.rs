@@ -1,11 +1,12 @@
 //! Volumes that are directories of this machine: emptyDir, hostPath, and ownership of volumes. Blocking.
 
+use edge_sys::fsutil;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, mknod};
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown};
-use std::path::Path;
+use std::path::{Component, Path};
 
 /// Why a hostPath volume is not what it should be; the texts are the kubelet's.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +57,58 @@ pub(crate) fn host_path(path: &str, kind: &str) -> Result<(), HostPathError> {
         "BlockDevice" if is(FileTypeExt::is_block_device) => Ok(()),
         "BlockDevice" => Err(HostPathError::NotBlockDevice(name())),
         other => Err(HostPathError::UnknownType(name(), other.to_owned())),
+    }
+}
+
+/// Makes the directory of a volume that was made for a claim, if it is not there: writable by whoever the pod runs as, and reached only
+/// through directories that are not.
+pub(crate) fn storage_directory(path: &Path) -> io::Result<()> {
+    if fs::symlink_metadata(path).is_ok() {
+        return Ok(());
+    }
+    let parent = path.parent().unwrap_or(path);
+    fsutil::create_dir_all_mode(parent, 0o700)?;
+    // whole or not at all: one that a crash has left without its mode would stay so
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    match fs::create_dir(&part) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    fs::set_permissions(&part, Permissions::from_mode(0o777))?;
+    fs::rename(&part, path)?;
+    fsutil::sync_dir(parent)
+}
+
+/// Why the directory of a volume was not removed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RemoveError {
+    #[error("{0:?} is not the directory of a volume that was made for a claim")]
+    NotOurs(String),
+    #[error("cannot remove {path}")]
+    Io {
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Removes the directory of a volume that was made for a claim, with all that is in it; one that is gone already is no error.
+pub(crate) fn remove_storage_directory(path: &str) -> Result<(), RemoveError> {
+    let given = Path::new(path);
+    let plain =
+        given.is_absolute() && given.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
+    let name = given.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    // `pvc-<uid>_<namespace>_<name>`
+    if !plain || !name.starts_with("pvc-") || name.split('_').count() != 3 {
+        return Err(RemoveError::NotOurs(path.to_owned()));
+    }
+    // what a pod has put there may be links: they are removed, not followed
+    match fs::remove_dir_all(given) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(RemoveError::Io { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
     }
 }
 

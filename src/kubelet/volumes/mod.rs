@@ -27,6 +27,8 @@ use token::Tokens;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
+/// Who makes volumes that are directories of a node; the first pod's kubelet makes the directory.
+const LOCAL_PATH: &str = "rancher.io/local-path";
 /// Why a volume cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VolumeError {
@@ -242,8 +244,11 @@ impl PodVolumes {
         let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
         let only_if_needed = context.and_then(|c| c.fs_group_change_policy.as_deref()) == Some("OnRootMismatch");
         let group = crate::containers::security::fs_group(pod).filter(|_| !read_only);
-        let dir = path.clone();
+        let (dir, made) = (path.clone(), source.made);
         blocking(&path, move || {
+            if made {
+                local::storage_directory(&dir)?;
+            }
             std::fs::metadata(&dir)?;
             group.map_or(Ok(()), |group| local::set_group(&dir, group, only_if_needed))
         })
@@ -258,7 +263,8 @@ impl PodVolumes {
         let api_error = |error| VolumeError::Api(format!("persistentvolumeclaim \"{name}\""), error);
         let claim = claims.get_opt(name).await.map_err(api_error)?;
         let claim = claim.ok_or(VolumeError::NotFound { kind: "persistentvolumeclaim", name: name.to_owned() })?;
-        let bound = claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound");
+        let bound = claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound")
+            || edge_client::claims::is_fully_bound(&claim);
         let volume_name = claim.spec.as_ref().and_then(|s| s.volume_name.clone()).filter(|_| bound);
         let volume_name = volume_name.ok_or_else(|| VolumeError::NotBound(name.to_owned()))?;
         let volumes: Api<PersistentVolume> = Api::all(client.clone());
@@ -266,6 +272,7 @@ impl PodVolumes {
         let volume = volumes.get_opt(&volume_name).await.map_err(api_error)?;
         let volume =
             volume.ok_or_else(|| VolumeError::NotFound { kind: "persistentvolume", name: volume_name.clone() })?;
+        let made = volume.annotations().get(edge_client::claims::PROVISIONED_BY).is_some_and(|by| by == LOCAL_PATH);
         let spec = volume.spec.unwrap_or_default();
         if spec.claim_ref.as_ref().and_then(|r| r.uid.as_ref()) != claim.metadata.uid.as_ref() {
             return Err(VolumeError::BoundElsewhere { claim: name.to_owned(), volume: volume_name });
@@ -273,11 +280,11 @@ impl PodVolumes {
         let read_only = spec.access_modes.as_deref().is_some_and(|m| m.len() == 1 && m[0] == "ReadOnlyMany");
         if let Some(source) = spec.host_path {
             let host_path_type = Some(source.type_.unwrap_or_default());
-            return Ok(ClaimSource { path: source.path, host_path_type, read_only });
+            return Ok(ClaimSource { path: source.path, host_path_type, read_only, made: false });
         }
         let source =
             spec.local.ok_or(VolumeError::Unsupported("persistentVolume that is neither local nor hostPath"))?;
-        Ok(ClaimSource { path: source.path, host_path_type: None, read_only })
+        Ok(ClaimSource { path: source.path, host_path_type: None, read_only, made })
     }
 
     /// Writes what a configMap, secret, downwardAPI or projected volume should hold now.

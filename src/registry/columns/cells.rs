@@ -57,6 +57,11 @@ pub(super) fn or_none(o: &Object, pointer: &str) -> Value {
     scalar(o, pointer).unwrap_or_else(|| NONE.into()).into()
 }
 
+/// The phase of a claim or a volume; one that is deleted and still used is `Terminating`.
+pub(super) fn phase_or_going(o: &Object) -> Value {
+    if o.pointer("/metadata/deletionTimestamp").is_some() { "Terminating".into() } else { or_none(o, "/status/phase") }
+}
+
 pub(super) fn or_na(o: &Object, pointer: &str) -> Value {
     scalar(o, pointer).unwrap_or_else(|| "N/A".into()).into()
 }

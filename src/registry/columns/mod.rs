@@ -82,7 +82,9 @@ fn row(info: &ResourceInfo, stored: &Stored, include: IncludeObject, now: Timest
 }
 
 fn object_row(info: &ResourceInfo, name: &str, mut object: Object, include: IncludeObject, now: Timestamp) -> Value {
-    let mut cells: Vec<Value> = vec![name.into()];
+    // the class that claims get which name none
+    let default = object.annotation("storageclass.kubernetes.io/is-default-class") == Some("true");
+    let mut cells: Vec<Value> = vec![if default { format!("{name} (default)").into() } else { name.into() }];
     cells.extend(info.columns.iter().map(|c| cell(c, &object, now)));
     if let Some(conversion) = info.conversion {
         (conversion.from_stored)(&mut object);

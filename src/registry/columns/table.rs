@@ -158,7 +158,7 @@ fn core(plural: &str) -> Vec<Column> {
             text("Capacity", "/spec/capacity/storage"),
             made("Access Modes", access_modes),
             text("Reclaim Policy", "/spec/persistentVolumeReclaimPolicy"),
-            text("Status", "/status/phase"),
+            made("Status", phase_or_going),
             made("Claim", claim_of),
             text("StorageClass", "/spec/storageClassName"),
             text("VolumeAttributesClass", "/spec/volumeAttributesClassName"),
@@ -167,7 +167,7 @@ fn core(plural: &str) -> Vec<Column> {
             wide(text("VolumeMode", "/spec/volumeMode")),
         ],
         "persistentvolumeclaims" => vec![
-            text("Status", "/status/phase"),
+            made("Status", phase_or_going),
             text("Volume", "/spec/volumeName"),
             text("Capacity", "/status/capacity/storage"),
             made("Access Modes", access_modes),

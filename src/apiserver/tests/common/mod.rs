@@ -157,6 +157,7 @@ impl Cluster {
                 service_ip: "10.43.0.1".parse().unwrap(),
                 service_cidrs: vec!["10.43.0.0/16".into()],
                 dns_ips: vec!["10.43.0.10".parse().unwrap()],
+                local_storage: true,
                 metrics_api,
                 cluster_ca_pem: Bytes::from_static(b"-----BEGIN CERTIFICATE-----\n"),
                 max_connections: 64,
