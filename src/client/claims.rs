@@ -22,6 +22,9 @@ pub const PROVISIONER: &str = "volume.kubernetes.io/storage-provisioner";
 pub const BETA_PROVISIONER: &str = "volume.beta.kubernetes.io/storage-provisioner";
 /// On a volume: who has made it.
 pub const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
+/// The provisioner whose volumes are directories of nodes; the kubelet makes them when a pod first needs them. Its name is that of k3s'
+/// one, so that what names it works here.
+pub const LOCAL_PATH: &str = "rancher.io/local-path";
 /// The provisioner of a class whose volumes are made by hand.
 pub const NO_PROVISIONER: &str = "kubernetes.io/no-provisioner";
 

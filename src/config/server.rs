@@ -103,8 +103,8 @@ pub(crate) struct ServerArgs {
     #[arg(long, default_value = "8760h", value_name = "TIME", help_heading = "Cluster")]
     pub(crate) cluster_signing_duration: String,
     /// Part of edge to leave out in the whole cluster: servicelb (load balancers on the nodes' addresses), coredns (the cluster's
-    /// DNS), kube-proxy (services' addresses and ports), network-policy, metrics-server (what nodes and pods use) (can be
-    /// repeated)
+    /// DNS), kube-proxy (services' addresses and ports), network-policy, metrics-server (what nodes and pods use), local-storage (the
+    /// class local-path and its volumes) (can be repeated)
     #[arg(long, value_name = "PART", value_delimiter = ',', help_heading = "Network")]
     pub(crate) disable: Vec<String>,
     /// The same as --disable=network-policy, as k3s has it
@@ -319,7 +319,10 @@ impl ServerArgs {
         });
         Ok(ServerConfig {
             etcd,
-            local_storage: self.default_local_storage_path.unwrap_or_else(|| self.data_dir.join("storage")),
+            local_storage: std::path::absolute(
+                self.default_local_storage_path.unwrap_or_else(|| self.data_dir.join("storage")),
+            )
+            .map_err(|e| wrong("default-local-storage-path", e.to_string()))?,
             data_dir: self.data_dir,
             bind: (self.bind_address, self.https_listen_port),
             advertise_address: self.advertise_address,

@@ -4,7 +4,7 @@
 
 use crate::harness::disk::{Disk, Random};
 use crate::harness::writers::{self, Knowledge};
-use crate::harness::{Cluster, Kubectl, eventually};
+use crate::harness::{Cluster, Kubectl, SURVIVOR, eventually};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,16 +22,6 @@ const WRITES_OF_A_FIRST_START: u64 = 300;
 const WRITES_OF_A_START: u64 = 40;
 /// The node is to be ready again after so long. A machine that has much else to do may take longer now and then.
 const READY: Duration = Duration::from_secs(10);
-
-const SURVIVOR: &str = r#"
-apiVersion: v1
-kind: Pod
-metadata: {name: survivor}
-spec:
-  terminationGracePeriodSeconds: 0
-  containers:
-  - {name: main, image: "busybox:test", command: [sh, -c, "busybox | head -n 1 && exec sleep 100000"]}
-"#;
 
 /// Files that are made once, with what is in them.
 type Kept = BTreeMap<PathBuf, Vec<u8>>;

@@ -3,7 +3,7 @@
 use crate::harness::disk::{Disk, Random};
 use crate::harness::vm::Machine;
 use crate::harness::writers::{self, Knowledge};
-use crate::harness::{Kubectl, PATIENCE, eventually};
+use crate::harness::{Kubectl, PATIENCE, SURVIVOR, eventually};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -203,17 +203,6 @@ fn devices_are_restricted(vm: &Machine) {
 
 const CUTS: usize = 4;
 const WRITERS: usize = 6;
-
-/// A pod that has to be there again after every power cut.
-const SURVIVOR: &str = r#"
-apiVersion: v1
-kind: Pod
-metadata: {name: survivor}
-spec:
-  terminationGracePeriodSeconds: 0
-  containers:
-  - {name: main, image: "busybox:test", command: [sh, -c, "busybox | head -n 1 && exec sleep 100000"]}
-"#;
 
 #[test]
 fn no_acknowledged_write_is_lost_by_a_power_cut() {

@@ -43,8 +43,8 @@ fn field(cluster: &Cluster, what: &str, path: &str) -> String {
 
 #[test]
 fn a_claim_gets_a_directory_of_the_node_that_its_pod_is_put_on() {
-    let cluster = Cluster::start();
-    let _agent = Agent::start(&cluster, 1);
+    let mut cluster = Cluster::start();
+    let mut agent = Agent::start(&cluster, 1);
     assert!(cluster.kubectl(&["get", "storageclass"]).contains("local-path (default)"));
 
     // without a pod it waits, and says so
@@ -84,8 +84,16 @@ fn a_claim_gets_a_directory_of_the_node_that_its_pod_is_put_on() {
     cluster.wait_for("pod/user", "condition=Ready");
     cluster.kubectl(&["delete", "pvc", "data", "--wait=false"]);
     assert_eq!(field(&cluster, "pvc/data", ".status.phase"), "Bound");
-    cluster.kubectl(&["delete", "pod", "user"]);
-    cluster.kubectl(&["wait", "--for=delete", "pvc/data", &format!("pv/{volume}"), "--timeout=60s"]);
+    assert!(cluster.kubectl(&["get", "pvc", "data"]).contains("Terminating"));
+    // the node's disk cannot be reached now: the volume waits for it, also over a crash of the server
+    agent.stop(nix::sys::signal::Signal::SIGTERM);
+    cluster.kubectl(&["delete", "pod", "user", "--force"]);
+    cluster.kubectl(&["wait", "--for=delete", "pvc/data", "--timeout=60s"]);
+    cluster.stop(nix::sys::signal::Signal::SIGKILL);
+    cluster.launch();
+    assert!(Path::new(&directory).exists());
+    agent.launch();
+    cluster.kubectl(&["wait", "--for=delete", &format!("pv/{volume}"), "--timeout=60s"]);
     assert!(!Path::new(&directory).exists());
 }
 

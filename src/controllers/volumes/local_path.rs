@@ -5,27 +5,24 @@
 
 use crate::context::{unless_changed, unless_gone};
 use crate::finalizers;
-use edge_client::claims::{PROVISIONED_BY, SELECTED_NODE, class_of_claim, requested};
+use edge_client::claims::{LOCAL_PATH, PROVISIONED_BY, SELECTED_NODE, class_of_claim, requested};
 use edge_client::{Api, Client, Error, Informer, Outcome, Patch, PatchParams, ResourceExt, object_reference};
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use serde_json::json;
 use std::path::Path;
 
-/// The provisioner's name, that of k3s' one, so that what names it works here.
-pub(super) const PROVISIONER: &str = "rancher.io/local-path";
 /// On a volume: the node where its directory is.
 const NODE: &str = "local.path.provisioner/selected-node";
 /// Keeps a volume object until its directory is gone.
 const FINALIZER: &str = "external-provisioner.volume.kubernetes.io/finalizer";
+/// The longest name of a directory, in bytes.
+const LONGEST: usize = 255;
 const HOSTNAME: &str = "kubernetes.io/hostname";
 
 /// The node where the directory of a volume of this provisioner is.
 pub(super) fn node_of(volume: &PersistentVolume) -> Option<&String> {
-    volume
-        .annotations()
-        .get(NODE)
-        .filter(|_| volume.annotations().get(PROVISIONED_BY).is_some_and(|p| p == PROVISIONER))
+    volume.annotations().get(NODE).filter(|_| volume.annotations().get(PROVISIONED_BY).is_some_and(|p| p == LOCAL_PATH))
 }
 
 /// Whether a node can be asked for something.
@@ -72,14 +69,17 @@ fn build(
     }
     let (uid, namespace) = (claim.uid().unwrap_or_default(), claim.namespace().unwrap_or_default());
     let name = format!("pvc-{uid}");
-    let path = root.join(format!("{name}_{namespace}_{}", claim.name_any()));
+    // of a long name as much as fits, with room for the suffix under which the directory is made
+    let mut directory = format!("{name}_{namespace}_{}", claim.name_any());
+    directory.truncate(LONGEST - ".part".len());
+    let path = root.join(directory);
     let host = node.labels().get(HOSTNAME).cloned().unwrap_or_else(|| node.name_any());
     let mut reference = object_reference(claim);
     reference.resource_version = None;
     let volume = json!({
         "metadata": {
             "name": name,
-            "annotations": {PROVISIONED_BY: PROVISIONER, NODE: node.name_any()},
+            "annotations": {PROVISIONED_BY: LOCAL_PATH, NODE: node.name_any()},
             "finalizers": [FINALIZER],
         },
         "spec": {
@@ -149,6 +149,7 @@ async fn remove_directory(client: &Client, node: &str, path: &str) -> Result<(),
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
     use serde_json::Value;
 
     #[test]
@@ -160,7 +161,7 @@ mod tests {
             serde_json::from_value(json!({"metadata": {"name": "data", "namespace": "ns", "uid": "u"}, "spec": spec}))
                 .unwrap()
         };
-        let class = serde_json::from_value(json!({"metadata": {"name": "local-path"}, "provisioner": PROVISIONER,
+        let class = serde_json::from_value(json!({"metadata": {"name": "local-path"}, "provisioner": LOCAL_PATH,
             "reclaimPolicy": "Retain"}))
         .unwrap();
         let node = serde_json::from_value(json!({"metadata": {"name": "a", "labels": {HOSTNAME: "host-a"}}})).unwrap();
@@ -172,6 +173,12 @@ mod tests {
         assert_eq!(spec.claim_ref.unwrap().uid.as_deref(), Some("u"));
         assert_eq!(spec.persistent_volume_reclaim_policy.as_deref(), Some("Retain"));
         assert_eq!(node_of(&volume).unwrap(), "a");
+        let long = PersistentVolumeClaim {
+            metadata: ObjectMeta { name: Some("n".repeat(253)), ..claim(json!({})).metadata },
+            ..claim(json!({}))
+        };
+        let path = build(&long, &class, &node, Path::new("/s")).unwrap().spec.unwrap().local.unwrap().path;
+        assert_eq!(path.len(), "/s/".len() + LONGEST - ".part".len());
         for (with, what) in [
             (json!({"accessModes": ["ReadWriteMany"]}), "ReadWriteMany"),
             (json!({"volumeMode": "Block"}), "block"),

@@ -11,8 +11,8 @@ pub(crate) use ephemeral::run as run_ephemeral;
 
 use crate::context::{Context, unless_changed, unless_gone};
 use edge_client::claims::{
-    BETA_PROVISIONER, BIND_COMPLETED, BOUND_BY_CONTROLLER, PROVISIONED_BY, PROVISIONER, class_of_claim, is_for,
-    is_fully_bound, volume_name,
+    BETA_PROVISIONER, BIND_COMPLETED, BOUND_BY_CONTROLLER, LOCAL_PATH, PROVISIONED_BY, PROVISIONER, class_of_claim,
+    is_for, is_fully_bound, volume_name,
 };
 use edge_client::{
     Api, Change, Error, Informer, Key, Outcome, Patch, PatchParams, ResourceExt, WorkQueue, object_reference,
@@ -224,25 +224,23 @@ impl Binder {
             return unless_changed(claims.patch(&claim.name_any(), &params, &Patch::Merge(patch)).await).map(drop);
         }
         match &self.local_path {
-            Some(root) if provisioner == local_path::PROVISIONER => {
-                match local_path::volume_for(claim, class, &self.nodes, root) {
-                    Ok(volume) => {
-                        let volumes: Api<PersistentVolume> = Api::all(self.context.client.clone());
-                        match volumes.create(&Default::default(), &volume).await {
-                            Err(error) if !edge_client::is_already_exists(&error) => return Err(error),
-                            _ => {}
-                        }
-                        let message = format!("Successfully provisioned volume {}", volume.name_any());
-                        self.note(claim, Note::normal("ProvisioningSucceeded", message));
-                        return Ok(());
+            Some(root) if provisioner == LOCAL_PATH => match local_path::volume_for(claim, class, &self.nodes, root) {
+                Ok(volume) => {
+                    let volumes: Api<PersistentVolume> = Api::all(self.context.client.clone());
+                    match volumes.create(&Default::default(), &volume).await {
+                        Err(error) if !edge_client::is_already_exists(&error) => return Err(error),
+                        _ => {}
                     }
-                    Err(why) => {
-                        let message =
-                            format!("failed to provision volume with StorageClass \"{}\": {why}", class.name_any());
-                        self.note(claim, Note::warning("ProvisioningFailed", message));
-                    }
+                    let message = format!("Successfully provisioned volume {}", volume.name_any());
+                    self.note(claim, Note::normal("ProvisioningSucceeded", message));
+                    return Ok(());
                 }
-            }
+                Err(why) => {
+                    let message =
+                        format!("failed to provision volume with StorageClass \"{}\": {why}", class.name_any());
+                    self.note(claim, Note::warning("ProvisioningFailed", message));
+                }
+            },
             _ => {
                 let message = format!(
                     "Waiting for a volume to be created either by the external provisioner '{provisioner}' or manually by the system administrator. If volume creation is delayed, please verify that the provisioner is running and correctly registered."
@@ -262,7 +260,6 @@ impl Binder {
         let claim = self.claims.get_key(&key);
         match plan::volume(&volume, claim.as_deref()) {
             VolumeStep::Phase(phase) => {
-                // one that could not be reclaimed, and is wanted again
                 self.volume_phase(&volume, phase, None).await?;
                 // one that is deleted without ever having been used
                 if phase == "Available" && volume.metadata.deletion_timestamp.is_some() {
@@ -306,7 +303,7 @@ impl Binder {
         }
         let by = volume.annotations().get(PROVISIONED_BY).map(String::as_str);
         match (policy, by) {
-            (Some("Delete"), Some(local_path::PROVISIONER)) if self.local_path.is_some() => {
+            (Some("Delete"), Some(LOCAL_PATH)) if self.local_path.is_some() => {
                 match local_path::remove(&self.context.client, &self.nodes, volume).await {
                     Ok(done) => return Ok(done),
                     Err(why) => self.reclaim_failed(volume, "VolumeFailedDelete", &why.to_string()).await?,

@@ -14,7 +14,7 @@ use crate::pods::kept::{ClaimSource, Kept};
 use crate::pods::objects::{PodObjects, Unanswered};
 use crate::pods::record::RETRY;
 use atomic::{FileContent, Payload};
-use edge_client::{Api, EventType, ResourceExt};
+use edge_client::{Api, EventType, ResourceExt, claims};
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::{
     EmptyDirVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod, ProjectedVolumeSource, Volume,
@@ -27,8 +27,6 @@ use token::Tokens;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
-/// Who makes volumes that are directories of a node; the first pod's kubelet makes the directory.
-const LOCAL_PATH: &str = "rancher.io/local-path";
 /// Why a volume cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VolumeError {
@@ -192,12 +190,9 @@ impl PodVolumes {
             let (path, kind) = (source.path.clone(), source.type_.clone().unwrap_or_default());
             return host_path(path, kind).await;
         }
-        if let Some(source) = &volume.persistent_volume_claim {
-            let read_only = source.read_only.unwrap_or(false);
-            return self.claim(pod, &source.claim_name, read_only).await;
-        }
-        if volume.ephemeral.is_some() {
-            return self.claim(pod, &format!("{}-{}", pod.name_any(), volume.name), false).await;
+        if let Some(name) = claims::claim_name(pod, volume) {
+            let read_only = volume.persistent_volume_claim.as_ref().and_then(|source| source.read_only);
+            return self.claim(pod, &name, read_only.unwrap_or(false)).await;
         }
         Err(VolumeError::Unsupported(unsupported(volume)))
     }
@@ -263,8 +258,8 @@ impl PodVolumes {
         let api_error = |error| VolumeError::Api(format!("persistentvolumeclaim \"{name}\""), error);
         let claim = claims.get_opt(name).await.map_err(api_error)?;
         let claim = claim.ok_or(VolumeError::NotFound { kind: "persistentvolumeclaim", name: name.to_owned() })?;
-        let bound = claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound")
-            || edge_client::claims::is_fully_bound(&claim);
+        let bound =
+            claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound") || claims::is_fully_bound(&claim);
         let volume_name = claim.spec.as_ref().and_then(|s| s.volume_name.clone()).filter(|_| bound);
         let volume_name = volume_name.ok_or_else(|| VolumeError::NotBound(name.to_owned()))?;
         let volumes: Api<PersistentVolume> = Api::all(client.clone());
@@ -272,7 +267,7 @@ impl PodVolumes {
         let volume = volumes.get_opt(&volume_name).await.map_err(api_error)?;
         let volume =
             volume.ok_or_else(|| VolumeError::NotFound { kind: "persistentvolume", name: volume_name.clone() })?;
-        let made = volume.annotations().get(edge_client::claims::PROVISIONED_BY).is_some_and(|by| by == LOCAL_PATH);
+        let made = volume.annotations().get(claims::PROVISIONED_BY).is_some_and(|by| by == claims::LOCAL_PATH);
         let spec = volume.spec.unwrap_or_default();
         if spec.claim_ref.as_ref().and_then(|r| r.uid.as_ref()) != claim.metadata.uid.as_ref() {
             return Err(VolumeError::BoundElsewhere { claim: name.to_owned(), volume: volume_name });

@@ -153,18 +153,24 @@ impl Hub {
 
     /// Takes in the changes of one transaction.
     fn apply(&self, batch: &EventBatch) {
+        let mut changes = Vec::new();
         for event in &batch.events {
             let Some((resource, key)) = self.locate(event.key()) else { continue };
             let value = match event {
                 Event::Put(kv) => Some(&kv.value[..]),
                 Event::Delete { .. } => None,
             };
-            resource.apply(key, value, batch.revision, |change| self.allocator.observe(resource.prefix(), change));
+            let change =
+                resource.apply(key, value, batch.revision, |change| self.allocator.observe(resource.prefix(), change));
+            changes.extend(change.map(|change| (resource, change)));
         }
         if batch.events.iter().any(|event| event.key() == CLAIMS) {
             self.claims.store(batch.revision, Ordering::Release);
         }
         self.reach(batch.revision);
+        for (resource, change) in changes {
+            resource.tell(change);
+        }
         let due = {
             let mut at = self.bookmarked.lock();
             let due = at.elapsed() >= BOOKMARKS_EVERY;

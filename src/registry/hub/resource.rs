@@ -22,6 +22,8 @@ const MAX_LAG: usize = 1024;
 #[derive(Clone, Debug)]
 pub(crate) struct Change {
     revision: u64,
+    /// Which change of the resource it is: there may be several of one revision.
+    number: u64,
     /// `None`: it was created.
     pub(crate) before: Option<Stored>,
     /// `None`: it was deleted.
@@ -54,6 +56,10 @@ pub(crate) struct TooOld {
 struct Watching {
     selection: Selection,
     bookmarks: bool,
+    /// It wants what came after this revision.
+    after: u64,
+    /// What it had at its beginning ends with the change of this number.
+    had: u64,
     events: mpsc::Sender<WatchEvent>,
 }
 
@@ -65,6 +71,10 @@ struct State {
     bytes: usize,
     /// Changes up to this revision are not remembered.
     oldest: u64,
+    /// The number of the last change.
+    number: u64,
+    /// The number of the last change that was told to watchers: only what is visible is told.
+    told: u64,
     watchers: Vec<Watching>,
 }
 
@@ -140,7 +150,7 @@ impl ResourceHub {
         Ok((items, selected.count()))
     }
 
-    /// Begins a watch. `revision` is the newest that is visible.
+    /// Begins a watch. `revision` is the newest that is visible: what has been taken in beyond it comes as changes.
     ///
     /// # Errors
     /// When the revision to begin after is not remembered.
@@ -153,23 +163,27 @@ impl ResourceHub {
     ) -> Result<WatchStream, TooOld> {
         let mut state = self.state.write();
         let mut initial = VecDeque::new();
-        match begin {
-            Begin::Next => {}
+        let had = state.told;
+        let after = match begin {
+            Begin::Next => 0,
             Begin::After(after) if after < state.oldest => return Err(TooOld { oldest: state.oldest }),
-            Begin::After(after) => {
-                let newer = state.changes.iter_mut().filter(|c| c.revision > after);
-                initial.extend(newer.filter_map(|c| c.seen_by(&selection)));
-            }
+            Begin::After(after) => after,
             Begin::Now | Begin::NowWithMark => {
-                let present = state.selected(&state.objects, &selection, "");
+                let past = state.as_of(revision)?;
+                let present = state.selected(past.as_ref().unwrap_or(&state.objects), &selection, "");
                 initial.extend(present.map(|o| WatchEvent { kind: EventKind::Added, object: o.clone() }));
+                revision
             }
-        }
+        };
         if begin == Begin::NowWithMark {
             initial.push_back(self.mark(revision, true));
         }
+        if begin != Begin::Next {
+            let newer = state.changes.iter_mut().filter(|c| c.revision > after && c.number <= had);
+            initial.extend(newer.filter_map(|c| c.seen_by(&selection)));
+        }
         let (events, live) = mpsc::channel(MAX_LAG);
-        state.watchers.push(Watching { selection, bookmarks, events });
+        state.watchers.push(Watching { selection, bookmarks, after, had, events });
         Ok(WatchStream::new(initial, live))
     }
 
@@ -180,31 +194,37 @@ impl ResourceHub {
         let mut state = self.state.write();
         let old = std::mem::take(&mut state.objects);
         let gone = old.iter().filter(|o| !fresh.contains(o.key()));
-        let mut changes: Vec<Change> = gone.map(|o| Change::new(revision, Some(o.clone()), None)).collect();
+        let mut changes: Vec<(u64, Option<Stored>, Option<Stored>)> =
+            gone.map(|o| (revision, Some(o.clone()), None)).collect();
         for object in &fresh {
             let before = old.get(object.key());
             if before.is_none_or(|b| b.resource_version() != object.resource_version()) {
-                changes.push(Change::new(object.resource_version(), before.cloned(), Some(object.clone())));
+                changes.push((object.resource_version(), before.cloned(), Some(object.clone())));
             }
         }
         state.objects = fresh;
-        for mut change in changes {
+        for (revision, before, after) in changes {
+            let change = state.change(revision, before, after);
             observe(&change);
-            state.tell(&mut change);
+            state.tell(change);
         }
         state.changes.clear();
         state.bytes = 0;
         state.oldest = revision;
     }
 
-    /// Takes a change of the store in (`None`: a deletion).
-    pub(crate) fn apply(&self, key: &str, value: Option<&[u8]>, revision: u64, observe: impl FnOnce(&Change)) {
+    /// Takes a change of the store in (`None`: a deletion), and gives what is to be told of it once its revision is visible: who
+    /// has been told of a change and asks then must not get an answer from before it.
+    pub(crate) fn apply(
+        &self,
+        key: &str,
+        value: Option<&[u8]>,
+        revision: u64,
+        observe: impl FnOnce(&Change),
+    ) -> Option<Change> {
         let after = match value {
             None => None,
-            Some(json) => match self.read(key, json, revision) {
-                Some(object) => Some(object),
-                None => return,
-            },
+            Some(json) => Some(self.read(key, json, revision)?),
         };
         let mut state = self.state.write();
         let before = match &after {
@@ -212,12 +232,17 @@ impl ResourceHub {
             None => state.objects.take(key),
         };
         if before.is_none() && after.is_none() {
-            return;
+            return None;
         }
-        let mut change = Change::new(revision, before, after);
+        let change = state.change(revision, before, after);
         observe(&change);
-        state.tell(&mut change);
-        state.remember(change);
+        state.remember(change.clone());
+        Some(change)
+    }
+
+    /// Tells watchers of a change; to be called for each, in their order.
+    pub(crate) fn tell(&self, change: Change) {
+        self.state.write().tell(change);
     }
 
     /// Tells who wants bookmarks that nothing more happened up to a revision.
@@ -304,19 +329,25 @@ impl State {
 
     /// Gives a change to all who see it. Who does not take his events loses his place, and learns it by the end of his
     /// stream.
-    fn tell(&mut self, change: &mut Change) {
-        self.watchers.retain(|w| match change.seen_by(&w.selection) {
-            Some(event) => w.events.try_send(event).is_ok(),
-            None => !w.events.is_closed(),
+    fn tell(&mut self, mut change: Change) {
+        self.told = change.number;
+        self.watchers.retain(|w| {
+            let is_new = change.number > w.had && change.revision > w.after;
+            match change.seen_by(&w.selection).filter(|_| is_new) {
+                Some(event) => w.events.try_send(event).is_ok(),
+                None => !w.events.is_closed(),
+            }
         });
+    }
+
+    /// The next change.
+    fn change(&mut self, revision: u64, before: Option<Stored>, after: Option<Stored>) -> Change {
+        self.number += 1;
+        Change { revision, number: self.number, before, after, left: None }
     }
 }
 
 impl Change {
-    fn new(revision: u64, before: Option<Stored>, after: Option<Stored>) -> Self {
-        Self { revision, before, after, left: None }
-    }
-
     /// What it keeps in memory; the object after it is there anyway, or counted with the next change.
     fn bytes(&self) -> usize {
         self.before.as_ref().map_or(0, |o| o.bytes().len())
@@ -359,7 +390,12 @@ mod tests {
         let json = format!(
             r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"{name}","labels":{{"l":"{label}"}}}}}}"#
         );
-        hub.apply(key, Some(json.as_bytes()), revision, |_| {});
+        apply(hub, key, Some(json.as_bytes()), revision);
+    }
+
+    /// A change that is visible as soon as it is there.
+    fn apply(hub: &ResourceHub, key: &str, value: Option<&[u8]>, revision: u64) {
+        hub.tell(hub.apply(key, value, revision, |_| {}).unwrap());
     }
 
     fn select(row: &ResourceInfo, hub: &ResourceHub, namespace: &str, labels: &str) -> Selection {
@@ -385,7 +421,7 @@ mod tests {
         put(&hub, "ns/a", "y", 3);
         put(&hub, "other/a", "x", 4);
         put(&hub, "ns/a", "x", 5);
-        hub.apply("ns/a", None, 6, |_| {});
+        apply(&hub, "ns/a", None, 6);
         hub.bookmark(9);
         assert_eq!(
             seen(&mut x),
@@ -393,6 +429,40 @@ mod tests {
         );
         let mut late = hub.watch(select(&row, &hub, "", ""), Begin::After(3), false, 9).unwrap();
         assert_eq!(seen(&mut late), ["ADDED a 4", "MODIFIED a 5", "DELETED a 6"]);
+    }
+
+    /// A transaction changes two objects; watches begin at every moment of it.
+    #[test]
+    fn what_is_not_visible_is_not_told_and_then_told_once() {
+        let (row, hub) = hub();
+        let everything = || select(&row, &hub, "", "");
+        let begin = |begin, visible| hub.watch(everything(), begin, false, visible).unwrap();
+        put(&hub, "ns/a", "x", 1);
+        let mut watches = vec![begin(Begin::Now, 1), begin(Begin::After(1), 1)];
+        let json = |name: &str| format!(r#"{{"metadata":{{"name":"{name}"}}}}"#);
+        let first = hub.apply("ns/a", Some(json("a").as_bytes()), 2, |_| {}).unwrap();
+        watches.extend([begin(Begin::Now, 1), begin(Begin::After(1), 1)]);
+        let second = hub.apply("ns/b", Some(json("b").as_bytes()), 2, |_| {}).unwrap();
+        watches.extend([begin(Begin::Now, 1), begin(Begin::After(1), 1)]);
+        for watch in watches.chunks_mut(2) {
+            assert_eq!(seen(&mut watch[0]), ["ADDED a 1"]);
+            assert!(seen(&mut watch[1]).is_empty());
+        }
+        // now the revision is visible, and then it is told
+        let mut late = [begin(Begin::Now, 2), begin(Begin::After(2), 2)];
+        hub.tell(first);
+        watches.extend([begin(Begin::After(1), 2)]);
+        hub.tell(second);
+        watches.extend([begin(Begin::After(1), 2)]);
+        for watch in &mut watches {
+            assert_eq!(seen(watch), ["MODIFIED a 2", "ADDED b 2"]);
+        }
+        assert_eq!(seen(&mut late[0]), ["ADDED a 2", "ADDED b 2"]);
+        assert!(seen(&mut late[1]).is_empty());
+        put(&hub, "ns/a", "x", 3);
+        for watch in watches.iter_mut().chain(&mut late) {
+            assert_eq!(seen(watch), ["MODIFIED a 3"]);
+        }
     }
 
     #[test]
@@ -406,7 +476,7 @@ mod tests {
             |list: &(Vec<Stored>, usize)| (list.0.iter().map(|o| o.key().to_owned()).collect::<Vec<_>>(), list.1);
         let first = hub.list(&b, 5, "", 2).unwrap();
         assert_eq!(keys(&first), (vec!["b/1".to_owned(), "b/2".to_owned()], 1));
-        hub.apply("b/3", None, 6, |_| {});
+        apply(&hub, "b/3", None, 6);
         put(&hub, "b/4", "x", 7);
         assert_eq!(keys(&hub.list(&b, 5, "b/2", 2).unwrap()), (vec!["b/3".to_owned()], 0));
         assert_eq!(keys(&hub.list(&b, 7, "b/2", 0).unwrap()), (vec!["b/4".to_owned()], 0));
@@ -425,7 +495,7 @@ mod tests {
         let big = "x".repeat(1 << 20);
         for revision in 1..=30 {
             let json = format!(r#"{{"metadata":{{"name":"a"}},"data":{{"big":"{big}"}}}}"#);
-            hub.apply("ns/a", Some(json.as_bytes()), revision, |_| {});
+            apply(&hub, "ns/a", Some(json.as_bytes()), revision);
         }
         // seven former objects of a little more than a MiB: changes 24 to 30
         assert!(hub.watch(everything(), Begin::After(22), false, 30).is_err());

@@ -45,6 +45,17 @@ use std::time::{Duration, Instant};
 /// How long anything may take before a test gives up. Not a speed limit: a loaded machine is slow.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A pod that has to be there again after every power cut.
+pub(crate) const SURVIVOR: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: survivor}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: main, image: "busybox:test", command: [sh, -c, "busybox | head -n 1 && exec sleep 100000"]}
+"#;
+
 /// Which kubectl: both are unmodified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kubectl {
