@@ -99,6 +99,9 @@ fn idle_agent(cluster: &Cluster, settle: Duration) {
     let sum: u64 = all.map(|pid| pss_kib(&std::path::Path::new("/proc").join(pid))).sum();
     // with the server on the same machine the program's pages are shared, and half of each is the server's
     row("an agent's idle memory, beside the server", format!("{:.1} MiB", sum as f64 / 1024.0), "");
+    drop(agent);
+    // the pods that follow are for the server's node
+    cluster.kubectl(&["delete", "node", "node-2"]);
 }
 
 fn pod(name: &str) -> Pod {

@@ -32,6 +32,7 @@ use std::error::Error;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV6, TcpListener};
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -383,6 +384,14 @@ fn api_options(
     })
 }
 
+/// What the scheduler goes by: the file's configuration, or Kubernetes' defaults.
+fn scheduler_settings(file: Option<&Path>) -> Result<edge_scheduler::Config, Failure> {
+    let Some(file) = file else { return Ok(edge_scheduler::Config::default()) };
+    let reading = format!("reading the scheduler's configuration {}", file.display());
+    let text = std::fs::read_to_string(file).map_err(doing(reading.clone()))?;
+    edge_scheduler::Config::parse(&text).map_err(doing(reading))
+}
+
 /// Scheduler, controllers and the manifests of the watched directory.
 fn components(
     config: &ServerConfig,
@@ -428,9 +437,14 @@ fn components(
     tasks.spawn(lead(candidates.controllers.clone(), controllers));
     let (informers, supervisor) = (informers.clone(), control.scheduler.clone());
     let scheduler = client(&control.api, user("system:kube-scheduler"));
+    let settings = scheduler_settings(config.scheduler.as_deref())?;
     tasks.spawn(lead(candidates.scheduler.clone(), move || {
         let (informers, scheduler, supervisor) = (informers.clone(), scheduler.clone(), supervisor.clone());
-        async move { supervisor.keep("scheduler", || edge_scheduler::run(informers.clone(), scheduler.clone())).await }
+        let settings = settings.clone();
+        async move {
+            let run = || edge_scheduler::run(informers.clone(), scheduler.clone(), settings.clone());
+            supervisor.keep("scheduler", run).await;
+        }
     }));
     let api = control.api.clone();
     tasks.spawn(async move { api.keep_endpoints().await });

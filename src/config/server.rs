@@ -116,6 +116,10 @@ pub(crate) struct ServerArgs {
 
     #[command(flatten)]
     pub(crate) autoscaling: AutoscalingArgs,
+    /// What the scheduler goes by: a KubeSchedulerConfiguration, with profiles, weights of plugins and extenders [default:
+    /// Kubernetes' defaults]
+    #[arg(long, value_name = "FILE", help_heading = "Cluster")]
+    pub(crate) kube_scheduler_config: Option<PathBuf>,
 
     /// etcd (3.4 or later) as the store, which several servers can share: https://HOST:2379,HOST:2379 [default: a store of
     /// this server's own, in its data directory]
@@ -195,6 +199,8 @@ pub(crate) struct ServerConfig {
     pub(crate) signing_duration: Duration,
     /// What autoscaling goes by.
     pub(crate) autoscaling: Autoscaling,
+    /// A file that says what the scheduler goes by; read when it starts.
+    pub(crate) scheduler: Option<PathBuf>,
     /// Parts that are left out.
     pub(crate) disabled: BTreeSet<Part>,
     /// Where the store is, when it is not in the data directory.
@@ -340,6 +346,7 @@ impl ServerArgs {
                 .filter(|d| SIGNING_DURATIONS.contains(d))
                 .ok_or_else(|| wrong("cluster-signing-duration", "expected a time from 1s to 7300d, such as 8760h"))?,
             autoscaling,
+            scheduler: self.kube_scheduler_config,
             disabled,
             backup,
             agent: !self.disable_agent,

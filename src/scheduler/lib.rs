@@ -2,375 +2,413 @@
 //!
 //! In: pods without a node, nodes, and what is on them (informers). Out: bindings, and Events that say why a pod waits. One
 //! pod is decided at a time over an assumed state that includes bindings under way; a pod that fits nowhere waits for a
-//! change that can help it, never for a timer.
+//! change that can help it, never for a timer. Decisions themselves wait for nothing: what the API is told, tasks tell it.
 
-mod affinity;
-mod filters;
-mod nodes;
+mod binding;
+mod cluster;
+mod config;
+mod decide;
+mod extended;
+mod extender;
+mod hints;
+mod plugins;
+mod pod;
+mod preempt;
+mod profile;
 mod queue;
+mod report;
 mod requests;
-mod scores;
-mod volumes;
+mod tell;
+mod terms;
+#[cfg(test)]
+mod testing;
+mod world;
 
-use edge_client::{
-    Api, Change, Client, DeleteParams, EventRecorder, EventType, Informer, Informers, Key, Patch, PatchParams,
-    Preconditions, ResourceExt,
-};
-use filters::Refusal;
-use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
-use k8s_openapi::api::storage::v1::StorageClass;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use k8s_openapi::jiff::Timestamp;
-use nodes::{Cluster, NodeState};
+pub use config::{Config, ConfigError};
+
+use binding::BindError;
+use cluster::{Cluster, NodeId};
+use decide::{Question, Verdict, best, choices, possible, scores};
+use edge_client::{Change, Client, EventRecorder, EventType, Informer, Informers, Key, ResourceExt};
+use extender::Extender;
+use hints::{Event, Hints};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use plugins::volumes::{Choice, Reserved};
+use pod::{Pending, PodInfo, differs, is_finished, is_pending, looks_different, node_name};
+use profile::Profile;
 use queue::Queue;
-use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Instant;
+use tell::News;
+use tokio::sync::Semaphore;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use world::Informed;
 
-/// The name by which pods ask for this scheduler.
+/// The name by which pods ask for this scheduler when they do not say.
 const NAME: &str = "default-scheduler";
+/// How many requests to the API are under way at most.
+const REQUESTS: usize = 256;
+/// After so many decisions others get their turn on this thread.
+const DECISIONS: usize = 32;
+
+/// What a task has come to.
+enum Done {
+    /// A pod was given its node, or not.
+    Bound { key: Key, uid: String, failed: bool },
+    /// The API knows that a pod fits nowhere; these could not be asked to go for it.
+    Told { key: Key, uid: String, failed: Vec<Arc<PodInfo>> },
+}
 
 struct Scheduler {
     client: Client,
     recorder: EventRecorder,
-    pods: Arc<Informer<Pod>>,
-    nodes: Arc<Informer<Node>>,
-    namespaces: Arc<Informer<Namespace>>,
-    claims: Arc<Informer<PersistentVolumeClaim>>,
-    volumes: Arc<Informer<PersistentVolume>>,
-    classes: Arc<Informer<StorageClass>>,
+    world: Arc<Informed>,
+    profiles: Vec<Profile>,
+    extenders: Arc<[Extender]>,
     queue: Queue,
     cluster: Cluster,
-    reserved: volumes::Reserved,
-    /// Pods whose binding has ended, and whether it failed.
-    ended: tokio::sync::mpsc::UnboundedSender<(Key, bool)>,
+    reserved: Reserved,
+    /// UIDs of pods that have been asked to go, until they are gone.
+    leaving: HashSet<String>,
+    /// Counts decisions, so that equals take turns.
+    turn: usize,
+    requests: Arc<Semaphore>,
+    done: UnboundedSender<Done>,
 }
 
 /// Schedules for ever; dropping the future ends it. Requests run under the identity of `client`.
-pub async fn run(informers: Informers, client: Client) {
-    let (ended, mut endings) = tokio::sync::mpsc::unbounded_channel();
-    let mut scheduler = Scheduler {
+pub async fn run(informers: Informers, client: Client, config: Config) {
+    let (done, mut ended) = unbounded_channel();
+    let world = Arc::new(Informed::new(&informers));
+    let pods: Arc<Informer<Pod>> = informers.of();
+    let nodes: Arc<Informer<Node>> = informers.of();
+    let (mut pod_changes, mut node_changes) = (pods.subscribe(), nodes.subscribe());
+    let (mut claims, mut volumes) = (world.claims.subscribe(), world.volumes.subscribe());
+    let (mut classes, mut csi_nodes) = (world.classes.subscribe(), world.csi_nodes.subscribe());
+    let mut namespaces = world.namespaces.subscribe();
+    nodes.synced().await;
+    pods.synced().await;
+    world.synced().await;
+    let mut s = Scheduler {
         recorder: EventRecorder::new(client.clone(), NAME, ""),
         client,
-        pods: informers.of(),
-        nodes: informers.of(),
-        namespaces: informers.of(),
-        claims: informers.of(),
-        volumes: informers.of(),
-        classes: informers.of(),
-        queue: Queue::default(),
+        world,
+        profiles: config.profiles,
+        extenders: config.extenders.into(),
+        queue: Queue::new(config.backoff),
         cluster: Cluster::default(),
-        reserved: volumes::Reserved::default(),
-        ended,
+        reserved: Reserved::default(),
+        leaving: HashSet::new(),
+        turn: 0,
+        requests: Arc::new(Semaphore::new(REQUESTS)),
+        done,
     };
-    let (mut pods, mut nodes) = (scheduler.pods.subscribe(), scheduler.nodes.subscribe());
-    let (mut claims, mut volumes) = (scheduler.claims.subscribe(), scheduler.volumes.subscribe());
-    let mut classes = scheduler.classes.subscribe();
-    scheduler.nodes.synced().await;
-    scheduler.pods.synced().await;
-    scheduler.namespaces.synced().await;
-    scheduler.claims.synced().await;
-    scheduler.volumes.synced().await;
-    scheduler.classes.synced().await;
     loop {
         // everything that is known already counts before the next decision
-        while let Ok(change) = nodes.try_recv() {
-            scheduler.node_changed(&change);
+        while let Ok(change) = node_changes.try_recv() {
+            s.node_changed(&change);
         }
-        while let Ok(change) = pods.try_recv() {
-            scheduler.pod_changed(&change);
+        while let Ok(change) = pod_changes.try_recv() {
+            s.pod_changed(&change);
         }
-        if let Some(key) = scheduler.queue.pop() {
-            scheduler.schedule(&key).await;
+        while let Ok(done) = ended.try_recv() {
+            s.ended(done);
+        }
+        while let Ok(change) = claims.try_recv() {
+            s.wake(&Event::Claim(&Key::of(&**change.object())));
+        }
+        while volumes.try_recv().is_ok() || classes.try_recv().is_ok() || csi_nodes.try_recv().is_ok() {
+            s.wake(&Event::Storage);
+        }
+        while let Ok(change) = namespaces.try_recv() {
+            s.namespace_changed(&change);
+        }
+        if let Some(pod) = s.queue.pop(Instant::now()) {
+            s.schedule(&pod).await;
+            if s.turn.is_multiple_of(DECISIONS) {
+                tokio::task::yield_now().await;
+            }
             continue;
         }
+        let due = s.queue.next_due();
         tokio::select! {
-            Some(change) = pods.recv() => scheduler.pod_changed(&change),
-            Some(change) = nodes.recv() => scheduler.node_changed(&change),
-            Some(_) = claims.recv() => scheduler.queue.retry_all(),
-            Some(_) = volumes.recv() => scheduler.queue.retry_all(),
-            Some(_) = classes.recv() => scheduler.queue.retry_all(),
-            Some((key, failed)) = endings.recv() => {
-                scheduler.reserved.retain(|_, pod| *pod != key);
-                if failed {
-                    scheduler.cluster.forget(&key);
-                    scheduler.queue.retry(&key);
-                }
-            }
+            Some(change) = pod_changes.recv() => s.pod_changed(&change),
+            Some(change) = node_changes.recv() => s.node_changed(&change),
+            Some(done) = ended.recv() => s.ended(done),
+            Some(change) = claims.recv() => s.wake(&Event::Claim(&Key::of(&**change.object()))),
+            Some(_) = volumes.recv() => s.wake(&Event::Storage),
+            Some(_) = classes.recv() => s.wake(&Event::Storage),
+            Some(_) = csi_nodes.recv() => s.wake(&Event::Storage),
+            Some(change) = namespaces.recv() => s.namespace_changed(&change),
+            () = sleep_until(due), if due.is_some() => {}
             else => return,
         }
     }
 }
 
-fn node_name(pod: &Pod) -> &str {
-    pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or_default()
+async fn sleep_until(due: Option<Instant>) {
+    if let Some(due) = due {
+        tokio::time::sleep_until(due.into()).await;
+    }
 }
 
-fn priority(pod: &Pod) -> i32 {
-    pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0)
-}
-
-fn is_finished(pod: &Pod) -> bool {
-    matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"))
-}
-
-/// Whether the pod is this scheduler's business now.
-fn is_pending(pod: &Pod) -> bool {
-    let Some(spec) = &pod.spec else { return false };
-    node_name(pod).is_empty()
-        && pod.metadata.deletion_timestamp.is_none()
-        && !is_finished(pod)
-        && spec.scheduler_name.as_deref().unwrap_or(NAME) == NAME
-        && spec.scheduling_gates.as_ref().is_none_or(Vec::is_empty)
+/// What goes by for a pod; the first profile for one that asks for none that is known.
+fn profile_of<'a>(profiles: &'a [Profile], pod: &Pending) -> Option<&'a Profile> {
+    let name = pod.spec().scheduler_name.as_deref().unwrap_or(NAME);
+    profiles.iter().find(|p| p.name == name)
 }
 
 impl Scheduler {
+    /// Gives pods their turn that an event may help.
+    fn wake(&mut self, event: &Event<'_>) {
+        if !self.queue.is_waited_for() {
+            return;
+        }
+        let (cluster, world, profiles) = (&self.cluster, &*self.world, &self.profiles);
+        self.queue.wake(Instant::now(), |pod, by| {
+            let profile = profile_of(profiles, pod);
+            profile.is_some_and(|profile| Hints { cluster, world, profile }.helps(event, pod, by))
+        });
+    }
+
     fn node_changed(&mut self, change: &Change<Node>) {
         match change {
             Change::Applied { old, new } => {
                 self.cluster.set_node(new);
-                // the heartbeat of a node helps nobody
-                let helps = old.as_ref().is_none_or(|o| nodes::scheduling_differs(o, new));
-                if helps {
-                    self.queue.retry_all();
+                if let Some(id) = self.cluster.id(&new.name_any()) {
+                    self.wake(&Event::Node(old.as_deref(), id));
                 }
             }
-            Change::Deleted(node) => self.cluster.remove_node(&node.name_any()),
+            Change::Deleted(node) => {
+                self.cluster.remove_node(&node.name_any());
+                self.wake(&Event::NodeGone(node));
+            }
+        }
+    }
+
+    fn namespace_changed(&mut self, change: &Change<Namespace>) {
+        if let Change::Applied { old: Some(old), new } = change
+            && old.labels() != new.labels()
+        {
+            self.wake(&Event::Namespace);
         }
     }
 
     fn pod_changed(&mut self, change: &Change<Pod>) {
         let pod = change.object();
         let key = Key::of(&**pod);
-        let gone = matches!(change, Change::Deleted(_)) || is_finished(pod);
-        if gone {
+        if matches!(change, Change::Deleted(_)) || is_finished(pod) {
             self.queue.remove(&key);
-            if self.cluster.remove_pod(&key) {
-                // room was made
-                self.queue.retry_all();
+            self.leaving.remove(pod.metadata.uid.as_deref().unwrap_or_default());
+            if let Some((node, info)) = self.cluster.remove_pod(&key) {
+                self.wake(&Event::PodGone(&info, node));
             }
             return;
         }
+        let old = if let Change::Applied { old, .. } = change { old.as_deref() } else { None };
         if !node_name(pod).is_empty() {
             self.queue.remove(&key);
-            let news = self.cluster.set_pod(key, pod.clone());
-            // a pod that others want to be near may let them go ahead
-            if news {
-                self.queue.retry_all();
+            // a pod's status changes often, and is no matter here
+            if !self.cluster.is_confirmed(&key) || old.is_none_or(|o| looks_different(o, pod)) {
+                self.placed(&key, pod);
             }
-        } else if is_pending(pod) {
-            let old = if let Change::Applied { old, .. } = change { old.as_ref() } else { None };
-            // what the scheduler itself writes into the status is no reason to try again
-            if old.is_none_or(|o| o.spec != pod.spec || o.metadata.labels != pod.metadata.labels) {
-                self.queue.add(key, priority(pod));
+        } else if is_pending(pod, |name| self.profiles.iter().any(|p| p.name == name)) {
+            let pending = Pending::new(pod.clone());
+            if old.is_none_or(|o| differs(o, pod)) {
+                let nominated = pending.nominated().filter(|_| !self.cluster.knows(&key));
+                self.cluster.nominate(&key, nominated.map(|node| (node, &pending.info)));
+                self.queue.add(pending, Instant::now());
+            } else {
+                self.queue.refresh(pending);
             }
         } else {
             self.queue.remove(&key);
+            if let Some((node, info)) = self.cluster.remove_pod(&key) {
+                self.wake(&Event::PodGone(&info, node));
+            }
         }
     }
 
-    async fn schedule(&mut self, key: &Key) {
-        let Some(pod) = self.pods.get_key(key).filter(|p| is_pending(p)) else { return };
-        if self.cluster.knows(key) {
-            return;
-        }
-        let context = filters::Context {
-            cluster: &self.cluster,
-            namespaces: &self.namespaces,
-            claims: &self.claims,
-            volumes: &self.volumes,
-            classes: &self.classes,
-            reserved: &self.reserved,
-            requests: requests::of(&pod),
-            pod: &pod,
-        };
-        let mut refusals: BTreeMap<String, Refusal> = BTreeMap::new();
-        let mut feasible: Vec<&NodeState> = Vec::new();
-        let mut choices: BTreeMap<&str, Vec<volumes::Choice>> = BTreeMap::new();
-        match filters::precheck(&context) {
-            Err(refusal) => {
-                refusals.insert(String::new(), refusal);
-            }
-            Ok(prepared) => {
-                for node in self.cluster.nodes() {
-                    match filters::check(&context, &prepared, node) {
-                        Ok(chosen) => {
-                            feasible.push(node);
-                            if !chosen.is_empty() {
-                                choices.insert(&node.name, chosen);
-                            }
-                        }
-                        Err(refusal) => drop(refusals.insert(node.name.clone(), refusal)),
-                    }
+    /// A pod that has a node is new or has changed.
+    fn placed(&mut self, key: &Key, pod: &Pod) {
+        let old = self.cluster.set_pod(pod);
+        let Some((node, new)) = self.cluster.place(key).map(|(node, info)| (node, info.clone())) else { return };
+        match old {
+            None => self.wake(&Event::PodThere(&new.look)),
+            Some(old) => {
+                if old.requests != new.requests || old.ports != new.ports {
+                    self.wake(&Event::PodGone(&old, node));
+                }
+                if old.look != new.look || old.is_going != new.is_going {
+                    self.wake(&Event::PodChanged(&old.look, &new.look));
                 }
             }
         }
-        match scores::best(&context, &feasible).map(|n| n.name.clone()) {
-            Some(node) => {
-                let chosen = choices.remove(node.as_str()).unwrap_or_default();
-                self.bind(key, &pod, node, chosen);
+    }
+
+    fn ended(&mut self, done: Done) {
+        match done {
+            Done::Bound { key, uid, failed } => {
+                self.reserved.retain(|_, pod| *pod != key);
+                let is_this = self.cluster.place(&key).is_some_and(|(_, info)| info.uid == uid);
+                if !failed || !is_this {
+                    return;
+                }
+                let forgotten = self.cluster.forget(&key);
+                self.queue.fail(&key, &uid, Instant::now());
+                if let Some((node, info)) = forgotten {
+                    self.wake(&Event::PodGone(&info, node));
+                }
             }
-            None => self.refuse(key, &pod, &refusals).await,
+            Done::Told { key, uid, failed } => {
+                if failed.is_empty() {
+                    self.queue.park(&key, &uid, Instant::now());
+                    return;
+                }
+                for victim in &failed {
+                    self.leaving.remove(&victim.uid);
+                }
+                self.cluster.nominate(&key, None);
+                self.queue.fail(&key, &uid, Instant::now());
+            }
+        }
+    }
+
+    async fn schedule(&mut self, pod: &Pending) {
+        self.turn = self.turn.wrapping_add(1);
+        let Some(profile) = profile_of(&self.profiles, pod) else { return };
+        let world = self.world.clone();
+        let q = Question { pod, profile, world: &*world, reserved: &self.reserved };
+        let (prepared, mut nodes) = match possible(q, &mut self.cluster) {
+            Ok(possible) => possible,
+            Err(verdict) => return self.refuse(pod, &verdict),
+        };
+        if self.extenders.iter().any(|e| e.is_about(pod)) {
+            match extended::possible(&self.extenders, pod, &self.cluster, &mut nodes).await {
+                Ok(verdict) if nodes.is_empty() => return self.refuse(pod, &verdict),
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(pod = %pod.key(), error = &error as &dyn std::error::Error, "an extender is of no use");
+                    return self.queue.fail(pod.key(), &pod.info.uid, Instant::now());
+                }
+            }
+        }
+        let attempt = q.on(&self.cluster);
+        let mut totals = if nodes.len() == 1 { Vec::new() } else { scores(&attempt, &prepared, &nodes) };
+        if nodes.len() > 1 {
+            extended::score(&self.extenders, pod, &self.cluster, &nodes, &mut totals).await;
+        }
+        if let Some(node) = best(&nodes, &totals, self.turn) {
+            let chosen = choices(&q.on(&self.cluster), &prepared, node);
+            self.bind(pod, node, chosen);
         }
     }
 
     /// Takes the pod to be on the node from now on, and tells the API meanwhile.
-    fn bind(&mut self, key: &Key, pod: &Arc<Pod>, node: String, choices: Vec<volumes::Choice>) {
-        self.cluster.assume(key.clone(), pod.clone(), &node);
-        self.reserved.extend(choices.iter().filter_map(|choice| Some((choice.volume()?, key.clone()))));
-        let (client, recorder, ended) = (self.client.clone(), self.recorder.clone(), self.ended.clone());
-        let (key, pod, claims) = (key.clone(), pod.clone(), self.claims.clone());
+    fn bind(&mut self, pod: &Pending, node: NodeId, chosen: Vec<Choice>) {
+        self.cluster.assume(pod.info.clone(), node);
+        let key = pod.key();
+        self.reserved.extend(chosen.iter().filter_map(|choice| Some((choice.volume_name()?, key.clone()))));
+        let timeout = profile_of(&self.profiles, pod).map(|p| p.bind_timeout).unwrap_or_default();
+        let (client, recorder, done) = (self.client.clone(), self.recorder.clone(), self.done.clone());
+        let (pod, world, requests) = (pod.clone(), self.world.clone(), self.requests.clone());
+        let extenders = self.extenders.clone();
+        let node = self.cluster.node(node).name.clone();
         tokio::spawn(async move {
             let bound = async {
-                volumes::bind(&client, &claims, &choices, &node).await?;
-                post_binding(&client, &key, &pod, &node).await.map_err(volumes::BindError::from)
-            };
-            let failed = match bound.await {
-                Ok(()) => {
-                    let message = format!("Successfully assigned {key} to {node}");
-                    recorder.event(&*pod, EventType::Normal, "Scheduled", message);
-                    false
-                }
-                Err(error) => {
-                    tracing::debug!(pod = %key, node, %error, "binding failed");
-                    true
+                binding::volumes(&client, &world.claims, &chosen, &node, timeout).await?;
+                // closed only with the process
+                let _permit = requests.acquire().await;
+                match extenders.iter().find(|e| e.binds() && e.is_about(&pod)) {
+                    Some(extender) => extender.bind(&pod, &node).await.map_err(BindError::from),
+                    None => binding::post(&client, &pod, &node).await.map_err(BindError::from),
                 }
             };
+            let failed = bound.await.inspect_err(|error| {
+                tracing::debug!(pod = %pod.key(), %node, %error, "binding failed");
+            });
+            if failed.is_ok() {
+                let message = format!("Successfully assigned {} to {node}", pod.key());
+                recorder.event(&*pod.pod, EventType::Normal, "Scheduled", message);
+            }
             // the receiver lives as long as the scheduler
-            let _ = ended.send((key, failed));
+            let (key, uid) = (pod.key().clone(), pod.info.uid.clone());
+            let _ = done.send(Done::Bound { key, uid, failed: failed.is_err() });
         });
     }
 
     /// The pod fits nowhere: says why, and makes room when its priority allows that.
-    async fn refuse(&mut self, key: &Key, pod: &Arc<Pod>, refusals: &BTreeMap<String, Refusal>) {
-        self.queue.park(key.clone(), priority(pod));
-        let mut message = summary(self.cluster.len(), refusals);
-        match self.victims(pod, refusals) {
-            Some((node, victims)) => {
-                for victim in &victims {
-                    self.evict(pod, victim).await;
+    fn refuse(&mut self, pod: &Pending, verdict: &Verdict) {
+        let nodes = self.cluster.len();
+        self.queue.refused(pod.key(), verdict.plugins());
+        let refusals = verdict.refusals.iter().map(|(_, r)| r);
+        let mut message = report::summary(nodes, verdict.general.as_ref(), refusals, (0, ""));
+        let (mut nominated, mut victims) = (None, Vec::new());
+        if nodes > 0 {
+            match self.make_room(pod, verdict) {
+                Ok((node, pods)) => (nominated, victims) = (Some(node), pods),
+                Err(NoRoom { why, forget }) => {
+                    if !why.is_empty() {
+                        message = format!("{message} preemption: {why}");
+                    }
+                    nominated = forget.then(String::new);
                 }
-                tracing::info!(pod = %key, node, victims = victims.len(), "preempting");
-            }
-            None => message.push_str(&preemption_text(self.cluster.len())),
-        }
-        self.recorder.event(&**pod, EventType::Warning, "FailedScheduling", message.clone());
-        if let Err(error) = self.set_condition(key, pod, &message).await {
-            tracing::debug!(pod = %key, %error, "PodScheduled condition not written");
-        }
-    }
-
-    /// The cheapest way to make room by deleting pods of lower priority on one node.
-    fn victims(&self, pod: &Arc<Pod>, refusals: &BTreeMap<String, Refusal>) -> Option<(String, Vec<Arc<Pod>>)> {
-        let never = pod.spec.as_ref().and_then(|s| s.preemption_policy.as_deref()) == Some("Never");
-        if never {
-            return None;
-        }
-        let need = requests::of(pod);
-        let mut best: Option<(i32, usize, String, Vec<Arc<Pod>>)> = None;
-        for node in self.cluster.nodes().filter(|n| refusals.get(&n.name).is_some_and(Refusal::is_about_room)) {
-            let Some(victims) = node.room_by_eviction(&need, priority(pod)) else { continue };
-            let highest = victims.iter().map(|v| priority(v)).max().unwrap_or(i32::MIN);
-            let cost = (highest, victims.len());
-            if best.as_ref().is_none_or(|b| cost < (b.0, b.1)) {
-                best = Some((cost.0, cost.1, node.name.clone(), victims));
             }
         }
-        best.map(|(_, _, node, victims)| (node, victims))
+        let news = News { pod: pod.clone(), message, nominated, victims };
+        let (client, recorder, done) = (self.client.clone(), self.recorder.clone(), self.done.clone());
+        let requests = self.requests.clone();
+        tokio::spawn(async move {
+            // closed only with the process
+            let _permit = requests.acquire().await;
+            let failed = tell::tell(&client, &recorder, &news).await;
+            let (key, uid) = (news.pod.key().clone(), news.pod.info.uid.clone());
+            // the receiver lives as long as the scheduler
+            let _ = done.send(Done::Told { key, uid, failed });
+        });
     }
 
-    async fn evict(&self, pod: &Pod, victim: &Pod) {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &victim.namespace().unwrap_or_default());
-        let params = DeleteParams {
-            preconditions: Some(Preconditions { uid: victim.uid(), resource_version: None }),
-            ..DeleteParams::default()
+    /// Finds pods that make room. The answer is the node, and who is to go.
+    fn make_room(&mut self, pod: &Pending, verdict: &Verdict) -> Result<(String, Vec<Arc<PodInfo>>), NoRoom> {
+        let refused = |why: &str, forget| NoRoom { why: why.to_owned(), forget };
+        let Some(profile) = profile_of(&self.profiles, pod).filter(|p| p.preempts) else {
+            return Err(refused("", false));
         };
-        match api.delete(&victim.name_any(), &params).await {
-            Ok(_) => {
-                let message =
-                    format!("Preempted by pod {} on node {}", pod.uid().unwrap_or_default(), node_name(victim));
-                self.recorder.event(victim, EventType::Normal, "Preempted", message);
+        let q = Question { pod, profile, world: &*self.world, reserved: &self.reserved };
+        let is_leaving = |p: &PodInfo| p.is_going || self.leaving.contains(&p.uid);
+        preempt::may_preempt(q, &self.cluster, verdict, is_leaving).map_err(|why| refused(why, false))?;
+        let candidate =
+            preempt::find(q, &mut self.cluster, verdict, self.turn).map_err(|why| NoRoom { why, forget: true });
+        let candidate = match candidate {
+            Ok(candidate) => candidate,
+            Err(none) => {
+                self.cluster.nominate(pod.key(), None);
+                return Err(none);
             }
-            Err(error) if edge_client::is_not_found(&error) => {}
-            Err(error) => tracing::warn!(victim = victim.name_any(), %error, "cannot preempt"),
+        };
+        let name = self.cluster.node(candidate.node).name.to_string();
+        tracing::info!(pod = %pod.key(), node = name, victims = candidate.victims.len(), "preempting");
+        // who was to get the room before looks again
+        let lower = |p: &&Arc<PodInfo>| p.priority < pod.info.priority;
+        let others: Vec<Key> =
+            self.cluster.nominated(candidate.node).iter().filter(lower).map(|p| p.key.clone()).collect();
+        for key in others {
+            self.cluster.nominate(&key, None);
+            self.queue.wake_one(&key);
         }
-    }
-
-    async fn set_condition(&self, key: &Key, pod: &Pod, message: &str) -> Result<(), edge_client::Error> {
-        let mut conditions = pod.status.as_ref().and_then(|s| s.conditions.clone()).unwrap_or_default();
-        let known = conditions.iter().position(|c| c.type_ == "PodScheduled");
-        let mut condition = known.map(|i| conditions.remove(i)).unwrap_or_default();
-        if condition.status == "False" && condition.message.as_deref() == Some(message) {
-            return Ok(());
-        }
-        if condition.status != "False" {
-            condition.last_transition_time = Some(Time(Timestamp::now()));
-        }
-        condition.type_ = "PodScheduled".into();
-        condition.status = "False".into();
-        condition.reason = Some("Unschedulable".into());
-        condition.message = Some(message.to_owned());
-        conditions.push(condition);
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
-        let patch = json!({"metadata": {"uid": pod.uid()}, "status": {"conditions": conditions}});
-        api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
+        self.cluster.nominate(pod.key(), Some((&name, &pod.info)));
+        // pods that go already make room by themselves
+        let victims: Vec<Arc<PodInfo>> =
+            candidate.victims.into_iter().filter(|v| !v.is_going && self.leaving.insert(v.uid.clone())).collect();
+        Ok((name, victims))
     }
 }
 
-async fn post_binding(client: &Client, key: &Key, pod: &Pod, node: &str) -> Result<(), edge_client::Error> {
-    let binding = json!({
-        "apiVersion": "v1", "kind": "Binding",
-        "metadata": {"name": key.name, "namespace": key.namespace, "uid": pod.uid()},
-        "target": {"apiVersion": "v1", "kind": "Node", "name": node},
-    });
-    let body = serde_json::to_vec(&binding).map_err(edge_client::Error::SerdeError)?;
-    let request = http::Request::post(format!("/api/v1/namespaces/{}/pods/{}/binding", key.namespace, key.name))
-        .header(http::header::CONTENT_TYPE, "application/json")
-        .body(body)
-        .map_err(|e| edge_client::Error::Service(Box::new(e)))?;
-    client.request::<serde_json::Value>(request).await.map(drop)
-}
-
-/// `0/2 nodes are available: 1 Insufficient cpu, 1 node(s) were unschedulable.`
-fn summary(nodes: usize, refusals: &BTreeMap<String, Refusal>) -> String {
-    if nodes == 0 {
-        return "no nodes available to schedule pods".into();
-    }
-    if let Some(refusal) = refusals.get("") {
-        return format!("0/{nodes} nodes are available: {}.", refusal.reasons.join(", "));
-    }
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    for reason in refusals.values().flat_map(|r| &r.reasons) {
-        *counts.entry(reason).or_default() += 1;
-    }
-    let mut parts: Vec<String> = counts.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
-    parts.sort();
-    format!("0/{nodes} nodes are available: {}.", parts.join(", "))
-}
-
-fn preemption_text(nodes: usize) -> String {
-    if nodes == 0 {
-        return String::new();
-    }
-    format!(" preemption: 0/{nodes} nodes are available: {nodes} No preemption victims found for incoming pod.")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_message_counts_reasons() {
-        let refusal = |r: &[&str]| Refusal::new(r.iter().map(|s| (*s).to_owned()));
-        let refusals = BTreeMap::from([
-            ("a".to_owned(), refusal(&["Insufficient cpu", "Insufficient memory"])),
-            ("b".to_owned(), refusal(&["Insufficient cpu"])),
-            ("c".to_owned(), refusal(&["node(s) were unschedulable"])),
-        ]);
-        assert_eq!(
-            summary(3, &refusals),
-            "0/3 nodes are available: 1 Insufficient memory, 1 node(s) were unschedulable, 2 Insufficient cpu."
-        );
-        assert_eq!(summary(0, &BTreeMap::new()), "no nodes available to schedule pods");
-    }
+/// Why no pods make room.
+struct NoRoom {
+    /// As Kubernetes words it; empty: it is not enabled.
+    why: String,
+    /// Whether a node that was kept free for the pod need not be any more.
+    forget: bool,
 }

@@ -1,96 +1,311 @@
-//! Pods that wait for a decision: those that are due, by priority and age, and those that wait for a change.
+//! Pods that wait for a decision: those that are due, those that were tried a moment ago, and those that wait for a change.
 
+use crate::plugins::Plugins;
+use crate::pod::Pending;
 use edge_client::Key;
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
+use std::time::{Duration, Instant};
 
-/// The place of a due pod: higher priority first, then who came first.
-type Place = (Reverse<i32>, u64, Key);
+/// Where a pod of the queue is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
+    /// Due, with this priority: higher ones first, then who came first.
+    Active(i32),
+    /// A change may help it, but it was tried a moment ago: its turn comes when nobody else is due, or at this time.
+    Recent(Instant),
+    /// Something went wrong with it: its turn comes at this time and not before.
+    Failed(Instant),
+    /// Fits nowhere: waits for a change.
+    Parked,
+    /// Being decided or bound, or the API is being told about it.
+    Busy,
+}
 
+#[derive(Debug)]
+struct Entry {
+    pod: Pending,
+    number: u64,
+    attempts: u32,
+    tried: Instant,
+    refused_by: Plugins,
+    at: At,
+    /// While it was busy, something changed that may help it.
+    again: bool,
+}
+
+/// How long pods wait after attempts: the first time, and at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Backoff {
+    pub(crate) initial: Duration,
+    pub(crate) longest: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { initial: Duration::from_secs(1), longest: Duration::from_secs(10) }
+    }
+}
+
+impl Backoff {
+    fn after(self, attempts: u32) -> Duration {
+        self.initial.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(self.longest)
+    }
+}
+
+/// The pods that wait.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
-    due: BTreeSet<Place>,
-    places: HashMap<Key, Place>,
-    /// Pods that fit nowhere, with their priority and the number they came with.
-    parked: HashMap<Key, (i32, u64)>,
-    numbers: HashMap<Key, u64>,
+    entries: HashMap<Key, Entry>,
+    active: BTreeSet<(Reverse<i32>, u64, Key)>,
+    recent: BTreeSet<(Instant, Key)>,
+    failed: BTreeSet<(Instant, Key)>,
+    parked: BTreeSet<Key>,
+    /// Those that were refused, of which the API is being told.
+    telling: BTreeSet<Key>,
     next: u64,
+    backoff: Backoff,
 }
 
 impl Queue {
-    /// Adds a new or changed pod.
-    pub(crate) fn add(&mut self, key: Key, priority: i32) {
-        self.parked.remove(&key);
-        let number = *self.numbers.entry(key.clone()).or_insert_with(|| {
-            self.next += 1;
-            self.next
-        });
-        if let Some(old) = self.places.remove(&key) {
-            self.due.remove(&old);
+    pub(crate) fn new(backoff: Backoff) -> Self {
+        Self { backoff, ..Self::default() }
+    }
+
+    /// Adds a new pod, or one that has changed itself: what was decided about it counts no more.
+    pub(crate) fn add(&mut self, pod: Pending, now: Instant) {
+        let key = pod.key().clone();
+        if self.entries.get(&key).is_some_and(|e| e.pod.info.uid != pod.info.uid) {
+            self.remove(&key);
         }
-        let place = (Reverse(priority), number, key.clone());
-        self.due.insert(place.clone());
-        self.places.insert(key, place);
-    }
-
-    /// Takes the next pod.
-    pub(crate) fn pop(&mut self) -> Option<Key> {
-        let (_, _, key) = self.due.pop_first()?;
-        self.places.remove(&key);
-        Some(key)
-    }
-
-    /// Lets a pod wait for a change.
-    pub(crate) fn park(&mut self, key: Key, priority: i32) {
-        let number = self.numbers.get(&key).copied().unwrap_or_default();
-        self.parked.insert(key, (priority, number));
-    }
-
-    /// Something changed that may help a parked pod.
-    pub(crate) fn retry_all(&mut self) {
-        for (key, (priority, _)) in std::mem::take(&mut self.parked) {
-            self.add(key, priority);
+        match self.entries.get_mut(&key) {
+            Some(entry) => {
+                entry.pod = pod;
+                if entry.at == At::Busy {
+                    entry.again = true;
+                    return;
+                }
+            }
+            None => {
+                self.next += 1;
+                let (number, refused_by) = (self.next, Plugins::default());
+                let entry = Entry { pod, number, attempts: 0, tried: now, refused_by, at: At::Busy, again: false };
+                self.entries.insert(key.clone(), entry);
+            }
         }
+        self.activate(&key);
+    }
+
+    fn activate(&mut self, key: &Key) {
+        if let Some(priority) = self.entries.get(key).map(|e| e.pod.info.priority) {
+            self.move_to(key, At::Active(priority));
+        }
+    }
+
+    /// Takes a newer state of a pod whose decision it does not matter to.
+    pub(crate) fn refresh(&mut self, pod: Pending) {
+        if let Some(entry) = self.entries.get_mut(pod.key()) {
+            entry.pod = pod;
+        }
+    }
+
+    fn move_to(&mut self, key: &Key, at: At) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        match entry.at {
+            At::Active(priority) => drop(self.active.remove(&(Reverse(priority), entry.number, key.clone()))),
+            At::Recent(time) => drop(self.recent.remove(&(time, key.clone()))),
+            At::Failed(time) => drop(self.failed.remove(&(time, key.clone()))),
+            At::Parked => drop(self.parked.remove(key)),
+            At::Busy => drop(self.telling.remove(key)),
+        }
+        entry.at = at;
+        match at {
+            At::Active(priority) => drop(self.active.insert((Reverse(priority), entry.number, key.clone()))),
+            At::Recent(time) => drop(self.recent.insert((time, key.clone()))),
+            At::Failed(time) => drop(self.failed.insert((time, key.clone()))),
+            At::Parked => drop(self.parked.insert(key.clone())),
+            At::Busy => {}
+        }
+    }
+
+    /// Takes the next pod for a decision.
+    pub(crate) fn pop(&mut self, now: Instant) -> Option<Pending> {
+        while let Some((_, key)) = self.failed.first().filter(|(time, _)| *time <= now).cloned() {
+            self.activate(&key);
+        }
+        while let Some((_, key)) = self.recent.first().filter(|(time, _)| *time <= now).cloned() {
+            self.activate(&key);
+        }
+        let active = self.active.first().map(|(_, _, key)| key);
+        let key = active.or_else(|| self.recent.first().map(|(_, key)| key))?.clone();
+        self.move_to(&key, At::Busy);
+        let entry = self.entries.get_mut(&key)?;
+        entry.attempts += 1;
+        entry.tried = now;
+        entry.again = false;
+        entry.refused_by = Plugins::default();
+        Some(entry.pod.clone())
+    }
+
+    /// When a pod that nothing but time helps is due.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        self.failed.first().map(|(time, _)| *time)
+    }
+
+    /// The pod fits nowhere, and the API is being told so.
+    pub(crate) fn refused(&mut self, key: &Key, by: Plugins) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.refused_by = by;
+            self.telling.insert(key.clone());
+        }
+    }
+
+    /// Whether this very pod is being worked on.
+    fn is_busy(&self, key: &Key, uid: &str) -> bool {
+        self.entries.get(key).is_some_and(|e| e.at == At::Busy && e.pod.info.uid == uid)
+    }
+
+    /// The API has been told that a pod fits nowhere: it waits for a change, unless there was one meanwhile.
+    pub(crate) fn park(&mut self, key: &Key, uid: &str, now: Instant) {
+        let Some(entry) = self.entries.get(key).filter(|_| self.is_busy(key, uid)) else { return };
+        let at = if entry.again { self.due(entry, now) } else { At::Parked };
+        self.move_to(key, at);
+    }
+
+    /// Where a pod goes that a change may help.
+    fn due(&self, entry: &Entry, now: Instant) -> At {
+        let time = entry.tried + self.backoff.after(entry.attempts);
+        if time <= now { At::Active(entry.pod.info.priority) } else { At::Recent(time) }
     }
 
     /// Something went wrong with a pod that was decided.
-    pub(crate) fn retry(&mut self, key: &Key) {
-        let priority = self.parked.get(key).map_or(0, |(p, _)| *p);
-        self.add(key.clone(), priority);
+    pub(crate) fn fail(&mut self, key: &Key, uid: &str, now: Instant) {
+        let Some(entry) = self.entries.get(key).filter(|_| self.is_busy(key, uid)) else { return };
+        let time = now + self.backoff.after(entry.attempts);
+        self.move_to(key, At::Failed(time));
+    }
+
+    /// Something changed: those that it may help get their turn.
+    pub(crate) fn wake(&mut self, now: Instant, helps: impl Fn(&Pending, Plugins) -> bool) {
+        let mut woken = Vec::new();
+        for key in &self.parked {
+            if let Some(entry) = self.entries.get(key)
+                && helps(&entry.pod, entry.refused_by)
+            {
+                woken.push((key.clone(), self.due(entry, now)));
+            }
+        }
+        for (key, at) in woken {
+            self.move_to(&key, at);
+        }
+        for key in &self.telling {
+            if let Some(entry) = self.entries.get_mut(key).filter(|e| !e.again) {
+                entry.again = helps(&entry.pod, entry.refused_by);
+            }
+        }
+    }
+
+    /// Gives one that waits its turn.
+    pub(crate) fn wake_one(&mut self, key: &Key) {
+        if self.parked.contains(key) {
+            self.activate(key);
+        }
+    }
+
+    /// Whether anybody waits for a change.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        !self.parked.is_empty() || !self.telling.is_empty()
     }
 
     /// Forgets a pod.
     pub(crate) fn remove(&mut self, key: &Key) {
-        self.parked.remove(key);
-        self.numbers.remove(key);
-        if let Some(place) = self.places.remove(key) {
-            self.due.remove(&place);
-        }
+        self.move_to(key, At::Busy);
+        self.entries.remove(key);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::plugins::Plugin;
+    use crate::testing::pending_pod;
+    use serde_json::json;
+
+    fn pod(name: &str, priority: i32) -> Pending {
+        pending_pod(name, json!({"priority": priority}))
+    }
+
+    fn key(name: &str) -> Key {
+        Key::new("ns", name)
+    }
+
+    fn pop(q: &mut Queue, now: Instant) -> Option<String> {
+        q.pop(now).map(|p| p.key().name.clone())
+    }
+
+    fn refuse(q: &mut Queue, name: &str, now: Instant) {
+        q.refused(&key(name), Plugins::default().with(Plugin::NodePorts));
+        q.park(&key(name), name, now);
+    }
 
     #[test]
     fn priority_then_age() {
-        let key = |n: &str| Key::new("ns", n);
-        let mut q = Queue::default();
-        q.add(key("old"), 0);
-        q.add(key("new"), 0);
-        q.add(key("urgent"), 10);
-        q.add(key("old"), 0);
-        assert_eq!(q.pop(), Some(key("urgent")));
-        assert_eq!(q.pop(), Some(key("old")));
-        q.park(key("old"), 0);
-        assert_eq!(q.pop(), Some(key("new")));
-        assert_eq!(q.pop(), None);
-        q.retry_all();
-        assert_eq!(q.pop(), Some(key("old")));
-        q.park(key("old"), 0);
-        q.remove(&key("old"));
-        q.retry_all();
-        assert_eq!(q.pop(), None);
+        let (mut q, now) = (Queue::new(Backoff::default()), Instant::now());
+        for (name, priority) in [("old", 0), ("new", 0), ("urgent", 10), ("old", 0)] {
+            q.add(pod(name, priority), now);
+        }
+        let order: Vec<String> = std::iter::from_fn(|| pop(&mut q, now)).collect();
+        assert_eq!(order, ["urgent", "old", "new"]);
+    }
+
+    #[test]
+    fn who_fits_nowhere_waits_for_what_may_help() {
+        let (mut q, now) = (Queue::new(Backoff::default()), Instant::now());
+        q.add(pod("p", 0), now);
+        assert!(pop(&mut q, now).is_some());
+        refuse(&mut q, "p", now);
+        q.wake(now, |_, by| by.has(Plugin::NodeAffinity));
+        assert_eq!(pop(&mut q, now), None);
+        assert!(q.is_waited_for() && q.next_due().is_none(), "nothing but a change wakes it");
+        q.wake(now, |_, by| by.has(Plugin::NodePorts));
+        // it was tried a moment ago: others come first
+        q.add(pod("other", -5), now);
+        assert_eq!((pop(&mut q, now), pop(&mut q, now)), (Some("other".into()), Some("p".into())));
+        refuse(&mut q, "p", now);
+        q.remove(&key("p"));
+        q.wake(now, |_, _| true);
+        assert_eq!(pop(&mut q, now), None);
+    }
+
+    #[test]
+    fn a_change_while_the_api_is_told_is_not_lost() {
+        let (mut q, now) = (Queue::new(Backoff::default()), Instant::now());
+        q.add(pod("p", 0), now);
+        assert!(pop(&mut q, now).is_some());
+        q.refused(&key("p"), Plugins::default().with(Plugin::NodePorts));
+        q.wake(now, |_, _| true);
+        assert_eq!(pop(&mut q, now), None);
+        q.park(&key("p"), "p", now);
+        assert_eq!(pop(&mut q, now), Some("p".into()));
+        // the same when the pod itself changes
+        q.add(pod("p", 1), now);
+        q.park(&key("p"), "p", now);
+        assert_eq!(q.pop(now).unwrap().info.priority, 1);
+    }
+
+    #[test]
+    fn failures_wait_longer_and_longer_whatever_changes() {
+        let (mut q, now) = (Queue::new(Backoff::default()), Instant::now());
+        q.add(pod("p", 0), now);
+        let mut time = now;
+        for seconds in [1, 2, 4, 8, 10, 10] {
+            assert!(pop(&mut q, time).is_some());
+            q.fail(&key("p"), "p", time);
+            q.wake(time, |_, _| true);
+            assert_eq!(pop(&mut q, time), None);
+            assert_eq!(q.next_due(), Some(time + Duration::from_secs(seconds)));
+            time += Duration::from_secs(seconds);
+        }
     }
 }

@@ -37,6 +37,7 @@ mod power;
 mod read_only;
 mod restart;
 mod rust_client;
+mod scheduling;
 mod services;
 mod several_servers;
 mod streams;

@@ -17,6 +17,7 @@ use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeRuntimeHandler,
     NodeSpec, NodeStatus,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::ObjectMeta;
@@ -206,10 +207,15 @@ fn status(cx: &Context, before: &NodeStatus, pressure: Pressure) -> NodeStatus {
     let mut addresses: Vec<NodeAddress> = config.ips().iter().map(|ip| address("InternalIP", ip.to_string())).collect();
     addresses.push(address("Hostname", config.node_name.clone()));
     let now = crate::status::compute::whole_seconds(Timestamp::now());
+    let extended = extended_resources(before);
+    let with_extended = |mut own: BTreeMap<String, Quantity>| {
+        own.extend(extended.clone());
+        own
+    };
     NodeStatus {
         addresses: Some(addresses),
-        allocatable: Some(cx.machine.allocatable(config.max_pods)),
-        capacity: Some(cx.machine.capacity(config.max_pods)),
+        allocatable: Some(with_extended(cx.machine.allocatable(config.max_pods))),
+        capacity: Some(with_extended(cx.machine.capacity(config.max_pods))),
         conditions: Some(conditions(before, pressure, &cx.network.readiness(), now)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(config.kubelet_port) }),
@@ -219,6 +225,13 @@ fn status(cx: &Context, before: &NodeStatus, pressure: Pressure) -> NodeStatus {
         runtime_handlers: Some(runtime_handlers()),
         ..NodeStatus::default()
     }
+}
+
+/// What others say that the node has: resources with names of their own, all of which pods may have.
+pub(crate) fn extended_resources(status: &NodeStatus) -> BTreeMap<String, Quantity> {
+    let is_extended = |name: &str| name.split_once('/').is_some_and(|(domain, _)| !domain.ends_with("kubernetes.io"));
+    let all = status.capacity.iter().flatten();
+    all.filter(|(name, _)| is_extended(name)).map(|(name, q)| (name.clone(), q.clone())).collect()
 }
 
 fn runtime_handlers() -> Vec<NodeRuntimeHandler> {

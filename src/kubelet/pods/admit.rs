@@ -29,7 +29,9 @@ pub(crate) fn refusal(
     if count >= most {
         return Some(short_of("pods", 1, count, most));
     }
-    for name in ["cpu", "memory", "ephemeral-storage"] {
+    // a resource that the node does not know is the scheduler's business, as it is for Kubernetes' kubelet
+    let extended = allocatable.keys().map(String::as_str).filter(|name| name.contains('/'));
+    for name in ["cpu", "memory", "ephemeral-storage"].into_iter().chain(extended) {
         let wanted = qos::pod_request(pod, name);
         let used: i64 = others.iter().map(|other| qos::pod_request(other, name)).sum();
         let capacity = qos::milli(allocatable, name);
@@ -156,6 +158,14 @@ mod tests {
         assert_eq!(reason(&pod(json!({})), &vec![pod(json!({})); 3]).as_deref(), Some("OutOfpods"));
         let refused = refusal(&with_request("3"), None, &[], &allocatable()).unwrap();
         assert_eq!(refused.message, "Node didn't have enough resource: cpu, requested: 3000, used: 0, capacity: 2000");
+        let mut more = allocatable();
+        more.insert("example.com/gpu".into(), Quantity("1".into()));
+        let gpus = |name: &str| pod(json!({"containers": [{"name": "c", "resources": {"requests": {name: "1"}}}]}));
+        let reason = |pod: &Pod, other: Pod| refusal(pod, None, &[Arc::new(other)], &more).map(|p| p.reason);
+        let taken = reason(&gpus("example.com/gpu"), gpus("example.com/gpu"));
+        assert_eq!(taken.as_deref(), Some("OutOfexample.com/gpu"));
+        assert_eq!(reason(&gpus("example.com/gpu"), with_request("1")), None);
+        assert_eq!(reason(&gpus("example.com/unknown"), with_request("1")), None);
     }
 
     #[test]

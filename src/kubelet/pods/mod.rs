@@ -45,6 +45,16 @@ struct Handle {
     pod: watch::Sender<Arc<Pod>>,
     inputs: mpsc::UnboundedSender<Input>,
     shared: Arc<PodShared>,
+    /// The API knows the pod no more: others may have its place, although what is left of it may still be ending.
+    gone: bool,
+}
+
+impl Handle {
+    fn tell_gone(&mut self) {
+        self.gone = true;
+        // a worker that has ended needs no telling
+        let _ = self.inputs.send(Input::Gone);
+    }
 }
 
 /// All pods of this node.
@@ -155,11 +165,10 @@ impl Manager {
     async fn deleted_meanwhile(&self, list: &[Arc<Pod>], orphans: BTreeSet<String>) {
         let alive: BTreeSet<String> = list.iter().map(|pod| uid(pod)).collect();
         let known: BTreeSet<String> = {
-            let handles = self.handles.lock();
-            for (uid, handle) in handles.iter().filter(|(uid, _)| !alive.contains(*uid)) {
+            let mut handles = self.handles.lock();
+            for (uid, handle) in handles.iter_mut().filter(|(uid, _)| !alive.contains(*uid)) {
                 tracing::info!(pod = handle.shared.name, uid, "pod was deleted while the agent was away");
-                // a worker that has ended needs no telling
-                let _ = handle.inputs.send(Input::Gone);
+                handle.tell_gone();
             }
             handles.keys().cloned().chain(alive).collect()
         };
@@ -202,9 +211,8 @@ impl Manager {
     }
 
     fn gone(&self, uid: &str) {
-        if let Some(handle) = self.handles.lock().get(uid) {
-            // a worker that has ended needs no telling
-            let _ = handle.inputs.send(Input::Gone);
+        if let Some(handle) = self.handles.lock().get_mut(uid) {
+            handle.tell_gone();
         }
     }
 
@@ -240,14 +248,17 @@ impl Manager {
     fn refusal(&self, pod: &Pod) -> Option<record::Problem> {
         let others: Vec<Arc<Pod>> = {
             let handles = self.handles.lock();
-            let active = handles.values().filter(|h| {
+            let active = handles.values().filter(|h| !h.gone).filter(|h| {
                 let record = h.shared.record();
                 record.rejected.is_none() && record.finished_before.is_none() && record.teardown != record::Stage::Done
             });
             active.map(|h| h.shared.pod()).collect()
         };
         let node = self.cx.node.get("", &self.cx.config.node_name);
-        let allocatable = self.cx.machine.allocatable(self.cx.config.max_pods);
+        let mut allocatable = self.cx.machine.allocatable(self.cx.config.max_pods);
+        if let Some(status) = node.as_ref().and_then(|n| n.status.as_ref()) {
+            allocatable.extend(crate::node::extended_resources(status));
+        }
         admit::refusal(pod, node.as_deref(), &others, &allocatable)
     }
 
@@ -260,7 +271,7 @@ impl Manager {
         let (inputs, inputs_rx) = mpsc::unbounded_channel();
         let shared = PodShared::new(self.cx.clone(), pod_rx.clone(), names, &record, kept);
         let worker = Worker::new(shared.clone(), pod_rx, inputs_rx, inputs.clone(), record);
-        self.handles.lock().insert(uid.clone(), Handle { pod: pod_tx, inputs, shared });
+        self.handles.lock().insert(uid.clone(), Handle { pod: pod_tx, inputs, shared, gone: false });
         let (stop, ended) = (self.stop.clone(), self.ended.clone());
         self.workers.spawn(async move {
             tokio::select! {
