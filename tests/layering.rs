@@ -49,3 +49,25 @@ fn rooms_use_only_what_they_may() {
     let rows: BTreeSet<String> = MAY_USE.iter().map(|(r, _)| (*r).to_owned()).collect();
     assert_eq!(rooms, rows);
 }
+
+/// In `tokio::select!` a pattern that does not match switches its branch off until another one has had its turn: the change is lost, and
+/// so is the next one.
+#[test]
+fn no_kind_of_change_is_a_pattern_of_select() {
+    fn look(dir: &Path, found: &mut Vec<String>) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                look(&path, found);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let lines =
+                    text.lines().filter(|l| l.trim_start().starts_with("Some(Change::") && l.contains(".recv() =>"));
+                found.extend(lines.map(|l| format!("{}: {}", path.display(), l.trim())));
+            }
+        }
+    }
+    let mut found = Vec::new();
+    look(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
+    assert!(found.is_empty(), "take every change, then look what it is: {found:#?}");
+}

@@ -19,6 +19,7 @@ pub use rbac::{Attributes, Decision, Rbac, forbidden_message};
 pub use rules::{PolicyRule, uncovered};
 pub use tokens::{
     Authenticated, Authenticator, AuthenticatorOptions, BoundObject, Lookup, Minted, TokenFailure, TokenSpec,
+    lasting_token,
 };
 
 /// The user name of a service account.

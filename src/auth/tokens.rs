@@ -4,6 +4,7 @@
 use crate::join::{self, JoinSecrets};
 use crate::jwt::{self, TokenError};
 use crate::{service_account_groups, service_account_user};
+use base64::{Engine, prelude::BASE64_STANDARD};
 use edge_api::UserInfo;
 use edge_pki::ServiceAccountKey;
 use serde_json::{Value, json};
@@ -15,6 +16,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 const LEEWAY: u64 = 60;
 /// A token lives at least ten minutes and at most a year.
 const LIFETIME: std::ops::RangeInclusive<u64> = 600..=365 * 24 * 60 * 60;
+
+/// The issuer of tokens that live in Secrets.
+const LASTING_ISSUER: &str = "kubernetes/serviceaccount";
+/// What comes before the names of their claims.
+const LASTING: &str = "kubernetes.io/serviceaccount";
 
 /// Tells whether what tokens are bound to still exists.
 pub trait Lookup {
@@ -167,6 +173,9 @@ impl Authenticator {
         let claims = jwt::verify(&self.key, token)?;
         let text = |pointer: &str| claims.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
         let number = |field: &str| claims.get(field).and_then(Value::as_u64).unwrap_or(0);
+        if text("/iss") == LASTING_ISSUER {
+            return self.lasting(token, &claims, audiences, lookup);
+        }
         if text("/iss") != self.options.issuer {
             return Err(TokenFailure::Claim("token was issued by somebody else"));
         }
@@ -192,6 +201,38 @@ impl Authenticator {
         let mut user = UserInfo::new(service_account_user(namespace, name), service_account_groups(namespace));
         user.uid = uid.to_owned();
         user.extra = self.bound(&claims, namespace, lookup)?;
+        Ok(Authenticated { user, audiences: common })
+    }
+
+    /// Who presents a token that lives in a Secret: it is good as long as it is there.
+    fn lasting(
+        &self,
+        token: &str,
+        claims: &Value,
+        audiences: &[String],
+        lookup: &dyn Lookup,
+    ) -> Result<Authenticated, TokenFailure> {
+        let text = |claim: &str| claims.get(format!("{LASTING}/{claim}")).and_then(Value::as_str).unwrap_or_default();
+        let its = &self.options.audiences;
+        let common: Vec<String> = match audiences {
+            [] => its.clone(),
+            asked => asked.iter().filter(|audience| its.contains(audience)).cloned().collect(),
+        };
+        if common.is_empty() {
+            return Err(TokenFailure::Claim("token is for other audiences"));
+        }
+        let (namespace, name, uid) = (text("namespace"), text("service-account.name"), text("service-account.uid"));
+        let secret = lookup.secret(namespace, text("secret.name"));
+        let secret = secret.filter(|secret| secret.pointer("/metadata/deletionTimestamp").is_none());
+        let kept = secret.as_ref().and_then(|secret| secret.pointer("/data/token")).and_then(Value::as_str);
+        if kept != Some(BASE64_STANDARD.encode(token).as_str()) {
+            return Err(TokenFailure::Claim("secret of the token is gone, or holds another one"));
+        }
+        if uid.is_empty() || lookup.uid("serviceaccounts", namespace, name).as_deref() != Some(uid) {
+            return Err(TokenFailure::Claim("service account of the token is gone"));
+        }
+        let mut user = UserInfo::new(service_account_user(namespace, name), service_account_groups(namespace));
+        user.uid = uid.to_owned();
         Ok(Authenticated { user, audiences: common })
     }
 
@@ -239,6 +280,29 @@ impl Authenticator {
         }
         Ok(extra)
     }
+}
+
+/// Mints the token of a Secret of type `kubernetes.io/service-account-token`. It does not expire: it is good as long as the Secret
+/// holds it.
+///
+/// # Errors
+/// When the system has no randomness to give.
+pub fn lasting_token(
+    key: &ServiceAccountKey,
+    namespace: &str,
+    (name, uid): (&str, &str),
+    secret: &str,
+) -> Result<String, TokenError> {
+    let mut claims = json!({"iss": LASTING_ISSUER, "sub": service_account_user(namespace, name)});
+    for (claim, value) in [
+        ("namespace", namespace),
+        ("secret.name", secret),
+        ("service-account.name", name),
+        ("service-account.uid", uid),
+    ] {
+        claims[format!("{LASTING}/{claim}")] = value.into();
+    }
+    jwt::sign(key, &claims)
 }
 
 fn now() -> u64 {
@@ -334,5 +398,33 @@ mod tests {
         assert!(!check(claims(now() + 100, now(), "somebody")));
         assert!(!check(json!({})));
         assert!(a.mint(&TokenSpec { lifetime: 1, ..spec(false) }).unwrap().expires >= now() + 590);
+    }
+
+    #[test]
+    fn tokens_of_secrets_are_good_as_long_as_they_are_there() {
+        struct Holds(Option<Value>, &'static str);
+        impl Lookup for Holds {
+            fn uid(&self, resource: &str, _: &str, name: &str) -> Option<String> {
+                (resource == "serviceaccounts" && name == "sa").then(|| self.1.to_owned())
+            }
+            fn secret(&self, namespace: &str, name: &str) -> Option<Value> {
+                self.0.clone().filter(|_| (namespace, name) == ("ns", "kept"))
+            }
+        }
+        let (_dir, a) = authenticator();
+        let token = lasting_token(&a.key, "ns", ("sa", "1"), "kept").unwrap();
+        let holds = |text: &str| json!({"metadata": {}, "data": {"token": BASE64_STANDARD.encode(text)}});
+        let who = a.authenticate(&token, &[], &Holds(Some(holds(&token)), "1")).unwrap();
+        assert_eq!((who.user.username.as_str(), who.user.uid.as_str()), ("system:serviceaccount:ns:sa", "1"));
+        assert_eq!(who.audiences, [a.issuer()]);
+        let mut going = holds(&token);
+        going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+        for (secret, uid) in [(None, "1"), (Some(going), "1"), (Some(holds("other")), "1"), (Some(holds(&token)), "2")]
+        {
+            assert!(a.authenticate(&token, &[], &Holds(secret, uid)).is_err());
+        }
+        assert!(a.authenticate(&token, &["vault".to_owned()], &Holds(Some(holds(&token)), "1")).is_err());
+        let other = lasting_token(&a.key, "ns", ("sa", "1"), "missing").unwrap();
+        assert!(a.authenticate(&other, &[], &Holds(Some(holds(&other)), "1")).is_err());
     }
 }

@@ -417,12 +417,14 @@ fn components(
         };
         supervisor.keep("edge-manifests", run).await;
     });
+    let signer = Arc::new(Signer { pki: control.pki.clone(), longest: config.signing_duration });
     let options = edge_controllers::Options {
         root_ca: control.pki.server_ca.pem().to_owned(),
         cluster_cidrs: facts.cluster_cidrs.clone(),
         node_masks: config.node_masks,
         service_cidrs: facts.service_cidrs.clone(),
-        signer: Arc::new(Signer { pki: control.pki.clone(), longest: config.signing_duration }),
+        signer: signer.clone(),
+        tokens: signer,
         load_balancers: facts.has(Part::ServiceLb),
         autoscaling: config.autoscaling,
         local_path: facts.has(Part::LocalStorage).then(|| config.local_storage.clone()),

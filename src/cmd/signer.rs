@@ -1,6 +1,6 @@
-//! The cluster's authorities as the certificate controller uses them.
+//! The cluster's authorities and keys as the controllers use them.
 
-use edge_controllers::{CertificateFacts, CertificateSigner};
+use edge_controllers::{CertificateFacts, CertificateSigner, TokenSigner};
 use edge_pki::{ClusterPki, RequestFacts};
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,5 +35,11 @@ impl CertificateSigner for Signer {
             _ => return None,
         };
         Some(authority.sign_request(request, usages, life, self.longest).map_err(|e| super::with_causes(&e)))
+    }
+}
+
+impl TokenSigner for Signer {
+    fn sign(&self, namespace: &str, account: (&str, &str), secret: &str) -> Result<String, String> {
+        edge_auth::lasting_token(&self.pki.service_account, namespace, account, secret).map_err(|e| e.to_string())
     }
 }

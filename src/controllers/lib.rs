@@ -3,6 +3,9 @@
 //! A controller has three parts: informer changes become keys of a work queue; a key is planned by a pure function over
 //! cached state; one effect function carries the plan out. Nothing is polled and nothing is resynchronized by a timer.
 
+mod account_tokens;
+mod attach_detach;
+mod attributes_classes;
 mod bootstrap_signer;
 mod certificates;
 mod clusterrole_aggregation;
@@ -10,6 +13,7 @@ mod context;
 mod cronjob;
 mod daemonset;
 mod deployment;
+mod device_taints;
 mod disruption;
 mod endpointslice;
 mod endpointslice_mirroring;
@@ -32,6 +36,7 @@ mod pods;
 mod protection;
 mod quota;
 mod replicaset;
+mod resource_claims;
 mod root_ca;
 mod service_cidrs;
 mod serviceaccount;
@@ -42,6 +47,7 @@ mod taint_eviction;
 mod ttl_after_finished;
 mod volumes;
 
+pub use account_tokens::TokenSigner;
 pub use certificates::{CertificateFacts, CertificateSigner};
 pub use context::{Context, Identities};
 pub use horizontal::Autoscaling;
@@ -68,6 +74,8 @@ pub struct Options {
     pub service_cidrs: Vec<String>,
     /// Signs certificates.
     pub signer: Arc<dyn CertificateSigner>,
+    /// Makes the tokens that live in Secrets.
+    pub tokens: Arc<dyn TokenSigner>,
     /// Whether services of type LoadBalancer get addresses of the cluster's nodes.
     pub load_balancers: bool,
     /// What autoscalers go by.
@@ -99,7 +107,9 @@ pub async fn run(identities: Identities, options: Options, supervisor: Superviso
     }
     all.start("service-cidrs-controller", service_cidrs::run);
     all.start("service-account-controller", serviceaccount::run);
-    let root_ca = options.root_ca;
+    let (root_ca, tokens) = (options.root_ca, options.tokens);
+    let ca = root_ca.clone();
+    all.start("tokens-controller", move |context| account_tokens::run(context, ca.clone(), tokens.clone()));
     all.start("root-ca-cert-publisher", move |context| root_ca::run(context, root_ca.clone()));
     let deleted = vec![namespaces.clone(), quotas.clone()];
     all.start("namespace-controller", move |context| namespace::run(context, namespaces.clone()));
@@ -115,9 +125,14 @@ pub async fn run(identities: Identities, options: Options, supervisor: Superviso
     all.start("clusterrole-aggregation-controller", clusterrole_aggregation::run);
     all.start("pvc-protection-controller", protection::run_claims);
     all.start("pv-protection-controller", protection::run_volumes);
+    all.start("volumeattributesclass-protection-controller", attributes_classes::run);
     let local_path = options.local_path;
     all.start("persistent-volume-binder", move |context| volumes::run(context, local_path.clone()));
     all.start("ephemeral-volume-controller", volumes::run_ephemeral);
+    all.start("expand-controller", volumes::run_expand);
+    all.start("attachdetach-controller", attach_detach::run);
+    all.start("resource-claim-controller", resource_claims::run);
+    all.start("device-taint-eviction-controller", device_taints::run);
     all.start("pod-garbage-collector", pod_gc::run);
     let (clusters, services, masks) = (options.cluster_cidrs, options.service_cidrs, options.node_masks);
     all.start("node-controller", move |context| node_ipam::run(context, clusters.clone(), services.clone(), masks));

@@ -16,14 +16,17 @@ const VOLUME_FINALIZER: &str = "kubernetes.io/pv-protection";
 
 /// What is to be done about a finalizer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Need {
+pub(crate) enum Need {
+    /// It is as it should be.
     Nothing,
+    /// The object lacks it.
     Add,
     /// As soon as nobody uses the object.
     Remove,
 }
 
-fn need(object: &impl ResourceExt, finalizer: &str) -> Need {
+/// What an object needs, going by whether it has been deleted.
+pub(crate) fn need(object: &impl ResourceExt, finalizer: &str) -> Need {
     match (object.meta().deletion_timestamp.is_some(), finalizers::has(object, finalizer)) {
         (false, false) => Need::Add,
         (true, true) => Need::Remove,

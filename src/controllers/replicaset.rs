@@ -19,6 +19,8 @@ use std::time::Duration;
 
 /// How many sets are worked on at once.
 const WORKERS: usize = 4;
+/// The type of the condition that pods cannot be made or deleted.
+const FAILURE: &str = "ReplicaFailure";
 /// No more pods than this are made or deleted before looking again.
 const BURST: usize = 500;
 
@@ -269,24 +271,34 @@ fn plan_status<K: Replicated>(
     (status, waits.into_iter().filter(|w| !w.is_zero()).min())
 }
 
-/// The only condition of a set: that pods cannot be made or deleted. Both kinds have the same form.
+/// The only condition of a set that is decided about here: that pods cannot be made or deleted. Both kinds have the same form.
+/// What others say stays.
 fn conditions(known: &Value, active: usize, wanted: usize, failure: Option<&Error>, now: Timestamp) -> Value {
-    let Some(error) = failure else { return Value::Null };
     let known: Vec<ReplicaSetCondition> = serde_json::from_value(known["conditions"].clone()).unwrap_or_default();
-    let reason = if active < wanted { "FailedCreate" } else { "FailedDelete" };
+    let others = known.iter().filter(|c| c.type_ != FAILURE).cloned();
+    let own = failure.map(|error| failure_condition(&known, active < wanted, error, now));
+    let all: Vec<_> = others.chain(own).collect();
+    if all.is_empty() { Value::Null } else { json!(all) }
+}
+
+fn failure_condition(
+    known: &[ReplicaSetCondition],
+    creating: bool,
+    error: &Error,
+    now: Timestamp,
+) -> ReplicaSetCondition {
+    let reason = if creating { "FailedCreate" } else { "FailedDelete" };
     // the words of one failure differ from time to time (names are made up); only another reason is news, or the set would
     // change itself, and so be worked on, for ever
-    let kept = known
-        .into_iter()
-        .find(|c| c.type_ == "ReplicaFailure" && c.status == "True" && c.reason.as_deref() == Some(reason));
-    let condition = kept.unwrap_or_else(|| ReplicaSetCondition {
-        type_: "ReplicaFailure".into(),
+    let kept =
+        known.iter().find(|c| c.type_ == FAILURE && c.status == "True" && c.reason.as_deref() == Some(reason)).cloned();
+    kept.unwrap_or_else(|| ReplicaSetCondition {
+        type_: FAILURE.into(),
         status: "True".into(),
         reason: Some(reason.into()),
         message: Some(error.to_string()),
         last_transition_time: Some(Time(now)),
-    });
-    json!([condition])
+    })
 }
 
 #[cfg(test)]
@@ -342,6 +354,21 @@ mod tests {
         assert!(!differs(&current, &again), "{current} {again}");
         let (over, _) = plan_status(&known, &[], 3, None, now);
         assert!(differs(&current, &over));
+    }
+
+    #[test]
+    fn what_others_say_stays() {
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        let mut known = set();
+        let condition = json!({"type": "example.com/Seen", "status": "True"});
+        known.status = serde_json::from_value(json!({"replicas": 0, "conditions": [condition]})).unwrap();
+        let types = |status: &Value| -> Vec<String> {
+            status["conditions"].as_array().unwrap().iter().map(|c| c["type"].as_str().unwrap().to_owned()).collect()
+        };
+        let (status, _) = plan_status(&known, &[], 3, None, now);
+        assert_eq!(types(&status), ["example.com/Seen"]);
+        let (status, _) = plan_status(&known, &[], 3, Some(&Error::Service("no".into())), now);
+        assert_eq!(types(&status), ["example.com/Seen", FAILURE]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use crate::context::Context;
 use crate::serviceaccount::settled;
-use edge_client::{Api, Change, Error, Outcome, Patch, PatchParams, PostParams, ResourceExt, WorkQueue, run_workers};
+use edge_client::{Api, Error, Outcome, Patch, PatchParams, PostParams, ResourceExt, WorkQueue, run_workers};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::json;
@@ -23,7 +23,7 @@ pub(crate) async fn run(context: Context, ca: String) {
     let watch = async {
         loop {
             tokio::select! {
-                Some(Change::Applied { new, .. }) = namespace_changes.recv() => queue.add(new.name_any()),
+                Some(change) = namespace_changes.recv() => queue.add(change.object().name_any()),
                 Some(change) = map_changes.recv() => queue.add(change.object().namespace().unwrap_or_default()),
                 else => return,
             }

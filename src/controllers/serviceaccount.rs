@@ -17,7 +17,7 @@ pub(crate) async fn run(context: Context) {
     let watch = async {
         loop {
             tokio::select! {
-                Some(Change::Applied { new, .. }) = namespace_changes.recv() => queue.add(new.name_any()),
+                Some(change) = namespace_changes.recv() => queue.add(change.object().name_any()),
                 Some(change) = account_changes.recv() => {
                     if let Change::Deleted(account) = change && account.name_any() == NAME {
                         queue.add(account.namespace().unwrap_or_default());

@@ -11,10 +11,10 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-type Flow = fn(&Cluster);
+pub(crate) type Flow = fn(&Cluster);
 
 /// Runs flows beside each other on one cluster.
-fn together(cluster: &Cluster, flows: &[(&str, Flow)]) {
+pub(crate) fn together(cluster: &Cluster, flows: &[(&str, Flow)]) {
     std::thread::scope(|s| {
         for (name, flow) in flows {
             std::thread::Builder::new().name((*name).to_owned()).spawn_scoped(s, move || flow(cluster)).unwrap();
@@ -51,13 +51,28 @@ fn conformance_of_names_and_proxies() {
 }
 
 /// A request with a body, by kubectl's way of raw paths.
-fn raw(cluster: &Cluster, verb: &str, path: &str, body: &Value) -> Value {
+pub(crate) fn raw(cluster: &Cluster, verb: &str, path: &str, body: &Value) -> Value {
     let out = cluster.kubectl_stdin(Kubectl::Newest, &[verb, "--raw", path, "-f", "-"], &body.to_string());
     serde_json::from_str(&success(&format!("{verb} {path}"), out)).unwrap()
 }
 
-fn get(cluster: &Cluster, path: &str) -> Value {
+pub(crate) fn get(cluster: &Cluster, path: &str) -> Value {
     serde_json::from_str(&cluster.kubectl(&["get", "--raw", path])).unwrap()
+}
+
+/// Reads, changes and writes an object, again while somebody else is faster; gives what was written.
+pub(crate) fn update(cluster: &Cluster, path: &str, change: impl Fn(&mut Value)) -> Value {
+    eventually(&format!("{path} is updated"), || {
+        let mut object = get(cluster, path);
+        change(&mut object);
+        let out = cluster.kubectl_stdin(Kubectl::Newest, &["replace", "--raw", path, "-f", "-"], &object.to_string());
+        if out.status.success() {
+            return Ok(serde_json::from_slice(&out.stdout).unwrap());
+        }
+        let told = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(told.contains("please apply your changes to the latest version"), "{told}");
+        Err(told)
+    })
 }
 
 /// What has happened since a version, as `TYPE NAME`.
@@ -70,12 +85,12 @@ fn events_since(cluster: &Cluster, path: &str, version: &str) -> Vec<String> {
     events.map(|event| format!("{} {}", event["type"].as_str().unwrap(), name(&event))).collect()
 }
 
-fn items(list: &Value) -> Vec<Value> {
+pub(crate) fn items(list: &Value) -> Vec<Value> {
     list["items"].as_array().unwrap().clone()
 }
 
 /// A kind of the networking API: group and version, plural, whether it has a status, three names, what else an object has.
-type ApiKind = (&'static str, &'static str, bool, bool, [&'static str; 3], Value);
+pub(crate) type ApiKind = (&'static str, &'static str, bool, bool, [&'static str; 3], Value);
 
 /// Every verb of every kind.
 fn api_operations(cluster: &Cluster) {
@@ -134,73 +149,77 @@ fn api_operations(cluster: &Cluster) {
             json!({"spec": {"parentRef": {"group": "example.com", "resource": "things", "namespace": "n", "name": "a"}}}),
         ),
     ];
-    for (version, plural, namespaced, has_status, names, content) in kinds {
-        let root = if version == "v1" { "/api/v1".to_owned() } else { format!("/apis/{version}") };
-        let resources = get(cluster, &root)["resources"].as_array().unwrap().clone();
-        let resource =
-            resources.iter().find(|r| r["name"] == plural).unwrap_or_else(|| panic!("{plural} is not listed"));
-        let verbs: BTreeSet<&str> = resource["verbs"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
-        let all = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
-        assert_eq!(verbs, BTreeSet::from(all), "{plural}");
-        assert_eq!(resources.iter().any(|r| r["name"] == format!("{plural}/status")), has_status, "{plural}");
-        let path =
-            if namespaced { format!("{root}/namespaces/{}/{plural}", space.name) } else { format!("{root}/{plural}") };
-        let selected = format!("{path}?labelSelector=conformance%3Dyes");
-        let kind = resource["kind"].as_str().unwrap();
-        let make = |name: &str| {
-            let mut object = content.clone();
-            object["apiVersion"] = version.into();
-            object["kind"] = kind.into();
-            object["metadata"] = json!({"name": name, "labels": {"conformance": "yes"}});
-            raw(cluster, "create", &path, &object)
-        };
-        let made: Vec<Value> = names.iter().map(|name| make(name)).collect();
-        let one = format!("{path}/{}", names[0]);
-        assert_eq!(get(cluster, &one)["metadata"]["uid"], made[0]["metadata"]["uid"], "{plural}");
-        let list = get(cluster, &selected);
-        assert_eq!(items(&list).len(), 3, "{plural}");
-        let since = list["metadata"]["resourceVersion"].as_str().unwrap();
-        if namespaced {
-            assert_eq!(items(&get(cluster, &format!("{root}/{plural}?labelSelector=conformance%3Dyes"))).len(), 3);
-        }
-        let target = format!("{plural}/{}", names[0]);
-        let patch = |more: &[&str], patch: &str| {
-            let mut args = vec!["patch", target.as_str(), "--type=merge", "-p", patch];
-            args.extend(more);
-            space.kubectl(&args)
-        };
-        patch(&[], r#"{"metadata":{"annotations":{"patched":"true"}}}"#);
-        let mut object = get(cluster, &one);
-        assert_eq!(object["metadata"]["annotations"]["patched"], "true", "{plural}");
-        object["metadata"]["annotations"]["updated"] = "true".into();
-        raw(cluster, "replace", &one, &object);
-        let updated = get(cluster, &one);
-        assert_eq!(updated["metadata"]["annotations"], json!({"patched": "true", "updated": "true"}), "{plural}");
-        assert_eq!(updated["metadata"]["uid"], made[0]["metadata"]["uid"]);
-        if has_status {
-            patch(&["--subresource=status"], r#"{"metadata":{"annotations":{"patchedstatus":"true"}}}"#);
-            let mut status = get(cluster, &format!("{one}/status"));
-            assert_eq!(status["metadata"]["annotations"]["patchedstatus"], "true", "{plural}");
-            status["metadata"]["annotations"]["updatedstatus"] = "true".into();
-            let status = raw(cluster, "replace", &format!("{one}/status"), &status);
-            assert_eq!(status["metadata"]["annotations"]["updatedstatus"], "true", "{plural}");
-        }
-        cluster.kubectl(&["delete", "--raw", &one]);
-        eventually("the object is gone", || {
-            let out = cluster.try_kubectl(Kubectl::Newest, &["get", "--raw", &one]);
-            let told = String::from_utf8_lossy(&out.stderr).into_owned();
-            if told.contains("NotFound") || told.contains("not found") { Ok(()) } else { Err(told) }
-        });
-        assert_eq!(items(&get(cluster, &selected)).len(), 2, "{plural}");
-        cluster.kubectl(&["delete", "--raw", &selected]);
-        eventually("the collection is gone", || {
-            let left = items(&get(cluster, &selected)).len();
-            if left == 0 { Ok(()) } else { Err(left.to_string()) }
-        });
-        let events = events_since(cluster, &selected, since);
-        let of = |kind: &str| events.iter().filter(|event| event.starts_with(kind)).count();
-        assert!(of("MODIFIED") >= 2 && of("DELETED") == 3 && of("ADDED") == 0, "{plural}: {events:?}");
+    kinds.into_iter().for_each(|kind| every_verb(&space, kind));
+}
+
+/// Creates, lists, watches, patches, updates (the status too, where there is one) and deletes objects of a kind, alone and as a
+/// collection.
+pub(crate) fn every_verb(space: &Space<'_>, (version, plural, namespaced, has_status, names, content): ApiKind) {
+    let cluster = space.cluster;
+    let root = if version == "v1" { "/api/v1".to_owned() } else { format!("/apis/{version}") };
+    let resources = get(cluster, &root)["resources"].as_array().unwrap().clone();
+    let resource = resources.iter().find(|r| r["name"] == plural).unwrap_or_else(|| panic!("{plural} is not listed"));
+    let verbs: BTreeSet<&str> = resource["verbs"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    let all = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+    assert_eq!(verbs, BTreeSet::from(all), "{plural}");
+    assert_eq!(resources.iter().any(|r| r["name"] == format!("{plural}/status")), has_status, "{plural}");
+    let path =
+        if namespaced { format!("{root}/namespaces/{}/{plural}", space.name) } else { format!("{root}/{plural}") };
+    let selected = format!("{path}?labelSelector=conformance%3Dyes");
+    let kind = resource["kind"].as_str().unwrap();
+    let make = |name: &str| {
+        let mut object = content.clone();
+        object["apiVersion"] = version.into();
+        object["kind"] = kind.into();
+        object["metadata"] = json!({"name": name, "labels": {"conformance": "yes"}});
+        raw(cluster, "create", &path, &object)
+    };
+    let made: Vec<Value> = names.iter().map(|name| make(name)).collect();
+    let one = format!("{path}/{}", names[0]);
+    assert_eq!(get(cluster, &one)["metadata"]["uid"], made[0]["metadata"]["uid"], "{plural}");
+    let list = get(cluster, &selected);
+    assert_eq!(items(&list).len(), 3, "{plural}");
+    let since = list["metadata"]["resourceVersion"].as_str().unwrap();
+    if namespaced {
+        assert_eq!(items(&get(cluster, &format!("{root}/{plural}?labelSelector=conformance%3Dyes"))).len(), 3);
     }
+    let target = format!("{plural}/{}", names[0]);
+    let patch = |more: &[&str], patch: &str| {
+        let mut args = vec!["patch", target.as_str(), "--type=merge", "-p", patch];
+        args.extend(more);
+        space.kubectl(&args)
+    };
+    patch(&[], r#"{"metadata":{"annotations":{"patched":"true"}}}"#);
+    update(cluster, &one, |object| object["metadata"]["annotations"]["updated"] = "true".into());
+    let updated = get(cluster, &one);
+    for annotation in ["patched", "updated"] {
+        assert_eq!(updated["metadata"]["annotations"][annotation], "true", "{plural}");
+    }
+    assert_eq!(updated["metadata"]["uid"], made[0]["metadata"]["uid"]);
+    if has_status {
+        patch(&["--subresource=status"], r#"{"metadata":{"annotations":{"patchedstatus":"true"}}}"#);
+        let status = update(cluster, &format!("{one}/status"), |object| {
+            object["metadata"]["annotations"]["updatedstatus"] = "true".into();
+        });
+        for annotation in ["patchedstatus", "updatedstatus"] {
+            assert_eq!(status["metadata"]["annotations"][annotation], "true", "{plural}");
+        }
+    }
+    cluster.kubectl(&["delete", "--raw", &one]);
+    eventually(&format!("{one} is gone"), || {
+        let out = cluster.try_kubectl(Kubectl::Newest, &["get", "--raw", &one]);
+        let told = String::from_utf8_lossy(&out.stderr).into_owned();
+        if told.contains("NotFound") || told.contains("not found") { Ok(()) } else { Err(told) }
+    });
+    assert_eq!(items(&get(cluster, &selected)).len(), 2, "{plural}");
+    cluster.kubectl(&["delete", "--raw", &selected]);
+    eventually(&format!("{plural} are gone"), || {
+        let left = items(&get(cluster, &selected));
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    });
+    let events = events_since(cluster, &selected, since);
+    let of = |kind: &str| events.iter().filter(|event| event.starts_with(kind)).count();
+    assert!(of("MODIFIED") >= 2 && of("DELETED") == 3 && of("ADDED") == 0, "{plural}: {events:?}");
 }
 
 /// The cluster's own ServiceCIDR, and one more: services in it work, and it stays until the last one is gone.

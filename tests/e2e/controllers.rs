@@ -8,7 +8,7 @@ type Flow = fn(&Cluster);
 #[test]
 fn controllers_do_their_work() {
     let cluster = Cluster::start();
-    let flows: [(&str, Flow); 11] = [
+    let flows: [(&str, Flow); 12] = [
         ("aggregated roles", aggregated_roles),
         ("storage in use", storage_in_use),
         ("replication controllers", replication_controllers),
@@ -20,6 +20,7 @@ fn controllers_do_their_work() {
         ("budgets", budgets),
         ("quotas", quotas),
         ("what joiners read", what_joiners_read),
+        ("tokens that last", tokens_that_last),
     ];
     std::thread::scope(|s| {
         for (name, flow) in flows {
@@ -27,6 +28,22 @@ fn controllers_do_their_work() {
             std::thread::Builder::new().name(name.to_owned()).spawn_scoped(s, move || flow(cluster)).unwrap();
         }
     });
+}
+
+#[test]
+fn a_namespace_after_another_is_whole() {
+    let cluster = Cluster::start();
+    for name in ["first", "second", "third"] {
+        cluster.kubectl(&["create", "namespace", name]);
+        // before anything else happens that would wake the controllers
+        for what in ["serviceaccount/default", "configmap/kube-root-ca.crt"] {
+            eventually(&format!("{what} is in {name}"), || {
+                let found = cluster.kubectl(&["get", what, "-n", name, "--ignore-not-found", "-o", "name"]);
+                if found.is_empty() { Err("it is not".to_owned()) } else { Ok(()) }
+            });
+        }
+        cluster.kubectl(&["delete", "namespace", name]);
+    }
 }
 
 /// The names of the objects that a `kubectl get` finds.
@@ -294,6 +311,10 @@ spec:
     cluster.kubectl(&["set", "image", "sts/db", "-n", "sts", "c=echo:v2"]);
     reaches(cluster, "sts", "pods", images, "echo:v1 echo:v1 echo:v2");
     reaches(cluster, "sts", "sts/db", "{.status.updatedReplicas}{.status.readyReplicas}", "13");
+    assert_eq!(jsonpath(cluster, "sts", "pods", images), "echo:v1 echo:v1 echo:v2");
+    // who is deleted meanwhile comes back as the partition says
+    cluster.kubectl(&["delete", "pod", "db-0", "db-2", "-n", "sts"]);
+    reaches(cluster, "sts", "sts/db", "{.status.readyReplicas}", "3");
     assert_eq!(jsonpath(cluster, "sts", "pods", images), "echo:v1 echo:v1 echo:v2");
     partition(0);
     cluster.kubectl(&["rollout", "status", "sts/db", "-n", "sts", "--timeout=60s"]);
@@ -639,4 +660,52 @@ stringData: {token-id: abcdef, token-secret: 0123456789abcdef, usage-bootstrap-s
         let ttl = &node["metadata"]["annotations"]["node.alpha.kubernetes.io/ttl"];
         if ttl == "0" { Ok(()) } else { Err(ttl.to_string()) }
     });
+}
+
+/// A Secret for the token of an account gets one, which is good as long as both are there.
+fn tokens_that_last(cluster: &Cluster) {
+    cluster.kubectl(&["create", "namespace", "tokens"]);
+    let secret = |name: &str, account: &str| {
+        format!(
+            r#"
+apiVersion: v1
+kind: Secret
+type: kubernetes.io/service-account-token
+metadata: {{name: {name}, namespace: tokens, annotations: {{kubernetes.io/service-account.name: {account}}}}}
+"#
+        )
+    };
+    cluster.kubectl(&["create", "serviceaccount", "robot", "-n", "tokens"]);
+    cluster.apply(&(secret("one", "robot") + "---" + &secret("two", "robot")));
+    let token = |name: &str| {
+        let encoded = eventually("the token is there", || {
+            let data = jsonpath(cluster, "tokens", &format!("secret/{name}"), "{.data.token}");
+            if data.is_empty() { Err("not yet".to_owned()) } else { Ok(data) }
+        });
+        String::from_utf8(base64::Engine::decode(&base64::prelude::BASE64_STANDARD, encoded).unwrap()).unwrap()
+    };
+    let (one, two) = (token("one"), token("two"));
+    assert_eq!(jsonpath(cluster, "tokens", "secret/one", "{.data.namespace}"), "dG9rZW5z");
+    assert!(!jsonpath(cluster, "tokens", "secret/one", "{.data.ca\\.crt}").is_empty());
+    let who = |token: &str| {
+        let review =
+            format!(r#"{{"apiVersion":"authentication.k8s.io/v1","kind":"TokenReview","spec":{{"token":"{token}"}}}}"#);
+        let path = "--raw=/apis/authentication.k8s.io/v1/tokenreviews";
+        let out = cluster.kubectl_stdin(Kubectl::Newest, &["create", path, "-f", "-"], &review);
+        serde_json::from_slice::<Value>(&out.stdout).unwrap()["status"].clone()
+    };
+    assert_eq!(who(&one)["user"]["username"], "system:serviceaccount:tokens:robot");
+    assert_eq!(who(&two)["authenticated"], true);
+    cluster.kubectl(&["delete", "secret", "one", "-n", "tokens"]);
+    assert_ne!(who(&one)["authenticated"], true);
+    assert_eq!(who(&two)["authenticated"], true);
+    // they go with their account, and there is none for an account that is not there
+    cluster.kubectl(&["delete", "serviceaccount", "robot", "-n", "tokens"]);
+    gone(cluster, "secret", "two", "tokens");
+    assert_ne!(who(&two)["authenticated"], true);
+    cluster.apply(&secret("three", "nobody"));
+    gone(cluster, "secret", "three", "tokens");
+    let nameless = "{apiVersion: v1, kind: Secret, type: kubernetes.io/service-account-token, metadata: {name: none, namespace: tokens}}";
+    let refused = cluster.kubectl_stdin(Kubectl::Newest, &["create", "-f", "-"], nameless);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("kubernetes.io/service-account.name"), "{refused:?}");
 }

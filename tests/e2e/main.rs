@@ -6,6 +6,7 @@
 
 mod harness;
 
+mod apps;
 mod autoscale;
 mod backup;
 mod bad_input;
@@ -14,6 +15,7 @@ mod coexistence;
 mod commands;
 mod conformance;
 mod controllers;
+mod devices;
 mod etcd;
 mod healing;
 mod idle;

@@ -108,6 +108,7 @@ pub(crate) async fn validate(cluster: &dyn Cluster, a: &Attributes<'_>, object: 
         return lifecycle::admit_deletion(a);
     }
     let Some(object) = object else { return Ok(()) };
+    storage::growth(cluster, a, object)?;
     priority::validate_class(cluster, a, object).await?;
     certificates::validate(cluster, a, object)?;
     rbac::no_escalation(cluster, a, object)?;

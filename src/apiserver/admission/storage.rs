@@ -1,8 +1,8 @@
-//! `DefaultStorageClass` and `StorageObjectInUseProtection`.
+//! `DefaultStorageClass`, `StorageObjectInUseProtection` and `PersistentVolumeClaimResize`.
 
 use super::{AttributesExt, Cluster, array_mut};
-use edge_api::{Object, Status};
-use edge_registry::Attributes;
+use edge_api::{Object, Quantity, Status};
+use edge_registry::{Attributes, Operation};
 use serde_json::Value;
 
 const DEFAULT: &str = "storageclass.kubernetes.io/is-default-class";
@@ -31,12 +31,14 @@ pub(super) async fn default_class(cluster: &dyn Cluster, a: &Attributes<'_>, cla
     Ok(())
 }
 
-/// Claims and volumes stay as long as they are used: their finalizer goes when the last user has gone.
+/// Claims, volumes and classes of volume attributes stay as long as they are used: their finalizer goes when the last user has gone.
 pub(super) fn protect(a: &Attributes<'_>, object: &mut Object) {
     let finalizer = if a.is("", "persistentvolumeclaims") {
         "kubernetes.io/pvc-protection"
     } else if a.is("", "persistentvolumes") {
         "kubernetes.io/pv-protection"
+    } else if a.is("storage.k8s.io", "volumeattributesclasses") {
+        "kubernetes.io/vac-protection"
     } else {
         return;
     };
@@ -48,12 +50,39 @@ pub(super) fn protect(a: &Attributes<'_>, object: &mut Object) {
     }
 }
 
+/// A claim may grow only while it is bound, and when its class says that its volumes can.
+pub(super) fn growth(cluster: &dyn Cluster, a: &Attributes<'_>, claim: &Object) -> Result<(), Status> {
+    let Some(old) = a.old.filter(|_| a.is("", "persistentvolumeclaims") && a.operation == Operation::Update) else {
+        return Ok(());
+    };
+    let size = |o: &Object| Quantity::parse(o.str_at("/spec/resources/requests/storage")).ok();
+    if size(claim) <= size(old) {
+        return Ok(());
+    }
+    if old.str_at("/status/phase") != "Bound" {
+        return Err(a.forbidden(Some(claim), "Only bound persistent volume claims can be expanded"));
+    }
+    let class = class_of(claim);
+    let allowed = !class.is_empty()
+        && class == class_of(old)
+        && (cluster.get("storage.k8s.io", "storageclasses", "", class))
+            .is_some_and(|c| c.pointer("/allowVolumeExpansion") == Some(&Value::Bool(true)));
+    if allowed {
+        return Ok(());
+    }
+    let why = "only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must support resize";
+    Err(a.forbidden(Some(claim), why))
+}
+
+fn class_of(claim: &Object) -> &str {
+    claim.annotation(BETA_CLASS).unwrap_or_else(|| claim.str_at("/spec/storageClassName"))
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::super::testing::{Fake, attributes};
     use super::*;
-    use edge_registry::Operation;
     use futures::executor::block_on;
     use serde_json::json;
 
@@ -77,5 +106,42 @@ mod tests {
         assert_eq!(claim["spec"]["storageClassName"], "b");
         assert_eq!(claim["metadata"]["finalizers"], json!(["kubernetes.io/pvc-protection"]));
         assert_eq!(run(json!({"spec": {"storageClassName": ""}}))["spec"]["storageClassName"], "", "empty means none");
+    }
+
+    #[test]
+    fn claims_grow_where_their_class_lets_them() {
+        let class = |allow: Value| json!({"metadata": {"name": "c"}, "allowVolumeExpansion": allow});
+        let cluster = Fake::default()
+            .with("storage.k8s.io/storageclasses//yes", class(json!(true)))
+            .with("storage.k8s.io/storageclasses//no", class(Value::Null));
+        let claim = |class: &str, size: &str, phase: &str| {
+            Object::from_value(
+                json!({"spec": {"storageClassName": class, "resources": {"requests": {"storage": size}}},
+                "status": {"phase": phase}}),
+            )
+            .unwrap()
+        };
+        for (class, size, phase, part) in [
+            ("yes", "2Gi", "Bound", ""),
+            ("no", "1Gi", "Bound", ""),
+            ("no", "512Mi", "Bound", ""),
+            ("yes", "2Gi", "Pending", "Only bound persistent volume claims can be expanded"),
+            ("no", "2Gi", "Bound", "the storageclass that provisions the pvc must support resize"),
+            ("gone", "2Gi", "Bound", "the storageclass that provisions the pvc must support resize"),
+            ("", "2Gi", "Bound", "the storageclass that provisions the pvc must support resize"),
+        ] {
+            let (old, new) = (claim(class, "1Gi", phase), claim(class, size, phase));
+            let kind = ("", "persistentvolumeclaims", "PersistentVolumeClaim");
+            let told = attributes(Operation::Update, kind, "ns", "c", |a| {
+                growth(&cluster, &Attributes { old: Some(&old), ..*a }, &new)
+                    .err()
+                    .map(|e| e.message)
+                    .unwrap_or_default()
+            });
+            assert!(
+                if part.is_empty() { told.is_empty() } else { told.contains(part) },
+                "{class} {size} {phase}: {told}"
+            );
+        }
     }
 }

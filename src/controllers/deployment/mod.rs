@@ -48,7 +48,7 @@ pub(crate) async fn run(context: Context) {
             tokio::select! {
                 Some(change) = deployments.recv() => controller.queue.add(Key::of(&**change.object())),
                 Some(change) = sets.recv() => controller.set_changed(&change),
-                Some(Change::Deleted(pod)) = pods.recv() => controller.pod_gone(&pod),
+                Some(change) = pods.recv() => controller.pod_changed(&change),
                 else => return,
             }
         }
@@ -83,8 +83,9 @@ impl Controller {
     }
 
     /// Recreate waits for the last pod of the old ReplicaSets.
-    fn pod_gone(&self, pod: &Pod) {
-        let Some(owner) = controller_of_kind::<ReplicaSet>(pod) else { return };
+    fn pod_changed(&self, change: &Change<Pod>) {
+        let Change::Deleted(pod) = change else { return };
+        let Some(owner) = controller_of_kind::<ReplicaSet>(&**pod) else { return };
         let namespace = pod.namespace().unwrap_or_default();
         let Some(set) = self.sets.get(&namespace, &owner.name) else { return };
         if let Some(d) = controller_of_kind::<Deployment>(&*set) {

@@ -43,6 +43,9 @@ pub(super) fn plan(
     (status, next)
 }
 
+/// The conditions that this controller decides about.
+const OWN_CONDITIONS: [&str; 3] = ["Available", "Progressing", "ReplicaFailure"];
+
 struct Numbers {
     replicas: i32,
     updated: i32,
@@ -79,6 +82,9 @@ fn conditions(
         let what = ("True", c.reason.as_deref().unwrap_or_default(), c.message.clone().unwrap_or_default());
         out.push(merged(find("ReplicaFailure"), "ReplicaFailure", what, false, now));
     }
+    // what others say stays
+    let others = |c: &&DeploymentCondition| !OWN_CONDITIONS.contains(&c.type_.as_str());
+    out.extend(known.iter().filter(others).cloned());
     (out, next)
 }
 
@@ -196,6 +202,18 @@ mod tests {
         assert_eq!(reason(&status, "Available"), "MinimumReplicasAvailable");
         assert_eq!((&status["updatedReplicas"], &status["unavailableReplicas"]), (&json!(2), &Value::Null));
         assert_eq!(next, None);
+    }
+
+    #[test]
+    fn what_others_say_stays() {
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        let new = set(2, 2);
+        let seen = json!({"conditions": [{"type": "example.com/Seen", "status": "True", "reason": "Test"}]});
+        let (first, _) = plan(&deployment(seen), Some(&new), std::slice::from_ref(&new), now);
+        assert_eq!(reason(&first, "example.com/Seen"), "Test");
+        assert_eq!(first["conditions"].as_array().unwrap().len(), 3);
+        let (second, _) = plan(&deployment(first.clone()), Some(&new), std::slice::from_ref(&new), now);
+        assert_eq!(first["conditions"], second["conditions"]);
     }
 
     #[test]

@@ -4,10 +4,12 @@
 //! when that was decided.
 
 mod ephemeral;
+mod expand;
 mod local_path;
 mod plan;
 
 pub(crate) use ephemeral::run as run_ephemeral;
+pub(crate) use expand::run as run_expand;
 
 use crate::context::{Context, unless_changed, unless_gone};
 use edge_client::claims::{
@@ -64,7 +66,7 @@ pub(crate) async fn run(context: Context, local_path: Option<PathBuf>) {
             tokio::select! {
                 Some(change) = claims.recv() => binder.claim_changed(&change),
                 Some(change) = volumes.recv() => binder.volume_changed(&change),
-                Some(Change::Applied { new, .. }) = classes.recv() => binder.retry_claims_of(&new.name_any()),
+                Some(change) = classes.recv() => binder.retry_claims_of(&change.object().name_any()),
                 Some(change) = nodes.recv() => binder.node_changed(&change),
                 else => return,
             }

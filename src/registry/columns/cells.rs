@@ -62,6 +62,19 @@ pub(super) fn phase_or_going(o: &Object) -> Value {
     if o.pointer("/metadata/deletionTimestamp").is_some() { "Terminating".into() } else { or_none(o, "/status/phase") }
 }
 
+/// How far a claim to devices is.
+pub(super) fn claim_state(o: &Object) -> Value {
+    let going = o.pointer("/metadata/deletionTimestamp").is_some();
+    let allocated = o.pointer("/status/allocation").is_some_and(|a| !a.is_null());
+    let states = [
+        (going, "deleted"),
+        (!going && !allocated, "pending"),
+        (allocated, "allocated"),
+        (allocated && !list(o, "/status/reservedFor").is_empty(), "reserved"),
+    ];
+    states.iter().filter(|(is, _)| *is).map(|(_, name)| *name).collect::<Vec<_>>().join(",").into()
+}
+
 pub(super) fn or_na(o: &Object, pointer: &str) -> Value {
     scalar(o, pointer).unwrap_or_else(|| "N/A".into()).into()
 }

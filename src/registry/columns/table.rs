@@ -46,6 +46,10 @@ pub(crate) fn of(group: &str, plural: &str) -> Vec<Column> {
         ("apps" | "batch" | "autoscaling" | "policy", _) => workloads(plural),
         ("networking.k8s.io" | "discovery.k8s.io", _) => networking(plural),
         ("storage.k8s.io", _) => storage(plural),
+        ("resource.k8s.io", "resourceclaims") => vec![made("State", claim_state), age()],
+        ("resource.k8s.io", "resourceslices") => {
+            vec![text("Node", "/spec/nodeName"), text("Driver", "/spec/driver"), text("Pool", "/spec/pool/name"), age()]
+        }
         ("events.k8s.io", "events") => core("events"),
         ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => vec![
             made("Role", role_ref),
@@ -330,6 +334,7 @@ fn storage(plural: &str) -> Vec<Column> {
             made("Attached", |o| flag(o, "/status/attached")),
             age(),
         ],
+        "volumeattributesclasses" => vec![text("DriverName", "/driverName"), age()],
         "csinodes" => vec![made("Drivers", |o| length(o, "/spec/drivers")), age()],
         "csidrivers" => vec![
             made("AttachRequired", |o| flag(o, "/spec/attachRequired")),

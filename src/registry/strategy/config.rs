@@ -7,6 +7,8 @@ use serde_json::Value;
 
 /// No more bytes of data than this.
 const MAX_SIZE: usize = 1 << 20;
+/// On a Secret with a token: whose it is.
+const ACCOUNT: &str = "kubernetes.io/service-account.name";
 
 pub(crate) static CONFIG_MAP: Strategy = Strategy {
     validate: |o, errors| data(o, &["data", "binaryData"], errors),
@@ -60,6 +62,11 @@ fn required_keys(o: &Object, errors: &mut ErrorList) {
         if o.get("data").get(key).is_none() {
             errors.required(&Path::new("data").key(key), "");
         }
+    }
+    if o.str_at("/type") == "kubernetes.io/service-account-token"
+        && o.annotation(ACCOUNT).unwrap_or_default().is_empty()
+    {
+        errors.required(&Path::new("metadata").child("annotations").key(ACCOUNT), "");
     }
 }
 

@@ -5,10 +5,12 @@
 
 mod autoscaler;
 pub(crate) mod config;
+mod devices;
 pub(crate) mod namespace;
 mod network;
 pub(crate) mod pod;
 pub(crate) mod service;
+mod storage;
 pub(crate) mod template;
 pub(crate) mod workload;
 
@@ -59,8 +61,8 @@ pub struct Strategy {
     pub validate: fn(&Object, &mut ErrorList),
     /// Judges the change from the live object (second).
     pub validate_update: fn(&Object, &Object, &mut ErrorList),
-    /// Judges a new status, as its subresource writes it.
-    pub validate_status: fn(&Object, &mut ErrorList),
+    /// Judges a new status, as its subresource writes it; the second is the live object.
+    pub validate_status: fn(&Object, &Object, &mut ErrorList),
     /// The grace period in seconds that a deletion gets, given what was asked for; `None`: no graceful deletion.
     pub grace_period: Option<fn(&Object, Option<i64>) -> i64>,
     /// Whether something keeps a deleted object from going.
@@ -85,7 +87,7 @@ impl Strategy {
         prepare_update: |_, _| {},
         validate: |_, _| {},
         validate_update: |_, _, _| {},
-        validate_status: |_, _| {},
+        validate_status: |_, _, _| {},
         grace_period: None,
         is_held: |o| o.finalizers().next().is_some(),
         prepare_delete: |_| {},
@@ -116,6 +118,11 @@ pub(crate) fn of(group: &str, plural: &str) -> &'static Strategy {
         ("", "secrets") => &config::SECRET,
         ("", "namespaces") => &namespace::STRATEGY,
         ("", "nodes") => &NODE,
+        ("", "persistentvolumeclaims") => &storage::CLAIM,
+        ("", "persistentvolumes") => &storage::VOLUME,
+        ("storage.k8s.io", "storageclasses") => &storage::CLASS,
+        ("storage.k8s.io", "volumeattributesclasses") => &storage::ATTRIBUTES_CLASS,
+        ("storage.k8s.io", "volumeattachments") => &storage::ATTACHMENT,
         ("", "replicationcontrollers") => &workload::REPLICATION_CONTROLLER,
         ("apps", "deployments") => &workload::DEPLOYMENT,
         ("apps", "replicasets") => &workload::REPLICA_SET,
@@ -128,6 +135,10 @@ pub(crate) fn of(group: &str, plural: &str) -> &'static Strategy {
         ("networking.k8s.io", "ipaddresses") => &network::IP_ADDRESS,
         ("networking.k8s.io", "servicecidrs") => &network::SERVICE_CIDR,
         ("discovery.k8s.io", "endpointslices") => &network::ENDPOINT_SLICE,
+        ("resource.k8s.io", "deviceclasses") => &devices::CLASS,
+        ("resource.k8s.io", "resourceclaims") => &devices::CLAIM,
+        ("resource.k8s.io", "resourceclaimtemplates") => &devices::TEMPLATE,
+        ("resource.k8s.io", "resourceslices") => &devices::SLICE,
         ("coordination.k8s.io", _) => &LEASE,
         ("rbac.authorization.k8s.io", _) => &RBAC,
         ("autoscaling", "horizontalpodautoscalers") => &autoscaler::AUTOSCALER,

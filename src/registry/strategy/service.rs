@@ -24,7 +24,7 @@ pub(crate) static STRATEGY: Strategy = Strategy {
     },
     validate,
     validate_update,
-    validate_status,
+    validate_status: |new, _, errors| validate_status(new, errors),
     ..Strategy::DEFAULT
 };
 

@@ -3,7 +3,7 @@
 use edge_api::field::{ErrorList, Path};
 use edge_api::{Quantity, names};
 use serde_json::Value;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 fn text<'a>(value: &'a Value, field: &str) -> &'a str {
     value.get(field).and_then(Value::as_str).unwrap_or_default()
@@ -16,6 +16,7 @@ fn list<'a>(value: &'a Value, field: &str) -> &'a [Value] {
 /// Judges a pod spec at a path.
 pub(crate) fn pod_spec(spec: &Value, path: &Path, errors: &mut ErrorList) {
     let volumes = volumes(spec, path, errors);
+    let claims = resource_claims(spec, &path.child("resourceClaims"), errors);
     let mut seen = HashSet::new();
     let containers = path.child("containers");
     if list(spec, "containers").is_empty() {
@@ -25,6 +26,7 @@ pub(crate) fn pod_spec(spec: &Value, path: &Path, errors: &mut ErrorList) {
         for (i, c) in list(spec, field).iter().enumerate() {
             let at = at.index(i);
             container(c, &at, &volumes, errors);
+            used_claims(c, &claims, &at.child("resources").child("claims"), errors);
             if !text(c, "name").is_empty() && !seen.insert(text(c, "name")) {
                 errors.duplicate(&at.child("name"), &text(c, "name").into());
             }
@@ -54,6 +56,54 @@ fn one_of(value: &Value, path: &Path, field: &str, allowed: &[&str], errors: &mu
     let given = text(value, field);
     if !given.is_empty() && !allowed.contains(&given) {
         errors.not_supported(&path.child(field), &given.into(), allowed);
+    }
+}
+
+/// The names of a pod's claims to devices.
+fn resource_claims<'a>(spec: &'a Value, path: &Path, errors: &mut ErrorList) -> BTreeSet<&'a str> {
+    const ONE: &str = "one of: `resourceClaimName`, `resourceClaimTemplateName`";
+    let mut seen = BTreeSet::new();
+    for (i, claim) in list(spec, "resourceClaims").iter().enumerate() {
+        let (at, name) = (path.index(i), text(claim, "name"));
+        if name.is_empty() {
+            errors.required(&at.child("name"), "");
+        } else if !seen.insert(name) {
+            errors.duplicate(&at.child("name"), &name.into());
+        } else if let Err(why) = names::dns1123_label(name) {
+            errors.invalid(&at.child("name"), &name.into(), &why);
+        }
+        let sources = ["resourceClaimName", "resourceClaimTemplateName"];
+        match sources.iter().filter(|source| claim.get(source).is_some_and(|v| !v.is_null())).count() {
+            0 => errors.invalid(&at, claim, &format!("must specify {ONE}")),
+            1 => {}
+            _ => errors.invalid(&at, claim, &format!("must specify at most {ONE}")),
+        }
+        for source in sources {
+            let given = text(claim, source);
+            if let Some(Err(why)) = (!given.is_empty()).then(|| names::dns1123_subdomain(given)) {
+                errors.invalid(&at.child(source), &given.into(), &why);
+            }
+        }
+    }
+    seen
+}
+
+/// The claims that a container uses are its pod's.
+fn used_claims(c: &Value, known: &BTreeSet<&str>, path: &Path, errors: &mut ErrorList) {
+    let mut seen = HashSet::new();
+    for (i, claim) in c.get("resources").map(|r| list(r, "claims")).unwrap_or_default().iter().enumerate() {
+        let (at, name) = (path.index(i), text(claim, "name"));
+        if name.is_empty() {
+            errors.required(&at, "");
+        } else if !seen.insert(name) {
+            errors.duplicate(&at, &name.into());
+        }
+        if !known.contains(name) {
+            let all = known.iter().copied().collect::<Vec<_>>().join(", ");
+            let which = if all.is_empty() { " which is empty".to_owned() } else { format!(": {all}") };
+            let why = format!("Not found: {name:?}: must be one of the names in pod.spec.resourceClaims{which}");
+            errors.push(edge_api::field::ErrorKind::NotFound, &at, why);
+        }
     }
 }
 
@@ -172,6 +222,43 @@ fn resources(c: &Value, path: &Path, errors: &mut ErrorList) {
                 let text = format!("must be less than or equal to {name} limit of {limit}");
                 errors.invalid(&path.child("requests"), value, &text);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn claims_to_devices_of_pods_and_containers() {
+        let template = || json!([{"name": "gpu", "resourceClaimTemplateName": "t"}]);
+        let both = json!([{"name": "gpu", "resourceClaimName": "c", "resourceClaimTemplateName": "t"}]);
+        for (claims, used, part) in [
+            (template(), json!([{"name": "gpu"}]), ""),
+            (json!([{"name": "gpu"}]), json!([]), "spec.resourceClaims[0]: Invalid value"),
+            (both, json!([]), "must specify at most one of"),
+            (
+                json!([{"name": "Gpu", "resourceClaimName": "c"}]),
+                json!([]),
+                "spec.resourceClaims[0].name: Invalid value",
+            ),
+            (json!([{"resourceClaimName": "c"}]), json!([]), "spec.resourceClaims[0].name: Required value"),
+            (
+                template(),
+                json!([{"name": "other"}]),
+                "spec.containers[0].resources.claims[0]: Not found: \"other\": must be one of the names in pod.spec.resourceClaims: gpu",
+            ),
+            (json!([]), json!([{"name": "gpu"}]), "pod.spec.resourceClaims which is empty"),
+            (template(), json!([{"name": "gpu"}, {"name": "gpu"}]), "claims[1]: Duplicate value"),
+        ] {
+            let container = json!({"name": "c", "image": "i", "resources": {"claims": used}});
+            let spec = json!({"containers": [container], "resourceClaims": claims});
+            let mut errors = ErrorList::new();
+            pod_spec(&spec, &Path::new("spec"), &mut errors);
+            let told = errors.to_string();
+            assert!(if part.is_empty() { told.is_empty() } else { told.contains(part) }, "{spec}: {told}");
         }
     }
 }

@@ -124,7 +124,7 @@ impl Registry {
         meta::validate(info, &new, &mut errors);
         meta::validate_update(&new, old, &mut errors);
         if target.subresource == "status" {
-            (info.strategy.validate_status)(&new, &mut errors);
+            (info.strategy.validate_status)(&new, old, &mut errors);
         } else {
             (info.strategy.validate)(&new, &mut errors);
         }
