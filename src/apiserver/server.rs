@@ -39,6 +39,8 @@ pub struct Parts {
     pub shutdown: CancellationToken,
     /// The control plane's other parts, which `componentstatuses` shows.
     pub components: Vec<Component>,
+    /// The metrics of those parts, in Prometheus' text format.
+    pub other_metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// Facts and limits.
     pub options: Options,
 }
@@ -55,6 +57,7 @@ pub(crate) struct Server {
     pub(crate) tunnels: Arc<Tunnels>,
     pub(crate) shutdown: CancellationToken,
     pub(crate) components: Vec<Component>,
+    pub(crate) other_metrics: Arc<dyn Fn() -> String + Send + Sync>,
     pub(crate) options: Options,
     pub(crate) metrics: Arc<Metrics>,
     /// What nodes and pods use.
@@ -92,6 +95,7 @@ impl ApiServer {
             tunnels,
             shutdown: parts.shutdown,
             components: parts.components,
+            other_metrics: parts.other_metrics,
             advertised: RwLock::new(parts.options.advertise_address),
             options: parts.options,
             metrics: Arc::new(Metrics::new()),

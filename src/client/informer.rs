@@ -11,7 +11,7 @@ use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::any::{Any, TypeId};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -77,13 +77,13 @@ impl<K> InformerKind for K where
 {
 }
 
-/// The objects of a namespace by the value that they have for a label.
-type LabelIndex = HashMap<Key, Vec<Key>>;
+/// The names of the objects of a namespace that have a value for a label; a key holds the namespace and the value.
+type LabelIndex = HashMap<Key, HashSet<String>>;
 
 struct State<K> {
-    objects: HashMap<Key, Arc<K>>,
-    by_namespace: HashMap<String, Vec<Key>>,
-    /// Indexes by the labels that somebody has asked for; a key holds the namespace and the label's value.
+    /// By namespace and name.
+    objects: HashMap<String, HashMap<String, Arc<K>>>,
+    /// Indexes by the labels that somebody has asked for.
     by_label: HashMap<&'static str, LabelIndex>,
     subscribers: Vec<mpsc::UnboundedSender<Change<K>>>,
 }
@@ -108,35 +108,28 @@ pub struct Informer<K> {
 
 impl<K: InformerKind> Informer<K> {
     fn new() -> Arc<Self> {
-        let state = State {
-            objects: HashMap::new(),
-            by_namespace: HashMap::new(),
-            by_label: HashMap::new(),
-            subscribers: Vec::new(),
-        };
+        let state = State { objects: HashMap::new(), by_label: HashMap::new(), subscribers: Vec::new() };
         Arc::new(Self { state: RwLock::new(state), source: watch::Sender::new(Source::None), changed: Notify::new() })
     }
 
     /// An object of the cache.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
-        self.get_key(&Key::new(namespace, name))
+        self.state.read().objects.get(namespace)?.get(name).cloned()
     }
 
     /// An object of the cache.
     pub fn get_key(&self, key: &Key) -> Option<Arc<K>> {
-        self.state.read().objects.get(key).cloned()
+        self.get(&key.namespace, &key.name)
     }
 
     /// All objects, in no particular order.
     pub fn list(&self) -> Vec<Arc<K>> {
-        self.state.read().objects.values().cloned().collect()
+        self.state.read().all().cloned().collect()
     }
 
     /// The objects of a namespace, in no particular order.
     pub fn list_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
-        let state = self.state.read();
-        let keys = state.by_namespace.get(namespace).map(Vec::as_slice).unwrap_or_default();
-        keys.iter().filter_map(|k| state.objects.get(k).cloned()).collect()
+        self.state.read().objects.get(namespace).into_iter().flat_map(HashMap::values).cloned().collect()
     }
 
     /// The objects of a namespace with this value of a label, in no particular order. What it costs depends on their number
@@ -144,7 +137,8 @@ impl<K: InformerKind> Informer<K> {
     pub fn list_labelled(&self, namespace: &str, label: &'static str, value: &str) -> Vec<Arc<K>> {
         let key = Key::new(namespace, value);
         let of = |state: &State<K>, index: &LabelIndex| -> Vec<Arc<K>> {
-            index.get(&key).into_iter().flatten().filter_map(|k| state.objects.get(k).cloned()).collect()
+            let Some(objects) = state.objects.get(namespace) else { return Vec::new() };
+            index.get(&key).into_iter().flatten().filter_map(|name| objects.get(name).cloned()).collect()
         };
         {
             let state = self.state.read();
@@ -154,9 +148,9 @@ impl<K: InformerKind> Informer<K> {
         }
         let mut state = self.state.write();
         let mut index = LabelIndex::new();
-        for (key, object) in &state.objects {
+        for object in state.all() {
             if let Some(at) = place(&**object, label) {
-                index.entry(at).or_default().push(key.clone());
+                index.entry(at).or_default().insert(object.name_any());
             }
         }
         let found = of(&state, &index);
@@ -170,7 +164,7 @@ impl<K: InformerKind> Informer<K> {
     pub fn subscribe(&self) -> mpsc::UnboundedReceiver<Change<K>> {
         let (tx, rx) = mpsc::unbounded_channel();
         let mut state = self.state.write();
-        for new in state.objects.values() {
+        for new in state.all() {
             // the receiver is in our hands, so the send cannot fail
             let _ = tx.send(Change::Applied { old: None, new: new.clone() });
         }
@@ -214,13 +208,12 @@ impl<K: InformerKind> Informer<K> {
         let key = Key::of(&object);
         let new = Arc::new(object);
         let mut state = self.state.write();
-        let old = state.objects.insert(key.clone(), new.clone());
+        let old = state.insert(&key, new.clone());
         state.index(&key, old.as_deref(), Some(&*new));
-        match &old {
-            None => state.by_namespace.entry(key.namespace.clone()).or_default().push(key),
-            // what comes from memory has no version
-            Some(old) if old.resource_version() == new.resource_version() && new.resource_version().is_some() => return,
-            Some(_) => {}
+        // what comes from memory has no version
+        let version = &new.meta().resource_version;
+        if version.is_some() && old.as_ref().is_some_and(|old| old.meta().resource_version == *version) {
+            return;
         }
         state.publish(&Change::Applied { old, new });
         self.changed.notify_one();
@@ -228,21 +221,16 @@ impl<K: InformerKind> Informer<K> {
 
     fn delete(&self, key: &Key) {
         let mut state = self.state.write();
-        let Some(old) = state.objects.remove(key) else { return };
+        let Some(old) = state.remove(key) else { return };
         state.index(key, Some(&*old), None);
-        if let Some(keys) = state.by_namespace.get_mut(&key.namespace) {
-            keys.retain(|k| k != key);
-            if keys.is_empty() {
-                state.by_namespace.remove(&key.namespace);
-            }
-        }
         state.publish(&Change::Deleted(old));
         self.changed.notify_one();
     }
 
     fn replace(&self, objects: Vec<K>) {
-        let fresh: std::collections::HashSet<Key> = objects.iter().map(Key::of).collect();
-        let gone: Vec<Key> = self.state.read().objects.keys().filter(|k| !fresh.contains(*k)).cloned().collect();
+        let fresh: HashSet<Key> = objects.iter().map(Key::of).collect();
+        let known: Vec<Key> = self.state.read().all().map(|object| Key::of(&**object)).collect();
+        let gone: Vec<Key> = known.into_iter().filter(|key| !fresh.contains(key)).collect();
         for object in objects {
             self.apply(object);
         }
@@ -285,21 +273,46 @@ impl<K: ResourceExt> State<K> {
                 continue;
             }
             if let Some(before) = before
-                && let Some(keys) = index.get_mut(&before)
+                && let Some(names) = index.get_mut(&before)
             {
-                keys.retain(|known| known != key);
-                if keys.is_empty() {
+                names.remove(&key.name);
+                if names.is_empty() {
                     index.remove(&before);
                 }
             }
             if let Some(after) = after {
-                index.entry(after).or_default().push(key.clone());
+                index.entry(after).or_default().insert(key.name.clone());
             }
         }
     }
 }
 
 impl<K> State<K> {
+    fn all(&self) -> impl Iterator<Item = &Arc<K>> {
+        self.objects.values().flat_map(HashMap::values)
+    }
+
+    /// Puts an object in; gives the one that was in its place.
+    fn insert(&mut self, key: &Key, object: Arc<K>) -> Option<Arc<K>> {
+        let Some(objects) = self.objects.get_mut(&key.namespace) else {
+            self.objects.insert(key.namespace.clone(), HashMap::from([(key.name.clone(), object)]));
+            return None;
+        };
+        match objects.get_mut(&key.name) {
+            Some(place) => Some(std::mem::replace(place, object)),
+            None => objects.insert(key.name.clone(), object),
+        }
+    }
+
+    fn remove(&mut self, key: &Key) -> Option<Arc<K>> {
+        let objects = self.objects.get_mut(&key.namespace)?;
+        let removed = objects.remove(&key.name);
+        if objects.is_empty() {
+            self.objects.remove(&key.namespace);
+        }
+        removed
+    }
+
     fn publish(&mut self, change: &Change<K>)
     where
         K: Clone,

@@ -5,6 +5,7 @@
 
 mod backoff;
 pub mod claims;
+mod counters;
 mod election;
 mod informer;
 mod kubeconfig;
@@ -20,6 +21,7 @@ mod tunnels;
 mod workqueue;
 
 pub use backoff::WatchBackoff;
+pub use counters::reconcile_metrics;
 pub use election::Candidate;
 pub use informer::{Change, Informer, InformerKind, Informers, Key};
 pub use kube::api::{

@@ -2,6 +2,7 @@
 //!
 //! A key that is added while it is being worked on is handed out again afterwards, never twice at once.
 
+use crate::counters::Counters;
 use futures::FutureExt;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -9,6 +10,7 @@ use std::fmt::Display;
 use std::hash::Hash;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -171,7 +173,7 @@ pub enum Outcome {
 }
 
 /// Works a queue off with `workers` concurrent reconciliations, for ever. A failure is logged and tried again with
-/// back-off.
+/// back-off. How often that was is counted under the name ([`crate::reconcile_metrics`]).
 pub async fn run_workers<T, E, F, Fut>(name: &'static str, queue: Arc<WorkQueue<T>>, workers: usize, reconcile: F)
 where
     T: Clone + Eq + Hash + Display,
@@ -179,8 +181,9 @@ where
     F: Fn(T) -> Fut + Clone,
     Fut: Future<Output = Result<Outcome, E>>,
 {
+    let counters = Counters::of(name);
     let worker = || {
-        let (queue, reconcile) = (queue.clone(), reconcile.clone());
+        let (queue, reconcile, counters) = (queue.clone(), reconcile.clone(), counters.clone());
         async move {
             loop {
                 let key = queue.next().await;
@@ -189,14 +192,19 @@ where
                     Ok(Ok(outcome)) => {
                         queue.forget(&key);
                         if let Outcome::After(delay) = outcome {
+                            counters.postponed.fetch_add(1, Ordering::Relaxed);
                             queue.add_after(key.clone(), delay);
+                        } else {
+                            counters.succeeded.fetch_add(1, Ordering::Relaxed);
                         }
                     }
                     Ok(Err(error)) => {
+                        counters.failed.fetch_add(1, Ordering::Relaxed);
                         tracing::debug!(controller = name, %key, %error, "reconcile failed, trying again");
                         queue.add_rate_limited(key.clone());
                     }
                     Err(_) => {
+                        counters.panicked.fetch_add(1, Ordering::Relaxed);
                         tracing::error!(controller = name, %key, "reconcile panicked, trying again");
                         queue.add_rate_limited(key.clone());
                     }

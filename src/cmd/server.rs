@@ -311,6 +311,7 @@ async fn control_plane(
         dialer,
         shutdown: shutdown.clone(),
         components,
+        other_metrics: Arc::new(edge_client::reconcile_metrics),
         options: api_options(config, facts, own.advertised(), pki.server_ca.pem().to_owned())?,
     });
     api.bootstrap().await.map_err(doing("preparing the cluster"))?;

@@ -1,6 +1,6 @@
 //! What a hollow kubelet does with a pod, and says of it.
 
-use super::pod::SeenPod;
+use super::pod::{SeenPod, is_unready};
 use super::{Ended, Refused, Shared, State};
 use edge_client::{Outcome, run_workers};
 use k8s_openapi::jiff::{Timestamp, Unit};
@@ -57,6 +57,10 @@ impl Instance {
         }
         let (since, time, then) = match self.started {
             None => (self.came, self.pod.time("hollow/starts-in").unwrap_or_default(), Step::Start),
+            // the pods of a node that was missed are said not to be ready
+            Some(_) if self.pod.status.phase == "Running" && is_unready(&self.pod.status.conditions) => {
+                return Step::Start;
+            }
             Some(started) => match self.pod.time("hollow/runs-for") {
                 None => return Step::Nothing,
                 Some(time) => (started, time, Step::End(exit_code)),
@@ -73,7 +77,7 @@ impl State {
     /// A pod runs from now on.
     fn started(&mut self, uid: &str) {
         let Some(instance) = self.pods.get_mut(uid) else { return };
-        instance.started = Some(Instant::now());
+        instance.started.get_or_insert_with(Instant::now);
         let key = instance.pod.key();
         if let Some(other) = self.running.insert(key.clone(), uid.to_owned())
             && other != uid

@@ -29,6 +29,7 @@ use kubelet::Instance;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -98,6 +99,8 @@ struct Shared {
     state: Mutex<State>,
     queue: Arc<WorkQueue<String>>,
     counts: watch::Sender<Counts>,
+    /// For how long leases are taken, in seconds.
+    lease_seconds: AtomicU32,
 }
 
 /// Hollow nodes. They are all gone silent when it is dropped.
@@ -111,6 +114,7 @@ impl Fleet {
     pub(crate) fn new(client: kube::Client, options: Options) -> Self {
         let shared = Arc::new(Shared {
             wire: Wire::new(client),
+            lease_seconds: AtomicU32::new(options.lease_seconds),
             options,
             state: Mutex::default(),
             queue: WorkQueue::new(),
@@ -119,6 +123,7 @@ impl Fleet {
         let mut tasks = JoinSet::new();
         tasks.spawn(mirror::follow(shared.clone()));
         tasks.spawn(node::keep_leases(shared.clone()));
+        tasks.spawn(node::keep_ready(shared.clone()));
         if shared.options.reports {
             tasks.spawn(kubelet::work(shared.clone()));
         }
@@ -141,6 +146,11 @@ impl Fleet {
     /// The nodes' names.
     pub(crate) fn nodes(&self) -> Vec<String> {
         self.shared.state.lock().nodes.clone()
+    }
+
+    /// From the next renewals on leases are taken for so long.
+    pub(crate) fn take_leases_for(&self, seconds: u32) {
+        self.shared.lease_seconds.store(seconds, Ordering::Relaxed);
     }
 
     /// Lets a node fall silent: its pods go on as they are, and nobody hears of them.

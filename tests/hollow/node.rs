@@ -1,11 +1,14 @@
 //! The nodes themselves: how they register, and how they keep being heard of.
 
 use super::Shared;
+use super::pod::{SeenNode, is_unready};
 use futures::StreamExt;
 use k8s_openapi::jiff::{Timestamp, Unit};
+use kube::api::WatchEvent;
 use serde_json::{Value, json};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Requests of registering that are under way at once.
@@ -78,7 +81,7 @@ pub(super) async fn register(shared: &Arc<Shared>, numbers: Range<usize>) {
         let name = format!("{}-{number}", shape.prefix);
         persist(|| shared.wire.create("/api/v1/nodes", &node)).await;
         let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name},
-            "spec": {"holderIdentity": name, "leaseDurationSeconds": shared.options.lease_seconds, "renewTime": micros()}});
+            "spec": {"holderIdentity": name, "leaseDurationSeconds": shared.lease_seconds.load(Ordering::Relaxed), "renewTime": micros()}});
         persist(|| shared.wire.create(LEASES, &lease)).await;
         name
     };
@@ -133,7 +136,7 @@ pub(super) async fn keep_leases(shared: Arc<Shared>) {
 }
 
 async fn renew(shared: &Shared, name: String) {
-    let patch = json!({"spec": {"renewTime": micros(), "leaseDurationSeconds": shared.options.lease_seconds,
+    let patch = json!({"spec": {"renewTime": micros(), "leaseDurationSeconds": shared.lease_seconds.load(Ordering::Relaxed),
         "holderIdentity": name}});
     // what fails now is done in the next round
     if let Err(refused) = shared.wire.patch(&format!("{LEASES}/{name}"), &patch).await {
@@ -146,6 +149,29 @@ async fn renew(shared: &Shared, name: String) {
         lease["kind"] = "Lease".into();
         lease["metadata"] = json!({"name": name});
         let _ = shared.wire.create(LEASES, &lease).await;
+    }
+}
+
+/// Lets nodes that somebody takes for lost, and that are not, say so, as kubelets do with their next status. For ever.
+pub(super) async fn keep_ready(shared: Arc<Shared>) {
+    loop {
+        // a watch without a version begins with what is there
+        let request = http::Request::get("/api/v1/nodes?watch=1&timeoutSeconds=280").body(Vec::new());
+        if let Ok(request) = request
+            && let Ok(events) = shared.wire.client().request_events::<SeenNode>(request).await
+        {
+            let mut events = std::pin::pin!(events);
+            while let Some(Ok(event)) = events.next().await {
+                let (WatchEvent::Added(node) | WatchEvent::Modified(node)) = event else { continue };
+                let name = &node.metadata.name;
+                let is_ours = name.starts_with(shared.options.shape.prefix);
+                let is_lost = shared.state.lock().lost.contains(name);
+                if is_ours && !is_lost && is_unready(&node.status.conditions) {
+                    come_back(&shared, name).await;
+                }
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
     }
 }
 

@@ -53,6 +53,40 @@ pub(super) struct Container {
 pub(super) struct Status {
     #[serde(default)]
     pub(super) phase: String,
+    #[serde(default)]
+    pub(super) conditions: Vec<Condition>,
+}
+
+/// A condition of a pod or of a node.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Condition {
+    #[serde(rename = "type")]
+    kind: String,
+    status: String,
+}
+
+/// Whether somebody says that a pod or a node is not ready.
+pub(super) fn is_unready(conditions: &[Condition]) -> bool {
+    conditions.iter().any(|c| c.kind == "Ready" && c.status != "True")
+}
+
+/// As much of a node as matters.
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct SeenNode {
+    pub(super) metadata: NodeMeta,
+    #[serde(default)]
+    pub(super) status: NodeStatus,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct NodeMeta {
+    pub(super) name: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(super) struct NodeStatus {
+    #[serde(default)]
+    pub(super) conditions: Vec<Condition>,
 }
 
 /// The metadata of a list.

@@ -87,7 +87,8 @@ pub(crate) async fn serve(
             health(server, endpoint, Some(&rest.join("/")), query).await
         }
         ["metrics"] => {
-            let text = server.metrics.render(&server.options.git_version, &server.object_counts().await);
+            let mut text = server.metrics.render(&server.options.git_version, &server.object_counts().await);
+            text.push_str(&(server.other_metrics)());
             Ok(plain(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text))
         }
         ["openapi", "v2"] => openapi::v2(server, headers).await,

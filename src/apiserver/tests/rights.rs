@@ -171,7 +171,8 @@ async fn discovery_health_and_documents_are_served() {
     let text = String::from_utf8(c.send(Request::new("GET", "/metrics")).await.bytes.to_vec()).unwrap();
     assert!(
         text.contains("apiserver_request_total{")
-            && text.contains("apiserver_storage_objects{resource=\"namespaces\"} 4"),
+            && text.contains("apiserver_storage_objects{resource=\"namespaces\"} 4")
+            && text.contains("of_another_part 1"),
         "{text}"
     );
     let components = c.get("/api/v1/componentstatuses").await;

@@ -27,6 +27,8 @@ use zones::{Turn, Zones};
 
 /// A kubelet that was not heard of for so long is unreachable (Kubernetes' default since 1.32).
 const GRACE: Duration = Duration::from_secs(50);
+/// For how long kubelets take their leases if nobody has told them otherwise, in seconds.
+const USUAL_LEASE: u32 = 40;
 /// A node that has never posted a status has so long to do it (Kubernetes' default).
 const STARTUP_GRACE: Duration = Duration::from_secs(60);
 const LEASES: &str = "kube-node-lease";
@@ -57,6 +59,7 @@ struct Controller {
     context: Context,
     nodes: Arc<Informer<Node>>,
     pods: Arc<Informer<Pod>>,
+    leases: Arc<Informer<Lease>>,
     queue: Arc<WorkQueue<Work>>,
     /// When each node was last heard of.
     heard: Mutex<HashMap<String, Instant>>,
@@ -67,15 +70,15 @@ pub(crate) async fn run(context: Context) {
     let controller = Arc::new(Controller {
         nodes: context.informers.of(),
         pods: context.informers.of(),
+        leases: context.informers.of(),
         queue: WorkQueue::new(),
         heard: Mutex::default(),
         zones: Mutex::default(),
         context,
     });
-    let leases = controller.context.informers.of::<Lease>();
     controller.nodes.synced().await;
     controller.pods.synced().await;
-    leases.synced().await;
+    controller.leases.synced().await;
     let worker = controller.clone();
     let work = run_workers("node-lifecycle", controller.queue.clone(), WORKERS, move |work: Work| {
         let controller = worker.clone();
@@ -83,7 +86,7 @@ pub(crate) async fn run(context: Context) {
     });
     tokio::join!(
         each(&controller.nodes, |change| controller.node_changed(change)),
-        each(&leases, |change| controller.lease_changed(change)),
+        each(&controller.leases, |change| controller.lease_changed(change)),
         each(&controller.pods, |change| controller.pod_changed(change)),
         work,
     );
@@ -93,6 +96,14 @@ pub(crate) async fn run(context: Context) {
 fn zone(node: &Node) -> String {
     let label = |name: &str| node.labels().get(name).cloned().unwrap_or_default();
     format!("{}/{}", label("topology.kubernetes.io/region"), label("topology.kubernetes.io/zone"))
+}
+
+/// How long a kubelet with this lease may be silent: a quarter longer than it takes it for, and not longer than with a
+/// usual one.
+fn grace(lease: Option<&Lease>) -> Duration {
+    let seconds = lease.and_then(|l| l.spec.as_ref()?.lease_duration_seconds).and_then(|s| u32::try_from(s).ok());
+    let seconds = seconds.filter(|s| (1..USUAL_LEASE).contains(s));
+    seconds.map_or(GRACE, |s| GRACE * s / USUAL_LEASE)
 }
 
 /// When a kubelet last posted its status, by its own clock.
@@ -199,7 +210,8 @@ impl Controller {
     async fn check(&self, name: &str) -> Result<Outcome, Error> {
         let Some(node) = self.nodes.get("", name) else { return Ok(Outcome::Done) };
         let heard = *self.heard.lock().entry(name.to_owned()).or_insert_with(Instant::now);
-        let grace = if health::condition(&node, "Ready").is_some() { GRACE } else { STARTUP_GRACE };
+        let lease = self.leases.get(LEASES, name);
+        let grace = if health::condition(&node, "Ready").is_some() { grace(lease.as_deref()) } else { STARTUP_GRACE };
         let left = grace.saturating_sub(heard.elapsed());
         if left.is_zero() {
             let conditions = health::unknown(&node, Timestamp::now());
@@ -281,5 +293,22 @@ impl Controller {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_takes_a_short_lease_is_missed_soon() {
+        let lease = |seconds: i32| -> Lease {
+            serde_json::from_value(json!({"spec": {"leaseDurationSeconds": seconds}})).unwrap_or_default()
+        };
+        for (lease, want) in [(None, 50), (Some(lease(40)), 50), (Some(lease(3600)), 50), (Some(lease(-1)), 50)] {
+            assert_eq!(grace(lease.as_ref()).as_secs(), want);
+        }
+        assert_eq!(grace(Some(&lease(4))).as_secs(), 5);
+        assert_eq!(grace(Some(&Lease::default())), GRACE);
     }
 }

@@ -148,6 +148,7 @@ impl Cluster {
                 Component { name: "controller-manager", problem: Arc::new(|| None) },
                 Component { name: "scheduler", problem: Arc::new(|| Some("it sleeps".into())) },
             ],
+            other_metrics: Arc::new(|| "of_another_part 1\n".into()),
             options: Options {
                 git_version: "v1.36.0+edge1".into(),
                 git_commit: String::new(),
