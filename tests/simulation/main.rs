@@ -9,4 +9,5 @@ mod harness;
 #[path = "../hollow/mod.rs"]
 mod hollow;
 
+mod chaos;
 mod hot_loops;

@@ -3,6 +3,7 @@
 mod plan;
 mod revisions;
 mod status;
+mod written;
 
 use crate::context::Context;
 use crate::owners::{claim_all, controller_of, controller_of_kind, controller_reference, matches, selector};
@@ -19,6 +20,7 @@ use plan::Scale;
 use revisions::REVISION;
 use serde_json::json;
 use std::sync::Arc;
+use written::Written;
 
 const WORKERS: usize = 4;
 
@@ -28,6 +30,7 @@ struct Controller {
     sets: Arc<Informer<ReplicaSet>>,
     pods: Arc<Informer<Pod>>,
     queue: Arc<WorkQueue<Key>>,
+    written: Written,
 }
 
 pub(crate) async fn run(context: Context) {
@@ -36,6 +39,7 @@ pub(crate) async fn run(context: Context) {
         sets: context.informers.of(),
         pods: context.informers.of(),
         queue: WorkQueue::new(),
+        written: Written::default(),
         context,
     });
     let (mut deployments, mut sets) = (controller.deployments.subscribe(), controller.sets.subscribe());
@@ -64,6 +68,10 @@ pub(crate) async fn run(context: Context) {
 impl Controller {
     fn set_changed(&self, change: &Change<ReplicaSet>) {
         let set = change.object();
+        match change {
+            Change::Applied { .. } => self.written.seen(set),
+            Change::Deleted(_) => self.written.gone(set.metadata.uid.as_deref().unwrap_or_default()),
+        }
         let namespace = set.namespace().unwrap_or_default();
         if let Change::Applied { old: Some(old), new } = change
             && let Some(former) = controller_of_kind::<Deployment>(&**old)
@@ -150,6 +158,7 @@ impl Controller {
     async fn claim_sets(&self, deployment: &Deployment) -> Result<Vec<Arc<ReplicaSet>>, Error> {
         let Some(spec) = &deployment.spec else { return Ok(Vec::new()) };
         let candidates = self.sets.list_namespace(&deployment.namespace().unwrap_or_default());
+        let candidates = candidates.into_iter().map(|set| self.written.newest(set)).collect();
         let selector = selector(&spec.selector);
         let mut owned = claim_all(&self.context.client, deployment, &selector, candidates, |_| true).await?;
         owned.sort_by_key(|s| (s.metadata.creation_timestamp.clone().map(|t| t.0), s.name_any()));
@@ -235,6 +244,7 @@ impl Controller {
             let api: Api<ReplicaSet> = Api::namespaced(self.context.client.clone(), &d.namespace().unwrap_or_default());
             let patch = json!({"metadata": {"annotations": annotations}});
             set = Arc::new(api.patch(&new.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await?);
+            self.written.note(&set);
         }
         if revisions::revision(d) != wanted {
             self.set_revision(d, wanted).await?;
@@ -257,7 +267,8 @@ impl Controller {
             plan::annotate_replicas(d, &mut annotations);
             let patch = json!({"metadata": {"annotations": annotations, "resourceVersion": step.resource_version},
                                "spec": {"replicas": step.to}});
-            api.patch(&step.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+            let made = api.patch(&step.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+            self.written.note(&Arc::new(made));
             if step.from != step.to {
                 scaled = true;
                 let way = if step.to > step.from { "up" } else { "down" };

@@ -28,6 +28,12 @@ pub(super) fn available(set: &ReplicaSet) -> i32 {
     set.status.as_ref().and_then(|s| s.available_replicas).unwrap_or(0)
 }
 
+/// Of the available pods those that stay: a set that was told to have fewer takes them from the unavailable first, and its status
+/// may not show yet that they go.
+fn staying(set: &ReplicaSet) -> i32 {
+    available(set).min(spec_replicas(set))
+}
+
 /// How many replicas a deployment wants.
 pub(super) fn wanted(d: &Deployment) -> i32 {
     d.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
@@ -145,18 +151,18 @@ fn shrink_old(d: &Deployment, new: &ReplicaSet, old: &[&ReplicaSet], old_total: 
         return Vec::new();
     }
     let minimum = wanted(d) - fences(d).1;
-    let new_unavailable = spec_replicas(new) - available(new);
+    let new_unavailable = spec_replicas(new) - staying(new);
     let mut spare = spec_replicas(new) + old_total - minimum - new_unavailable;
     if spare <= 0 {
         return Vec::new();
     }
     let mut targets: Vec<i32> = old.iter().map(|s| spec_replicas(s)).collect();
     for (set, target) in old.iter().zip(&mut targets) {
-        let unhealthy = (*target - available(set)).clamp(0, spare);
+        let unhealthy = (*target - staying(set)).clamp(0, spare);
         *target -= unhealthy;
         spare -= unhealthy;
     }
-    let all_available = available(new) + old.iter().map(|s| available(s)).sum::<i32>();
+    let all_available = staying(new) + old.iter().map(|s| staying(s)).sum::<i32>();
     let mut give = (all_available - minimum).max(0);
     for target in &mut targets {
         let n = (*target).min(give);
@@ -298,6 +304,21 @@ mod tests {
         let all = [set("old", 0, 0, 4, 5), new.clone()];
         assert!(steps(&d, Some(&new), &all, false, 0).is_empty());
         assert!(is_complete(&d, Some(&new), &all));
+    }
+
+    #[test]
+    fn what_is_going_already_is_not_given_again() {
+        let d = deployment(3, "3", "0");
+        // scaled from 6 to 3 within a rollout: the old set was told so, and its status still shows six available pods
+        let mut old = (*set("old", 4, 6, 3, 6)).clone();
+        let new = set("new", 2, 0, 3, 6);
+        let all = [Arc::new(old.clone()), new.clone()];
+        assert_eq!(scaled(&steps(&d, Some(&new), &all, false, 0)), [("old", 3)]);
+        old.spec.as_mut().unwrap().replicas = Some(3);
+        let old = Arc::new(old);
+        assert_eq!(scaled(&steps(&d, Some(&new), &[old.clone(), new.clone()], false, 0)), [("new", 3)]);
+        let new = set("new", 3, 0, 3, 6);
+        assert!(steps(&d, Some(&new), &[old, new.clone()], false, 0).is_empty());
     }
 
     #[test]
