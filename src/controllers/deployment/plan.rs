@@ -34,6 +34,12 @@ fn staying(set: &ReplicaSet) -> i32 {
     available(set).min(spec_replicas(set))
 }
 
+/// The pods of a set that count against the most that there may be: a set that was told to have fewer has its pods until its status
+/// says that they go. (Kubernetes counts what was told, and has more pods than it may for a moment.)
+fn present(set: &ReplicaSet) -> i32 {
+    spec_replicas(set).max(set.status.as_ref().map_or(0, |s| s.replicas))
+}
+
 /// How many replicas a deployment wants.
 pub(super) fn wanted(d: &Deployment) -> i32 {
     d.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
@@ -91,7 +97,7 @@ pub(super) fn is_scaling(d: &Deployment, sets: &[Arc<ReplicaSet>]) -> bool {
 
 /// With how many replicas a new ReplicaSet begins.
 pub(super) fn initial_replicas(d: &Deployment, sets: &[Arc<ReplicaSet>]) -> i32 {
-    new_replicas(d, 0, sets.iter().map(|s| spec_replicas(s)).sum())
+    new_replicas(d, 0, sets.iter().map(|s| present(s)).sum())
 }
 
 /// How many replicas the new ReplicaSet may have, with `current` pods in all.
@@ -133,7 +139,8 @@ pub(super) fn steps(
     let Some(new) = new else { return Vec::new() };
     let old_total: i32 = old.iter().map(|s| spec_replicas(s)).sum();
     let have = spec_replicas(new);
-    let target = if have > wanted(d) { wanted(d) } else { new_replicas(d, have, have + old_total) };
+    let all = present(new) + old.iter().map(|s| present(s)).sum::<i32>();
+    let target = if have > wanted(d) { wanted(d) } else { new_replicas(d, have, all) };
     if let Some(up) = step(new, target) {
         return vec![up];
     }
@@ -197,6 +204,10 @@ fn scale_in_proportion(d: &Deployment, new: Option<&ReplicaSet>, old: &[&Replica
     let total: i32 = active.iter().map(|s| spec_replicas(s)).sum();
     let allowed = wanted(d) + fences(d).0;
     let mut rest = allowed - total;
+    if rest > 0 {
+        // what is left over then is the rollout's, once those that go are gone
+        rest = (allowed - active.iter().map(|s| present(s)).sum::<i32>()).max(0);
+    }
     // the larger get their share first; of equals the newer when growing, the older when shrinking
     active.sort_by_key(|s| (-spec_replicas(s), s.metadata.creation_timestamp.clone().map(|t| t.0)));
     if rest > 0 {
@@ -282,6 +293,18 @@ mod tests {
     }
 
     #[test]
+    fn pods_that_are_not_known_to_go_still_count() {
+        let d = deployment(4, "1", "1");
+        let (new, mut old) = (set("new", 1, 1, 4, 5), (*set("old", 3, 3, 4, 5)).clone());
+        old.status.get_or_insert_default().replicas = 4;
+        let sets = [new.clone(), Arc::new(old.clone())];
+        assert_ne!(scaled(&steps(&d, Some(&new), &sets, false, 4)), [("new", 2)], "there are five already");
+        old.status.get_or_insert_default().replicas = 3;
+        let sets = [new.clone(), Arc::new(old)];
+        assert_eq!(scaled(&steps(&d, Some(&new), &sets, false, 3)), [("new", 2)]);
+    }
+
+    #[test]
     fn a_rolling_update_step_by_step() {
         let d = deployment(4, "25%", "25%");
         let old = set("old", 4, 4, 4, 5);
@@ -315,6 +338,9 @@ mod tests {
         let all = [Arc::new(old.clone()), new.clone()];
         assert_eq!(scaled(&steps(&d, Some(&new), &all, false, 0)), [("old", 3)]);
         old.spec.as_mut().unwrap().replicas = Some(3);
+        let all = [Arc::new(old.clone()), new.clone()];
+        assert!(steps(&d, Some(&new), &all, false, 0).is_empty(), "four and two are six already");
+        old.status.as_mut().unwrap().replicas = 3;
         let old = Arc::new(old);
         assert_eq!(scaled(&steps(&d, Some(&new), &[old.clone(), new.clone()], false, 0)), [("new", 3)]);
         let new = set("new", 3, 0, 3, 6);

@@ -206,7 +206,11 @@ impl<'a> Driver<'a> {
     /// Deletes a Deployment in one of the three ways, and makes it again.
     async fn recreate(&mut self) {
         let i = self.random.below(ROLLING.len());
-        let policy = *self.random.of(&["Foreground", "Background", "Orphan"]);
+        let policy = match *self.random.of(&["Foreground", "Background", "Orphan"]) {
+            // pods of a lost node end when it is back, which it would not be while this waits
+            "Foreground" if !self.lost.is_empty() => "Background",
+            policy => policy,
+        };
         let name = ROLLING[i].name;
         self.done.push(format!("{name} is deleted ({policy}) and made again"));
         self.model.lock().forget(name);
