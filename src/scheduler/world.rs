@@ -1,7 +1,7 @@
 //! What decisions look up besides nodes and pods.
 
 use crate::pod::Pending;
-use crate::terms::{Labels, satisfied, selector};
+use crate::terms::{Labels, selector};
 use edge_api::selector::LabelSelector;
 use edge_client::{Informer, Informers};
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
@@ -139,8 +139,9 @@ impl World for Informed {
 
     fn kin(&self, pod: &Pending) -> Vec<LabelSelector> {
         let selects = |service: &Arc<Service>| {
-            let labels = service.spec.as_ref()?.selector.as_ref().filter(|s| !s.is_empty())?;
-            Some(of_map(labels)).filter(|s| satisfied(s, pod.labels()))
+            let selected = service.spec.as_ref()?.selector.as_ref().filter(|s| !s.is_empty())?;
+            // most select others: no selector is made of those
+            selected.iter().all(|(k, v)| pod.labels().get(k) == Some(v)).then(|| of_map(selected))
         };
         let services = self.services.list_namespace(pod.namespace());
         services.iter().filter_map(selects).chain(self.of_owner(pod)).filter(|s| !s.is_everything()).collect()

@@ -309,7 +309,7 @@ fn attachments(cluster: &Cluster) {
     space.kubectl(&["delete", "pod", "one", "--force"]);
     // the controller has seen the pod go once the claim of the other volume's pod is looked at too
     space.kubectl(&["delete", "pod", "directly", "--force"]);
-    assert_eq!(at("csi-1"), [first.clone()], "what a node has mounted is not taken from it");
+    assert_eq!(at("csi-1"), std::slice::from_ref(&first), "what a node has mounted is not taken from it");
     patch_status(&space, "node/csi-1", &json!({"volumesInUse": null}));
     gone(&space, &what);
     reaches(&space, "node/csi-1", ".status.volumesAttached", "");
@@ -321,7 +321,7 @@ fn attachments(cluster: &Cluster) {
     reaches(&space, "node/csi-2", ".status.volumesAttached[*].name", name);
     patch_status(&space, "node/csi-2", &json!({"volumesInUse": [name]}));
     space.kubectl(&["delete", "pod", "two", "--force"]);
-    assert_eq!(at("csi-2"), [second.clone()]);
+    assert_eq!(at("csi-2"), std::slice::from_ref(&second));
     cluster.kubectl(&["taint", "node", "csi-2", "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"]);
     gone(&space, &format!("volumeattachment/{second}"));
     assert!(at("csi-1").is_empty());
