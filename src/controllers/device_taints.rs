@@ -1,19 +1,16 @@
 //! Eviction by taints of devices: a pod that uses a device with a `NoExecute` taint goes, at once or when its claim no longer tolerates the
 //! taint. Taints are those that drivers put on the devices of their slices.
 
-use crate::context::{Context, unless_gone};
+use crate::context::Context;
 use crate::resource_claims::{claim_names, is_reserved_for};
 use crate::{pod_control, pods};
-use edge_client::{
-    Api, Change, Error, EventType, Informer, Key, Outcome, Patch, PatchParams, ResourceExt, WorkQueue, run_workers,
-};
+use edge_client::{Change, Error, EventType, Informer, Key, Outcome, ResourceExt, WorkQueue, run_workers};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::{
     Device, DeviceRequestAllocationResult, DeviceTaint, DeviceToleration, ResourceClaim, ResourceSlice,
 };
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
-use serde_json::json;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -164,7 +161,13 @@ impl Controller {
             self.waiting.lock().insert(key.clone());
             return Ok(Outcome::After(left));
         }
-        self.evict(&pod).await?;
+        pod_control::evict(
+            &self.context,
+            &pod,
+            "DeviceTaintManagerEviction",
+            ("DeletionByDeviceTaintManager", "Device Taint manager"),
+        )
+        .await?;
         self.waiting.lock().remove(key);
         Ok(Outcome::Done)
     }
@@ -179,30 +182,13 @@ impl Controller {
             .filter_map(|result| goes_at(result, &evicting(&slices, result), now))
             .min()
     }
-
-    async fn evict(&self, pod: &Pod) -> Result<(), Error> {
-        let key = Key::of(pod);
-        let message = format!("Marking for deletion Pod {key}");
-        self.context.recorder.event(pod, EventType::Normal, "DeviceTaintManagerEviction", message);
-        let condition = pods::disruption_target(
-            "DeletionByDeviceTaintManager",
-            "Device Taint manager: deleting due to NoExecute taint",
-            Timestamp::now(),
-        );
-        let patch = Patch::Strategic(json!({"metadata": {"uid": pod.uid()}, "status": {"conditions": [condition]}}));
-        let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &key.namespace);
-        if unless_gone(api.patch_status(&key.name, &PatchParams::default(), &patch).await)?.is_some() {
-            pod_control::remove(&self.context.client, pod).await?;
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use serde_json::Value;
+    use serde_json::{Value, json};
 
     fn result(tolerations: Value) -> DeviceRequestAllocationResult {
         serde_json::from_value(

@@ -1,11 +1,14 @@
 //! Making and deleting pods for an owner, with the Events that tell of it.
 
-use crate::context::{Context, unless_changed};
+use crate::context::{Context, unless_changed, unless_gone};
 use crate::owners::controller_reference;
-use edge_client::{Api, Client, DeleteParams, EventType, PostParams, Preconditions};
+use crate::pods;
+use edge_client::{Api, Client, DeleteParams, EventType, Key, Patch, PatchParams, PostParams, Preconditions};
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::jiff::Timestamp;
 use kube::{Resource, ResourceExt};
+use serde_json::json;
 
 /// The pod that a template makes for an owner, to be named by the API server.
 pub(crate) fn pod_of<K: Resource<DynamicType = ()>>(template: &PodTemplateSpec, owner: &K) -> Pod {
@@ -58,6 +61,26 @@ pub(crate) async fn remove(client: &Client, pod: &Pod) -> Result<(), edge_client
         ..DeleteParams::default()
     };
     unless_changed(api.delete(&pod.name_any(), &params).await).map(drop)
+}
+
+/// Takes a pod away for a taint that it does not tolerate: an Event of the reason `event` and a condition of the reason `reason` say
+/// so, and `who` did it.
+pub(crate) async fn evict(
+    context: &Context,
+    pod: &Pod,
+    event: &str,
+    (reason, who): (&str, &str),
+) -> Result<(), edge_client::Error> {
+    let key = Key::of(pod);
+    context.recorder.event(pod, EventType::Normal, event, format!("Marking for deletion Pod {key}"));
+    let message = format!("{who}: deleting due to NoExecute taint");
+    let condition = pods::disruption_target(reason, &message, Timestamp::now());
+    let patch = Patch::Strategic(json!({"metadata": {"uid": pod.uid()}, "status": {"conditions": [condition]}}));
+    let api: Api<Pod> = Api::namespaced(context.client.clone(), &key.namespace);
+    if unless_gone(api.patch_status(&key.name, &PatchParams::default(), &patch).await)?.is_some() {
+        remove(&context.client, pod).await?;
+    }
+    Ok(())
 }
 
 /// Deletes a pod of an owner; one that is gone already counts as deleted.

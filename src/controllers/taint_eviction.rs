@@ -1,15 +1,11 @@
 //! Eviction by taint: a pod on a node with a `NoExecute` taint goes, at once or when it no longer tolerates the taint.
 
-use crate::context::{Context, each, unless_gone};
+use crate::context::{Context, each};
 use crate::{pod_control, pods};
 use edge_client::placement::tolerates;
-use edge_client::{
-    Api, Change, Error, EventType, Informer, Key, Outcome, Patch, PatchParams, ResourceExt, WorkQueue, run_workers,
-};
+use edge_client::{Change, Error, EventType, Informer, Key, Outcome, ResourceExt, WorkQueue, run_workers};
 use k8s_openapi::api::core::v1::{Node, Pod, Taint};
-use k8s_openapi::jiff::Timestamp;
 use parking_lot::Mutex;
-use serde_json::json;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -139,26 +135,10 @@ impl Controller {
         if !left.is_zero() {
             return Ok(Outcome::After(left));
         }
-        self.evict(&pod).await?;
+        pod_control::evict(&self.context, &pod, "TaintManagerEviction", ("DeletionByTaintManager", "Taint manager"))
+            .await?;
         self.tolerating.lock().remove(key);
         Ok(Outcome::Done)
-    }
-
-    async fn evict(&self, pod: &Pod) -> Result<(), Error> {
-        let key = Key::of(pod);
-        let message = format!("Marking for deletion Pod {key}");
-        self.context.recorder.event(pod, EventType::Normal, "TaintManagerEviction", message);
-        let condition = pods::disruption_target(
-            "DeletionByTaintManager",
-            "Taint manager: deleting due to NoExecute taint",
-            Timestamp::now(),
-        );
-        let patch = Patch::Strategic(json!({"metadata": {"uid": pod.uid()}, "status": {"conditions": [condition]}}));
-        let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &key.namespace);
-        if unless_gone(api.patch_status(&key.name, &PatchParams::default(), &patch).await)?.is_some() {
-            pod_control::remove(&self.context.client, pod).await?;
-        }
-        Ok(())
     }
 }
 
@@ -166,7 +146,7 @@ impl Controller {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use serde_json::Value;
+    use serde_json::{Value, json};
 
     #[test]
     fn how_long_a_pod_stays() {

@@ -10,17 +10,7 @@ use crate::world::World;
 use k8s_openapi::api::core::v1::Node;
 use std::sync::Arc;
 
-/// A pod, and all that a decision about it looks at.
-#[derive(Clone, Copy)]
-pub(crate) struct Attempt<'a> {
-    pub(crate) pod: &'a Pending,
-    pub(crate) profile: &'a Profile,
-    pub(crate) world: &'a dyn World,
-    pub(crate) cluster: &'a Cluster,
-    pub(crate) reserved: &'a Reserved,
-}
-
-/// What an attempt looks at except for the cluster, which changes in what-ifs.
+/// A pod, and what a decision about it looks at besides the cluster, which changes in what-ifs.
 #[derive(Clone, Copy)]
 pub(crate) struct Question<'a> {
     pub(crate) pod: &'a Pending,
@@ -29,10 +19,16 @@ pub(crate) struct Question<'a> {
     pub(crate) reserved: &'a Reserved,
 }
 
+/// A question about a cluster as it is, or would be.
+#[derive(Clone, Copy)]
+pub(crate) struct Attempt<'a> {
+    pub(crate) q: Question<'a>,
+    pub(crate) cluster: &'a Cluster,
+}
+
 impl<'a> Question<'a> {
     pub(crate) fn on(self, cluster: &'a Cluster) -> Attempt<'a> {
-        let Self { pod, profile, world, reserved } = self;
-        Attempt { pod, profile, world, cluster, reserved }
+        Attempt { q: self, cluster }
     }
 }
 
@@ -66,18 +62,18 @@ impl Prepared {
     /// # Errors
     /// When no node can be possible, with the reason.
     pub(crate) fn new(a: &Attempt<'_>) -> Result<Self, Refusal> {
-        let labels = |namespace: &str| a.world.namespace_labels(namespace);
-        let enabled = |plugin| a.profile.filters.has(plugin);
-        let constraints = constraints(a.pod, a.profile, a.world);
+        let labels = |namespace: &str| a.q.world.namespace_labels(namespace);
+        let enabled = |plugin| a.q.profile.filters.has(plugin);
+        let constraints = constraints(a.q.pod, a.q.profile, a.q.world);
         Ok(Self {
             volumes: if enabled(Plugin::VolumeBinding) { volumes::wanted(a)? } else { Wanted::default() },
             spread: if enabled(Plugin::PodTopologySpread) {
-                spread::Required::new(a.pod, a.cluster, &constraints)
+                spread::Required::new(a.q.pod, a.cluster, &constraints)
             } else {
                 spread::Required::default()
             },
             near: if enabled(Plugin::InterPodAffinity) {
-                near::Required::new(a.pod, a.cluster, &labels)
+                near::Required::new(a.q.pod, a.cluster, &labels)
             } else {
                 near::Required::default()
             },
@@ -131,10 +127,10 @@ pub(crate) fn check(a: &Attempt<'_>, prepared: &Prepared, id: NodeId) -> Result<
     let Some(node) = state.node.as_deref() else {
         return Err(Refusal::lasting(Plugin::NodeName, "node(s) not found"));
     };
-    check_node(a.pod, a.profile, state, node)?;
-    check_room(a.pod, a.profile, state)?;
-    if !a.pod.info.claims.is_empty() {
-        let enabled = |plugin| a.profile.filters.has(plugin);
+    check_node(a.q.pod, a.q.profile, state, node)?;
+    check_room(a.q.pod, a.q.profile, state)?;
+    if !a.q.pod.info.claims.is_empty() {
+        let enabled = |plugin| a.q.profile.filters.has(plugin);
         if enabled(Plugin::VolumeRestrictions) {
             volumes::restrictions(&prepared.volumes, a.cluster)?;
         }
@@ -216,15 +212,15 @@ pub(crate) fn possible(q: Question<'_>, cluster: &mut Cluster) -> Result<(Prepar
 /// Scores of nodes by all plugins, in the order of `nodes`.
 pub(crate) fn scores(a: &Attempt<'_>, prepared: &Prepared, nodes: &[NodeId]) -> Vec<i64> {
     let states: Vec<&NodeState> = nodes.iter().map(|id| a.cluster.node(*id)).collect();
-    let labels = |namespace: &str| -> Labels { a.world.namespace_labels(namespace) };
-    let (pod, settings) = (a.pod, &a.profile.resources);
+    let labels = |namespace: &str| -> Labels { a.q.world.namespace_labels(namespace) };
+    let (pod, settings) = (a.q.pod, &a.q.profile.resources);
     let mut totals = vec![0; nodes.len()];
-    for (plugin, weight) in &a.profile.weights {
+    for (plugin, weight) in &a.q.profile.weights {
         let scores = match plugin {
             Plugin::TaintToleration => Some(node::taint_scores(pod, &states)),
-            Plugin::NodeAffinity => node::affinity_scores(pod, &states, a.profile.added_affinity.as_ref()),
+            Plugin::NodeAffinity => node::affinity_scores(pod, &states, a.q.profile.added_affinity.as_ref()),
             Plugin::PodTopologySpread => spread::scores(pod, a.cluster, &prepared.constraints, nodes),
-            Plugin::InterPodAffinity => near::scores(pod, a.cluster, &labels, a.profile.near, nodes),
+            Plugin::InterPodAffinity => near::scores(pod, a.cluster, &labels, a.q.profile.near, nodes),
             Plugin::NodeResourcesFit => Some(states.iter().map(|s| resources::fit_score(pod, s, settings)).collect()),
             Plugin::NodeResourcesBalancedAllocation => resources::can_balance(pod, settings)
                 .then(|| states.iter().map(|s| resources::balance_score(pod, s, settings)).collect()),

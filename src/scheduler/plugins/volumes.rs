@@ -64,15 +64,15 @@ fn waits(reason: String) -> Refusal {
 /// # Errors
 /// When the pod cannot run anywhere yet.
 pub(crate) fn wanted(a: &Attempt<'_>) -> Result<Wanted, Refusal> {
-    let namespace = a.pod.namespace();
+    let namespace = a.q.pod.namespace();
     let mut out = Wanted::default();
-    for name in &a.pod.info.claims {
+    for name in &a.q.pod.info.claims {
         let refuse = |what: &str| Err(waits(format!("persistentvolumeclaim {name:?} {what}")));
-        let Some(claim) = a.world.claim(namespace, name) else {
+        let Some(claim) = a.q.world.claim(namespace, name) else {
             let of_pod = |v: &k8s_openapi::api::core::v1::Volume| {
-                v.ephemeral.is_some() && edge_client::claims::claim_name(&a.pod.pod, v).as_ref() == Some(name)
+                v.ephemeral.is_some() && edge_client::claims::claim_name(&a.q.pod.pod, v).as_ref() == Some(name)
             };
-            if a.pod.spec().volumes.iter().flatten().any(of_pod) {
+            if a.q.pod.spec().volumes.iter().flatten().any(of_pod) {
                 let reason = "waiting for ephemeral volume controller to create the persistentvolumeclaim";
                 return Err(waits(format!("{reason} {name:?}")));
             }
@@ -89,13 +89,13 @@ pub(crate) fn wanted(a: &Attempt<'_>) -> Result<Wanted, Refusal> {
             out.exclusive.push(Key::of(&*claim));
         }
         if is_fully_bound(&claim) {
-            match a.world.volume(volume_name(&claim)) {
+            match a.q.world.volume(volume_name(&claim)) {
                 Some(volume) => out.bound.push(volume),
                 None => return refuse(&format!("bound to non-existent persistentvolume {:?}", volume_name(&claim))),
             }
             continue;
         }
-        let class = a.world.class(class_of_claim(&claim));
+        let class = a.q.world.class(class_of_claim(&claim));
         match class.filter(|class| waits_for_consumer(class) && volume_name(&claim).is_empty()) {
             Some(class) => out.waiting.push((claim, class)),
             None => return Err(waits("pod has unbound immediate PersistentVolumeClaims".into())),
@@ -119,11 +119,11 @@ pub(crate) fn restrictions(wanted: &Wanted, cluster: &Cluster) -> Result<(), Ref
 /// The driver of a claim's volume, and what the driver calls the volume (or will, as far as others can tell).
 fn of_driver(a: &Attempt<'_>, claim: &PersistentVolumeClaim) -> Option<(String, String)> {
     if is_fully_bound(claim) {
-        let volume = a.world.volume(volume_name(claim))?;
+        let volume = a.q.world.volume(volume_name(claim))?;
         let csi = volume.spec.as_ref()?.csi.as_ref()?;
         return Some((csi.driver.clone(), csi.volume_handle.clone()));
     }
-    let class = a.world.class(class_of_claim(claim))?;
+    let class = a.q.world.class(class_of_claim(claim))?;
     Some((class.provisioner.clone(), format!("{}/{}", claim.namespace().unwrap_or_default(), claim.name_any())))
 }
 
@@ -132,15 +132,15 @@ fn of_driver(a: &Attempt<'_>, claim: &PersistentVolumeClaim) -> Option<(String, 
 /// # Errors
 /// When the node would have too many.
 pub(crate) fn limits(a: &Attempt<'_>, id: NodeId) -> Result<(), Refusal> {
-    if a.pod.info.claims.is_empty() {
+    if a.q.pod.info.claims.is_empty() {
         return Ok(());
     }
     let state = a.cluster.node(id);
-    let Some(csi_node) = a.world.csi_node(&state.name) else { return Ok(()) };
+    let Some(csi_node) = a.q.world.csi_node(&state.name) else { return Ok(()) };
     let of_claims = |namespace: &str, names: &[String]| -> Vec<(String, String)> {
-        names.iter().filter_map(|n| of_driver(a, &*a.world.claim(namespace, n)?)).collect()
+        names.iter().filter_map(|n| of_driver(a, &*a.q.world.claim(namespace, n)?)).collect()
     };
-    let new: HashSet<(String, String)> = of_claims(a.pod.namespace(), &a.pod.info.claims).into_iter().collect();
+    let new: HashSet<(String, String)> = of_claims(a.q.pod.namespace(), &a.q.pod.info.claims).into_iter().collect();
     let mut old: HashSet<(String, String)> = HashSet::new();
     for info in state.pods.values() {
         old.extend(of_claims(&info.key.namespace, &info.claims));
@@ -179,14 +179,14 @@ pub(crate) fn choose(a: &Attempt<'_>, wanted: &Wanted, node: &Node) -> Result<Ve
     if wanted.waiting.is_empty() {
         return Ok(out);
     }
-    let volumes = a.world.volumes();
+    let volumes = a.q.world.volumes();
     for (claim, class) in &wanted.waiting {
         let selected = claim.annotations().get(SELECTED_NODE);
         if selected.is_some_and(|selected| *selected != node.name_any()) {
             return Err(waits("node(s) didn't match the node that was selected for the claim's volume".into()));
         }
         let taken = |name: &str| {
-            a.reserved.get(name).is_some_and(|pod| pod != a.pod.key())
+            a.q.reserved.get(name).is_some_and(|pod| pod != a.q.pod.key())
                 || out.iter().any(|o| o.volume_name().as_deref() == Some(name))
         };
         let volume = best_match(claim, &volumes, Some(node), true, taken).filter(|_| selected.is_none());
