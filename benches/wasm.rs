@@ -8,6 +8,8 @@
 mod common;
 #[path = "../tests/e2e/harness/mod.rs"]
 mod harness;
+#[path = "wasm/native.rs"]
+mod native;
 
 use common::connect;
 use futures::{StreamExt, TryStreamExt};
@@ -29,6 +31,8 @@ fn main() {
     let number = |usual: usize| args.get(1).map_or(usual, |text| text.parse().expect("a number of pods"));
     match args.first().map(String::as_str) {
         None => all(),
+        // what a container of this program does: see `native`
+        Some(native::SERVE) => native::serve(),
         Some("--many") => many(number(1000)),
         Some("--soak") => soak(number(10_000)),
         Some(other) => panic!("{other:?} is neither --many [PODS] nor --soak [PODS]"),
@@ -399,14 +403,35 @@ fn memory_kib(cluster: &Cluster) -> u64 {
     common::processes(cluster).iter().map(|process| common::pss_kib(process)).sum()
 }
 
-/// Requests to one of the servers, an instance for each.
+/// Requests to one of the servers, an instance for each, and to a native server in a container.
 fn requests(cluster: &Cluster) {
-    let ip = cluster.kubectl(&["get", "pod", "burst-0", "-o", "jsonpath={.status.podIP}"]);
-    let url = format!("http://{ip}:8080/");
-    let mut command = Command::new("ab");
-    command.args(["-q", "-k", "-n", "20000", "-c", "10", &url]);
+    cluster.drop_image("native.tar", &native::archive(&cluster.dir));
+    let mut native: Value = serde_json::to_value(pod("native", json!({}))).unwrap();
+    native["metadata"]["name"] = "native".into();
+    native["metadata"]["labels"] = json!({});
+    cluster.apply(&native.to_string());
+    cluster.kubectl(&["wait", "--for=condition=Ready", "pod/native", "--timeout=60s"]);
+    // by turns, so that what else the machine does meets both
+    let rates: Vec<[f64; 2]> = (0..5).map(|_| ["burst-0", "native"].map(|name| rate(cluster, name))).collect();
+    let median = |which: usize| {
+        let mut all: Vec<f64> = rates.iter().map(|pair| pair[which]).collect();
+        all.sort_by(f64::total_cmp);
+        all[all.len() / 2]
+    };
+    let (wasm, native) = (median(0), median(1));
+    row("HTTP server: requests, 10 connections, median of 5", format!("{wasm:.0} /s"), "");
+    row("  the same by hyper, native, in a container", format!("{native:.0} /s"), "");
+    row("  share", format!("{:.0} %", wasm / native * 100.0), "60 %");
+    cluster.kubectl(&["delete", "pod", "native", "--grace-period=0", "--force"]);
+}
+
+/// Answered requests per second of a pod.
+fn rate(cluster: &Cluster, pod: &str) -> f64 {
+    let ip = cluster.kubectl(&["get", "pod", pod, "-o", "jsonpath={.status.podIP}"]);
+    let mut command = Command::new("wrk");
+    command.args(["-t1", "-c10", "-d3s", &format!("http://{ip}:8080/")]);
     let output = cluster.inside(|| command.output()).unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let rate = text.lines().find(|line| line.starts_with("Requests per second")).unwrap_or("no answer");
-    row("HTTP server: requests, 10 connections", format!("{} /s", rate.split_whitespace().nth(3).unwrap_or("?")), "");
+    let rate = text.lines().find_map(|line| line.trim().strip_prefix("Requests/sec:"));
+    rate.and_then(|rate| rate.trim().parse().ok()).unwrap_or_else(|| panic!("no answer: {text}"))
 }

@@ -242,6 +242,10 @@ impl Config {
             let reason = "expected 0 < podInitialBackoffSeconds <= podMaxBackoffSeconds";
             return Err(wrong("podMaxBackoffSeconds", reason));
         }
+        let counted_elsewhere: Vec<String> = file.extenders.iter().flat_map(ExtenderFile::counts_itself).collect();
+        for profile in &mut profiles {
+            profile.resources.ignored.extend_from_slice(&counted_elsewhere);
+        }
         let extenders = file
             .extenders
             .into_iter()

@@ -174,10 +174,18 @@ pub(crate) fn check_beside_nominated(
 }
 
 /// The nodes that are possible.
+pub(crate) struct Possible {
+    pub(crate) prepared: Prepared,
+    pub(crate) nodes: Vec<NodeId>,
+    /// Why the others are not; nothing where only the node was looked at that is kept free for the pod.
+    pub(crate) verdict: Verdict,
+}
+
+/// Finds the nodes that are possible.
 ///
 /// # Errors
 /// Why there is none.
-pub(crate) fn possible(q: Question<'_>, cluster: &mut Cluster) -> Result<(Prepared, Vec<NodeId>), Verdict> {
+pub(crate) fn possible(q: Question<'_>, cluster: &mut Cluster) -> Result<Possible, Verdict> {
     let attempt = q.on(cluster);
     let prepared = match Prepared::new(&attempt) {
         Ok(prepared) => prepared,
@@ -189,7 +197,7 @@ pub(crate) fn possible(q: Question<'_>, cluster: &mut Cluster) -> Result<(Prepar
         && check(&attempt, &prepared, id).is_ok()
         && check_beside_nominated(q, cluster, &prepared, id).is_ok()
     {
-        return Ok((prepared, vec![id]));
+        return Ok(Possible { prepared, nodes: vec![id], verdict: Verdict::default() });
     }
     let attempt = q.on(cluster);
     let (mut nodes, mut verdict) = (Vec::new(), Verdict::default());
@@ -206,7 +214,7 @@ pub(crate) fn possible(q: Question<'_>, cluster: &mut Cluster) -> Result<(Prepar
             false
         }
     });
-    if nodes.is_empty() { Err(verdict) } else { Ok((prepared, nodes)) }
+    if nodes.is_empty() { Err(verdict) } else { Ok(Possible { prepared, nodes, verdict }) }
 }
 
 /// Scores of nodes by all plugins, in the order of `nodes`.
@@ -257,7 +265,7 @@ mod tests {
     fn decide(cluster: &mut Cluster, pod: &Pending, turn: usize) -> Result<String, Verdict> {
         let (profile, reserved) = (Profile::default(), Reserved::new());
         let q = Question { pod, profile: &profile, world: &Nothing, reserved: &reserved };
-        let (prepared, nodes) = possible(q, cluster)?;
+        let Possible { prepared, nodes, .. } = possible(q, cluster)?;
         let totals = scores(&q.on(cluster), &prepared, &nodes);
         Ok(cluster.node(best(&nodes, &totals, turn).unwrap()).name.to_string())
     }

@@ -1,11 +1,15 @@
-//! What extenders say about the nodes that are possible for a pod.
+//! What extenders say about the nodes that are possible for a pod, and about the pods that would have to go for it.
 
 use crate::cluster::{Cluster, NodeId};
 use crate::decide::Verdict;
-use crate::extender::{Extender, ExtenderError, Filtered};
+use crate::extender::{Extender, ExtenderError, Filtered, Victims};
 use crate::plugins::{Plugin, Refusal};
-use crate::pod::Pending;
-use k8s_openapi::api::core::v1::Node;
+use crate::pod::{Pending, PodInfo};
+use crate::preempt::Candidate;
+use edge_client::{Api, Client};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 fn objects(cluster: &Cluster, nodes: &[NodeId]) -> Vec<Arc<Node>> {
@@ -73,4 +77,100 @@ pub(crate) async fn score(
             Err(error) => tracing::debug!(?extender, %error, "an extender has no say"),
         }
     }
+}
+
+/// Why extenders leave no answer about who is to go.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PreemptError {
+    #[error(transparent)]
+    Extender(#[from] ExtenderError),
+    #[error("a victim cannot be read")]
+    Victim(#[source] edge_client::Error),
+    #[error("extender {extender:?} wants nobody to go on node {node:?}")]
+    Nobody { extender: Extender, node: String },
+    #[error("extender {extender:?} wants a pod (UID {uid:?}) to go that is not on node {node:?}")]
+    Stranger { extender: Extender, node: String, uid: String },
+}
+
+/// Leaves the candidates that all extenders agree to, with the victims that they want.
+///
+/// # Errors
+/// When an extender that is needed gives no answer, or one that cannot hold.
+pub(crate) async fn candidates(
+    extenders: &[Extender],
+    client: &Client,
+    pod: &Pending,
+    cluster: &Cluster,
+    mut candidates: Vec<Candidate>,
+) -> Result<Vec<Candidate>, PreemptError> {
+    for extender in extenders.iter().filter(|e| e.preempts() && e.is_about(pod)) {
+        if candidates.is_empty() {
+            break;
+        }
+        let offered = offer(extender, client, cluster, &candidates).await?;
+        let answer = match extender.victims(pod, offered).await {
+            Ok(answer) => answer,
+            Err(error) if extender.is_ignorable => {
+                tracing::debug!(?extender, %error, "an extender that may be ignored is");
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        candidates = agreed(extender, cluster, answer)?;
+    }
+    Ok(candidates)
+}
+
+/// The candidates in an extender's words.
+async fn offer(
+    extender: &Extender,
+    client: &Client,
+    cluster: &Cluster,
+    candidates: &[Candidate],
+) -> Result<serde_json::Map<String, Value>, PreemptError> {
+    let mut offered = serde_json::Map::new();
+    for candidate in candidates {
+        let mut pods = Vec::new();
+        for victim in &candidate.victims {
+            pods.push(if extender.knows_nodes() { json!({"UID": victim.uid}) } else { whole(client, victim).await? });
+        }
+        let name = cluster.node(candidate.node).name.to_string();
+        offered.insert(name, json!({"Pods": pods, "NumPDBViolations": candidate.violations}));
+    }
+    Ok(offered)
+}
+
+/// A pod as the API has it, which nobody here remembers.
+async fn whole(client: &Client, pod: &PodInfo) -> Result<Value, PreemptError> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), &pod.key.namespace);
+    let found = api.get(&pod.key.name).await.map_err(PreemptError::Victim)?;
+    serde_json::to_value(found).map_err(|e| PreemptError::Victim(edge_client::Error::SerdeError(e)))
+}
+
+fn agreed(
+    extender: &Extender,
+    cluster: &Cluster,
+    answer: HashMap<String, Victims>,
+) -> Result<Vec<Candidate>, PreemptError> {
+    let mut agreed = Vec::new();
+    for (node, victims) in answer {
+        let id = cluster.id(&node);
+        if victims.uids.is_empty() {
+            if extender.is_ignorable {
+                continue;
+            }
+            return Err(PreemptError::Nobody { extender: extender.clone(), node });
+        }
+        let find = |uid: String| {
+            let found = id.and_then(|id| cluster.node(id).pods.values().find(|p| p.uid == uid)).cloned();
+            found.ok_or_else(|| PreemptError::Stranger { extender: extender.clone(), node: node.clone(), uid })
+        };
+        let pods = victims.uids.into_iter().map(find).collect::<Result<Vec<_>, _>>()?;
+        if let Some(id) = id {
+            agreed.push(Candidate::new(id, pods, victims.violations));
+        }
+    }
+    // an answer has no order: equals are to be decided in the same way each time
+    agreed.sort_by_key(|c| c.node);
+    Ok(agreed)
 }

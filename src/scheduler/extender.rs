@@ -1,4 +1,6 @@
 //! Extenders: programs beside the scheduler that are asked by HTTP about nodes (`k8s.io/kube-scheduler/extender/v1`).
+//!
+//! The fields of that protocol have the names that they have in Go (`NodeNames`); of an answer, whatever their case is, as Go reads it.
 
 use crate::pod::Pending;
 use http_body_util::{BodyExt, Full, Limited};
@@ -54,8 +56,15 @@ pub(crate) struct ExtenderFile {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Managed {
     name: String,
-    #[serde(rename = "ignoredByScheduler", default)]
-    _ignored_by_scheduler: bool,
+    #[serde(default)]
+    ignored_by_scheduler: bool,
+}
+
+impl ExtenderFile {
+    /// Resources that the scheduler is not to count, since the extender does.
+    pub(crate) fn counts_itself(&self) -> Vec<String> {
+        self.managed_resources.iter().filter(|r| r.ignored_by_scheduler).map(|r| r.name.clone()).collect()
+    }
 }
 
 type Http = Client<hyper_rustls::HttpsConnector<HttpConnector>, Full<Bytes>>;
@@ -66,6 +75,7 @@ pub(crate) struct Extender {
     url: String,
     filter: String,
     prioritize: String,
+    preempt: String,
     bind: String,
     weight: i64,
     timeout: Duration,
@@ -120,15 +130,23 @@ pub(crate) struct Filtered {
     pub(crate) failed_for_good: HashMap<String, String>,
 }
 
+/// What is left of the victims on a node, or what is offered.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Victims {
+    /// UIDs of pods.
+    pub(crate) uids: Vec<String>,
+    /// How many of them a budget protects.
+    pub(crate) violations: usize,
+}
+
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
 struct FilterAnswer {
     nodes: Option<NodeList>,
-    #[serde(alias = "nodenames")]
+    #[serde(rename = "nodenames")]
     node_names: Option<Vec<String>>,
-    #[serde(default)]
+    #[serde(rename = "failednodes", default)]
     failed_nodes: Option<HashMap<String, String>>,
-    #[serde(default)]
+    #[serde(rename = "failedandunresolvablenodes", default)]
     failed_and_unresolvable_nodes: Option<HashMap<String, String>>,
     #[serde(default)]
     error: String,
@@ -136,23 +154,59 @@ struct FilterAnswer {
 
 #[derive(Deserialize)]
 struct NodeList {
-    items: Vec<Node>,
+    items: Vec<Named>,
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+struct Named {
+    metadata: Metadata,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    name: String,
+}
+
+#[derive(Deserialize)]
 struct Priority {
-    #[serde(alias = "Host")]
     host: String,
-    #[serde(alias = "Score")]
     score: i64,
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+struct PreemptAnswer {
+    #[serde(rename = "nodenametometavictims", default)]
+    victims: Option<HashMap<String, Option<MetaVictims>>>,
+}
+
+#[derive(Deserialize)]
+struct MetaVictims {
+    #[serde(default)]
+    pods: Option<Vec<MetaPod>>,
+    #[serde(rename = "numpdbviolations", default)]
+    violations: i64,
+}
+
+#[derive(Deserialize)]
+struct MetaPod {
+    uid: String,
+}
+
+#[derive(Deserialize)]
 struct BindAnswer {
     #[serde(default)]
     error: String,
+}
+
+/// The same with all names of fields in lower case. Names of nodes are so anyway.
+fn lower(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            fields.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), lower(value))).collect()
+        }
+        Value::Array(items) => items.into_iter().map(lower).collect(),
+        other => other,
+    }
 }
 
 impl Extender {
@@ -161,9 +215,6 @@ impl Extender {
     /// # Errors
     /// What is wrong with it.
     pub(crate) fn new(file: ExtenderFile) -> Result<Self, String> {
-        if !file.preempt_verb.is_empty() {
-            return Err("preemptVerb: extenders are not asked about preemption".into());
-        }
         if file.tls_config.is_some() {
             return Err("tlsConfig: expected none; certificates are checked by the authorities of the system".into());
         }
@@ -192,6 +243,7 @@ impl Extender {
             url,
             filter: file.filter_verb,
             prioritize: file.prioritize_verb,
+            preempt: file.preempt_verb,
             bind: file.bind_verb,
             weight: file.weight,
             timeout,
@@ -223,7 +275,8 @@ impl Extender {
             let unreadable = |reason: String| ExtenderError::Answer { url: url.clone(), reason };
             let body = Limited::new(response.into_body(), LONGEST).collect().await;
             let body = body.map_err(|e| unreadable(e.to_string()))?.to_bytes();
-            serde_json::from_slice(&body).map_err(|e| unreadable(e.to_string()))
+            let value = serde_json::from_slice(&body).map(lower);
+            value.and_then(serde_json::from_value).map_err(|e| unreadable(e.to_string()))
         };
         let late = ExtenderError::Timeout { url: url.clone(), after: self.timeout };
         tokio::time::timeout(self.timeout, answer).await.unwrap_or(Err(late))
@@ -232,10 +285,10 @@ impl Extender {
     fn args(&self, pod: &Pending, nodes: &[Arc<Node>]) -> Value {
         let names: Vec<&str> = nodes.iter().filter_map(|n| n.metadata.name.as_deref()).collect();
         if self.knows_nodes {
-            json!({"pod": *pod.pod, "nodenames": names})
+            json!({"Pod": *pod.pod, "NodeNames": names})
         } else {
             let items: Vec<&Node> = nodes.iter().map(|n| &**n).collect();
-            json!({"pod": *pod.pod, "nodes": {"kind": "NodeList", "apiVersion": "v1", "metadata": {}, "items": items}})
+            json!({"Pod": *pod.pod, "Nodes": {"kind": "NodeList", "apiVersion": "v1", "metadata": {}, "items": items}})
         }
     }
 
@@ -251,7 +304,7 @@ impl Extender {
         if !answer.error.is_empty() {
             return Err(ExtenderError::Refused { url: self.url.clone(), reason: answer.error });
         }
-        let of_list = |list: NodeList| list.items.into_iter().filter_map(|n| n.metadata.name).collect();
+        let of_list = |list: NodeList| list.items.into_iter().map(|n| n.metadata.name).collect();
         let names = answer.node_names.map(|names| names.into_iter().collect()).or(answer.nodes.map(of_list));
         Ok(Some(Filtered {
             names: names.unwrap_or_default(),
@@ -277,6 +330,35 @@ impl Extender {
         Ok(answer.into_iter().map(|p| (p.host, p.score.clamp(0, MAX_SCORE) * self.weight * scale)).collect())
     }
 
+    /// Whether it has a say in which pods go for another.
+    pub(crate) fn preempts(&self) -> bool {
+        !self.preempt.is_empty()
+    }
+
+    /// Whether it knows nodes and their pods, so that names and UIDs are enough.
+    pub(crate) fn knows_nodes(&self) -> bool {
+        self.knows_nodes
+    }
+
+    /// Asks who is to go on which node, of the victims that are offered by the names of their nodes.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    pub(crate) async fn victims(
+        &self,
+        pod: &Pending,
+        offered: serde_json::Map<String, Value>,
+    ) -> Result<HashMap<String, Victims>, ExtenderError> {
+        let field = if self.knows_nodes { "NodeNameToMetaVictims" } else { "NodeNameToVictims" };
+        let answer: PreemptAnswer = self.ask(&self.preempt, &json!({"Pod": *pod.pod, field: offered})).await?;
+        let of = |(node, victims): (String, Option<MetaVictims>)| {
+            let (pods, violations) = victims.map(|v| (v.pods.unwrap_or_default(), v.violations)).unwrap_or_default();
+            let uids = pods.into_iter().map(|pod| pod.uid).collect();
+            (node, Victims { uids, violations: usize::try_from(violations).unwrap_or(0) })
+        };
+        Ok(answer.victims.unwrap_or_default().into_iter().map(of).collect())
+    }
+
     /// Whether it binds the pods that it is about.
     pub(crate) fn binds(&self) -> bool {
         !self.bind.is_empty()
@@ -288,7 +370,7 @@ impl Extender {
     /// Why it was not done.
     pub(crate) async fn bind(&self, pod: &Pending, node: &str) -> Result<(), ExtenderError> {
         let key = pod.key();
-        let args = json!({"podName": key.name, "podNamespace": key.namespace, "podUID": pod.info.uid, "node": node});
+        let args = json!({"PodName": key.name, "PodNamespace": key.namespace, "PodUID": pod.info.uid, "Node": node});
         let answer: BindAnswer = self.ask(&self.bind, &args).await?;
         if answer.error.is_empty() {
             return Ok(());

@@ -28,7 +28,7 @@ pub use config::{Config, ConfigError};
 
 use binding::BindError;
 use cluster::{Cluster, NodeId};
-use decide::{Question, Verdict, best, choices, possible, scores};
+use decide::{Possible, Question, Verdict, best, choices, possible, scores};
 use edge_client::{Change, Client, EventRecorder, EventType, Informer, Informers, Key, ResourceExt};
 use extender::Extender;
 use hints::{Event, Hints};
@@ -280,13 +280,16 @@ impl Scheduler {
         let Some(profile) = profile_of(&self.profiles, pod) else { return };
         let world = self.world.clone();
         let q = Question { pod, profile, world: &*world, reserved: &self.reserved };
-        let (prepared, mut nodes) = match possible(q, &mut self.cluster) {
+        let Possible { prepared, mut nodes, mut verdict } = match possible(q, &mut self.cluster) {
             Ok(possible) => possible,
-            Err(verdict) => return self.refuse(pod, &verdict),
+            Err(verdict) => return self.refuse(pod, &verdict).await,
         };
         if self.extenders.iter().any(|e| e.is_about(pod)) {
             match extended::possible(&self.extenders, pod, &self.cluster, &mut nodes).await {
-                Ok(verdict) if nodes.is_empty() => return self.refuse(pod, &verdict),
+                Ok(more) if nodes.is_empty() => {
+                    verdict.refusals.extend(more.refusals);
+                    return self.refuse(pod, &verdict).await;
+                }
                 Ok(_) => {}
                 Err(error) => {
                     tracing::warn!(pod = %pod.key(), error = &error as &dyn std::error::Error, "an extender is of no use");
@@ -339,14 +342,14 @@ impl Scheduler {
     }
 
     /// The pod fits nowhere: says why, and makes room when its priority allows that.
-    fn refuse(&mut self, pod: &Pending, verdict: &Verdict) {
+    async fn refuse(&mut self, pod: &Pending, verdict: &Verdict) {
         let nodes = self.cluster.len();
         self.queue.refused(pod.key(), verdict.plugins());
         let refusals = verdict.refusals.iter().map(|(_, r)| r);
         let mut message = report::summary(nodes, verdict.general.as_ref(), refusals, (0, ""));
         let (mut nominated, mut victims) = (None, Vec::new());
         if nodes > 0 {
-            match self.make_room(pod, verdict) {
+            match self.make_room(pod, verdict).await {
                 Ok((node, pods)) => (nominated, victims) = (Some(node), pods),
                 Err(NoRoom { why, forget }) => {
                     if !why.is_empty() {
@@ -370,7 +373,7 @@ impl Scheduler {
     }
 
     /// Finds pods that make room. The answer is the node, and who is to go.
-    fn make_room(&mut self, pod: &Pending, verdict: &Verdict) -> Result<(String, Vec<Arc<PodInfo>>), NoRoom> {
+    async fn make_room(&mut self, pod: &Pending, verdict: &Verdict) -> Result<(String, Vec<Arc<PodInfo>>), NoRoom> {
         let refused = |why: &str, forget| NoRoom { why: why.to_owned(), forget };
         let Some(profile) = profile_of(&self.profiles, pod).filter(|p| p.preempts) else {
             return Err(refused("", false));
@@ -378,13 +381,24 @@ impl Scheduler {
         let q = Question { pod, profile, world: &*self.world, reserved: &self.reserved };
         let is_leaving = |p: &PodInfo| p.is_going || self.leaving.contains(&p.uid);
         preempt::may_preempt(q, &self.cluster, verdict, is_leaving).map_err(|why| refused(why, false))?;
+        let found = match preempt::find(q, &mut self.cluster, verdict, self.turn) {
+            Ok(found) => {
+                let agreed = extended::candidates(&self.extenders, &self.client, pod, &self.cluster, found).await;
+                let agreed = agreed.inspect_err(|error| {
+                    let error: &dyn std::error::Error = error;
+                    tracing::warn!(pod = %pod.key(), error, "no pods are asked to go");
+                });
+                agreed.map_err(|error| error.to_string())
+            }
+            Err(why) => Err(why),
+        };
         let candidate =
-            preempt::find(q, &mut self.cluster, verdict, self.turn).map_err(|why| NoRoom { why, forget: true });
+            found.and_then(|found| preempt::best(found).ok_or("no candidate node for preemption".to_owned()));
         let candidate = match candidate {
             Ok(candidate) => candidate,
-            Err(none) => {
+            Err(why) => {
                 self.cluster.nominate(pod.key(), None);
-                return Err(none);
+                return Err(NoRoom { why, forget: true });
             }
         };
         let name = self.cluster.node(candidate.node).name.to_string();

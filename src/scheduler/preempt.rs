@@ -22,10 +22,15 @@ pub(crate) struct Candidate {
     /// Who must go, the most important first.
     pub(crate) victims: Vec<Arc<PodInfo>>,
     /// How many of them a budget protects.
-    violations: usize,
+    pub(crate) violations: usize,
 }
 
 impl Candidate {
+    pub(crate) fn new(node: NodeId, mut victims: Vec<Arc<PodInfo>>, violations: usize) -> Self {
+        victims.sort_by_key(|p| Reverse(p.priority));
+        Self { node, victims, violations }
+    }
+
     /// What it costs, the least being the best.
     fn cost(&self) -> impl Ord + use<> {
         let highest = self.victims.iter().map(|v| v.priority).max().unwrap_or(i32::MIN);
@@ -62,7 +67,12 @@ pub(crate) fn may_preempt(
     Ok(())
 }
 
-/// The best node on which pods can make room.
+/// The best of nodes on which pods can make room.
+pub(crate) fn best(candidates: Vec<Candidate>) -> Option<Candidate> {
+    candidates.into_iter().min_by_key(Candidate::cost)
+}
+
+/// Nodes on which pods can make room: not all of them in a large cluster, but at least one.
 ///
 /// # Errors
 /// Why there is none, as Kubernetes words it.
@@ -71,7 +81,7 @@ pub(crate) fn find(
     cluster: &mut Cluster,
     verdict: &Verdict,
     turn: usize,
-) -> Result<Candidate, String> {
+) -> Result<Vec<Candidate>, String> {
     let open: Vec<NodeId> = verdict.refusals.iter().filter(|(_, r)| !r.is_final).map(|(id, _)| *id).collect();
     let (percent, least) = q.profile.candidates;
     let enough = (open.len() * percent / 100).max(least);
@@ -87,10 +97,11 @@ pub(crate) fn find(
             break;
         }
     }
-    found.into_iter().min_by_key(Candidate::cost).ok_or_else(|| {
-        let other = cluster.len() - reasons.len();
-        report::summary(cluster.len(), None, reasons.iter(), (other, "Preemption is not helpful for scheduling"))
-    })
+    if found.is_empty() {
+        let other = (cluster.len() - reasons.len(), "Preemption is not helpful for scheduling");
+        return Err(report::summary(cluster.len(), None, reasons.iter(), other));
+    }
+    Ok(found)
 }
 
 /// Whether the pod fits on the node as it is now.
@@ -131,8 +142,7 @@ fn on_node(q: Question<'_>, cluster: &mut Cluster, id: NodeId, budgets: &[Budget
         lower.iter().for_each(|p| cluster.put(p.clone(), id));
     }
     verdict?;
-    victims.sort_by_key(|p| Reverse(p.priority));
-    Ok(Candidate { node: id, victims, violations })
+    Ok(Candidate::new(id, victims, violations))
 }
 
 /// The pods whose going a budget would not allow, and the others.
@@ -177,7 +187,7 @@ mod tests {
         let q = Question { pod, profile: &profile, world: &Nothing, reserved: &reserved };
         let Err(verdict) = possible(q, cluster) else { return Err("it fits".into()) };
         let before: Vec<usize> = cluster.nodes().map(|(_, s, _)| s.pods.len()).collect();
-        let candidate = find(q, cluster, &verdict, 0);
+        let candidate = find(q, cluster, &verdict, 0).map(|all| best(all).unwrap());
         let after: Vec<usize> = cluster.nodes().map(|(_, s, _)| s.pods.len()).collect();
         assert_eq!(before, after, "what-ifs leave nothing");
         let candidate = candidate?;

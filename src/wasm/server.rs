@@ -19,7 +19,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tokio_util::task::TaskTracker;
 use wasmtime::{Engine, Store};
 use wasmtime_wasi::WasiCtxBuilder;
 use wasmtime_wasi_config::WasiConfigVariables;
@@ -244,51 +244,54 @@ impl Shared {
             .await
             .map_err(|_| Failure::Program("the server has ended".to_owned()))?;
         let mut store = self.store().map_err(|e| Failure::Program(e.to_string()))?;
-        let (sender, receiver) = oneshot::channel();
+        let (sender, mut receiver) = oneshot::channel();
         let mut view = store.data_mut().http();
         let given = view
             .new_incoming_request(Scheme::Http, request)
             .map_err(|e| Failure::Request(format!("the request cannot be understood: {e:#}")))?;
         let out = view.new_response_outparam(sender).map_err(|e| Failure::Program(format!("{e:#}")))?;
         let shared = Arc::clone(self);
-        let program = self.programs.spawn(async move {
+        // It computes in its connection's task, so most answers are there without anybody having been woken. While nobody has an
+        // answer it goes with the client that asked.
+        let mut program = Box::pin(async move {
             let asked = shared.meter.count(async {
                 let proxy = shared.pre.instantiate_async(&mut store).await?;
                 proxy.wasi_http_incoming_handler().call_handle(&mut store, given, out).await
             });
             let result = shared.given_up.run_until_cancelled(asked).await.unwrap_or(Ok(()));
             let failure = result.err().map(|e| trap_of(&e, &store.data().limiter).to_string());
-            // The sender of the answer goes with the store, so it must go before this is waited for.
+            // The sender of the answer goes with the store, so it must go before the answer is waited for.
             drop(store);
             drop(place);
             failure
         });
-        // While nobody has an answer the program goes with the client that asked.
-        let program = AbortOnDropHandle::new(program);
-        match receiver.await {
-            Ok(answer) => {
-                // From here on it may finish what it does, and tells of its failures itself.
-                self.watch(program.detach());
+        let (answer, failure) = tokio::select! {
+            biased;
+            failure = &mut program => (receiver.try_recv().ok(), failure),
+            answer = &mut receiver => match answer {
+                Ok(answer) => {
+                    // From here on it may finish what it does.
+                    let shared = Arc::clone(self);
+                    self.programs.spawn(async move { shared.tell(program.await) });
+                    (Some(answer), None)
+                }
+                Err(_) => (None, program.await),
+            },
+        };
+        match answer {
+            Some(answer) => {
+                self.tell(failure);
                 answer.map_err(Failure::Said)
             }
-            Err(_) => Err(Failure::Program(match program.await {
-                Ok(Some(trap)) => trap,
-                Ok(None) => "it gave no answer".to_owned(),
-                Err(e) => e.to_string(),
-            })),
+            None => Err(Failure::Program(failure.unwrap_or_else(|| "it gave no answer".to_owned()))),
         }
     }
 
-    fn watch(&self, program: tokio::task::JoinHandle<Option<String>>) {
-        if program.is_finished() {
-            return;
+    /// Tells of a program that failed when its answer had begun, which nobody else can.
+    fn tell(&self, failure: Option<String>) {
+        if let Some(trap) = failure {
+            self.stdio.stderr.line(&format!("after its answer had begun: {trap}"));
         }
-        let stderr = self.stdio.stderr.clone();
-        self.programs.spawn(async move {
-            if let Ok(Some(trap)) = program.await {
-                stderr.line(&format!("after its answer had begun: {trap}"));
-            }
-        });
     }
 
     fn store(&self) -> Result<Store<ComponentHost>, PrepareError> {

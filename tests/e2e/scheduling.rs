@@ -297,7 +297,7 @@ fn profiles_and_extenders_are_obeyed() {
         "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\nprofiles:\n- {schedulerName: default-scheduler}\n\
          - schedulerName: packer\n  plugins: {score: {disabled: [{name: '*'}], enabled: [{name: NodeResourcesFit, weight: 1}]}}\n\
          \x20 pluginConfig: [{name: NodeResourcesFit, args: {scoringStrategy: {type: MostAllocated, resources: [{name: cpu, weight: 1}]}}}]\n\
-         extenders:\n- {urlPrefix: 'http://127.0.0.1:9999', filterVerb: filter, prioritizeVerb: prioritize, weight: 100, nodeCacheCapable: true, httpTimeout: 2s,\n\
+         extenders:\n- {urlPrefix: 'http://127.0.0.1:9999', filterVerb: filter, prioritizeVerb: prioritize, preemptVerb: preempt, weight: 100, nodeCacheCapable: true, httpTimeout: 2s,\n\
          \x20  managedResources: [{name: example.com/gpu, ignoredByScheduler: true}]}\n",
     )
     .unwrap();
@@ -330,9 +330,16 @@ fn profiles_and_extenders_are_obeyed() {
         s.spawn(|| {
             extender(&listener, |verb, args| match verb {
                 "filter" => {
-                    let names = args["nodenames"].as_array().unwrap();
+                    // the names as Go has them, and another case in the answer, which Go reads all the same
+                    let names = args["NodeNames"].as_array().unwrap();
                     let left: Vec<&Value> = names.iter().filter(|n| *n != "pack-1").collect();
-                    json!({"nodenames": left, "failedNodes": {"pack-1": "no driver there"}, "error": ""})
+                    json!({"nodenames": left, "FailedNodes": {"pack-1": "no driver there"}, "error": ""})
+                }
+                // of both nodes where there would be room it wants the one with the more important victim
+                "preempt" => {
+                    let offered = args["NodeNameToMetaVictims"].as_object().unwrap();
+                    assert!(offered.len() == 2 && offered["pack-3"]["Pods"].as_array().unwrap().len() == 1, "{args}");
+                    json!({"NodeNameToMetaVictims": {"pack-2": offered["pack-2"]}})
                 }
                 _ => json!([{"host": "pack-2", "score": 0}, {"host": "pack-3", "score": 10}]),
             });
@@ -348,6 +355,26 @@ fn profiles_and_extenders_are_obeyed() {
             ),
         );
         waits_because(&space, "picky", "1 no driver there");
+        // who may go for another is a matter of the extender, too
+        for (name, node, gpus, priority) in [("low-2", "pack-2", 4, 10), ("low-3", "pack-3", 3, 5)] {
+            cluster.apply(
+                &json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
+                "metadata": {"name": name}, "value": priority})
+                .to_string(),
+            );
+            let there =
+                format!("nodeSelector: {{pool: pack, kubernetes.io/hostname: {node}}}, priorityClassName: {name}");
+            pod(&space, name, "", &format!("{there}, {}", asking(&format!("example.com/gpu: '{gpus}'"))));
+            node_of(&space, name);
+        }
+        cluster.apply(
+            &json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
+            "metadata": {"name": "urgent"}, "value": 100})
+            .to_string(),
+        );
+        pod(&space, "urgent", "", &format!("{there}, priorityClassName: urgent, {}", asking("example.com/gpu: '3'")));
+        assert_eq!(node_of(&space, "urgent"), "pack-2");
+        assert_eq!(node_of(&space, "low-3"), "pack-3", "stays where it is");
         cluster.inside(|| {
             let mut stop = std::net::TcpStream::connect("127.0.0.1:9999").unwrap();
             stop.write_all(b"POST /stop HTTP/1.1\r\ncontent-length: 0\r\n\r\n").unwrap();

@@ -14,6 +14,10 @@ const MAX_AGE: Duration = Duration::from_secs(300);
 const MAX_ENTRIES: usize = 4096;
 /// No more bytes than this are remembered (values are shared with whoever else has them).
 const MAX_BYTES: usize = 4 << 20;
+/// Keys that expire have no more bytes than this together; those that have the least time left go early. Some 4,000 Events.
+pub(super) const MAX_EXPIRING: usize = 4 << 20;
+/// To how many bytes they are brought then, so that not each further one takes another's place.
+const ENOUGH_EXPIRING: usize = MAX_EXPIRING / 8 * 7;
 /// A watcher that is so many transactions behind is ended.
 const MAX_LAG: usize = 1024;
 
@@ -36,6 +40,8 @@ pub(super) struct Memory {
     history_bytes: usize,
     expiries: BTreeSet<(Instant, Bytes)>,
     expires: BTreeMap<Bytes, Instant>,
+    /// What the keys that expire take.
+    expiring_bytes: usize,
     watchers: Vec<mpsc::Sender<Result<Arc<EventBatch>>>>,
 }
 
@@ -49,6 +55,7 @@ impl Memory {
             history_bytes: 0,
             expiries: BTreeSet::new(),
             expires: BTreeMap::new(),
+            expiring_bytes: 0,
             watchers: Vec::new(),
         }
     }
@@ -122,7 +129,6 @@ impl Memory {
         if batch.events.is_empty() {
             return;
         }
-        let size = |kv: &KeyValue| kv.key.len() + kv.value.len();
         let old: usize = before.iter().map(|(k, b)| k.len() + b.as_ref().map_or(0, size)).sum();
         let new: usize = batch.events.iter().map(|e| if let Event::Put(kv) = e { size(kv) } else { 0 }).sum();
         let batch = Arc::new(batch);
@@ -153,15 +159,22 @@ impl Memory {
         if let Some(at) = expires {
             self.expiries.insert((at, kv.key.clone()));
             self.expires.insert(kv.key.clone(), at);
+            self.expiring_bytes += size(&kv);
         }
         self.volatile.insert(kv.key.clone(), kv);
     }
 
     pub(super) fn remove_volatile(&mut self, key: &Bytes) {
-        self.volatile.remove(key);
+        let removed = self.volatile.remove(key);
         if let Some(at) = self.expires.remove(key) {
             self.expiries.remove(&(at, key.clone()));
+            self.expiring_bytes -= removed.as_ref().map_or(0, size);
         }
+    }
+
+    /// Whether keys that expire have to go early.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.expiring_bytes > MAX_EXPIRING
     }
 
     /// When the next volatile key expires.
@@ -169,8 +182,19 @@ impl Memory {
         self.expiries.first().map(|(at, _)| *at)
     }
 
-    /// The volatile keys whose time is over.
+    /// The volatile keys whose time is over, or is said to be because there are too many.
     pub(super) fn expired(&self, now: Instant) -> Vec<Bytes> {
-        self.expiries.iter().take_while(|(at, _)| *at <= now).map(|(_, key)| key.clone()).collect()
+        let mut excess = if self.is_crowded() { self.expiring_bytes - ENOUGH_EXPIRING } else { 0 };
+        let goes = |(at, key): &&(Instant, Bytes)| {
+            let early = excess > 0;
+            excess = excess.saturating_sub(self.volatile.get(key).map_or(0, size));
+            early || *at <= now
+        };
+        self.expiries.iter().take_while(goes).map(|(_, key)| key.clone()).collect()
     }
+}
+
+/// What a key takes, in bytes.
+fn size(kv: &KeyValue) -> usize {
+    kv.key.len() + kv.value.len()
 }

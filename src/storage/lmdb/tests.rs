@@ -1,7 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 use super::*;
 use crate::suite::{Backend, VOLATILE, committed, key, put, remembers_from, suite};
-use crate::types::{Class, Op};
+use crate::types::{Class, Event, Op};
 use std::time::Duration;
 
 /// A directory with a store.
@@ -30,6 +30,32 @@ async fn volatile_changes_write_next_to_nothing() {
     let stats = store.stats().await.unwrap();
     assert!(stats.commits <= 2, "{} commits", stats.commits);
     assert_eq!((stats.keys, stats.volatile_keys), (0, 1));
+}
+
+/// An Event lives for an hour; whoever makes many must not fill the memory of a small machine.
+#[tokio::test]
+async fn what_expires_goes_early_when_there_is_too_much_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Lmdb::open(dir.path()).unwrap();
+    let value = "x".repeat(100 << 10);
+    let mut watcher = store.watch(b"", store.revision()).await.unwrap();
+    let long = Class::Volatile { ttl: Some(Duration::from_secs(3600)) };
+    committed(&store, put("/stays", &value, VOLATILE, 0)).await;
+    for i in 0..60 {
+        committed(&store, put(&format!("/e/{i:02}"), &value, long, 0)).await;
+    }
+    // the writer removes right after what made it too much, and before the next
+    committed(&store, put("/last", "x", VOLATILE, 0)).await;
+    let left = store.list(ListRequest { prefix: "/e/".into(), ..ListRequest::default() }).await.unwrap().items;
+    let bytes: usize = left.iter().map(|kv| kv.key.len() + kv.value.len()).sum();
+    assert!(bytes <= memory::MAX_EXPIRING && left.len() > 30, "{} of {bytes} bytes", left.len());
+    assert_eq!(left.last().map(|kv| kv.key.clone()), Some("/e/59".into()), "the eldest go");
+    assert!(store.get(b"/stays").await.unwrap().is_some(), "what does not expire stays");
+    let mut gone = 0;
+    while gone + left.len() < 60 {
+        let batch = watcher.next().await.unwrap();
+        gone += batch.events.iter().filter(|e| matches!(e, Event::Delete { .. })).count();
+    }
 }
 
 #[tokio::test]

@@ -110,6 +110,9 @@ impl Writer {
                         requests.push(Request { transaction, done: Some(done) });
                     }
                     self.work(&mut requests);
+                    if self.shared.memory.read().is_crowded() {
+                        self.expire();
+                    }
                 }
                 Err(RecvTimeoutError::Timeout) => self.expire(),
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -143,7 +146,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Removes volatile keys whose time is over.
+    /// Removes volatile keys whose time is over, and those for which there is no room.
     fn expire(&mut self) {
         let shared = self.shared.clone();
         let mut memory = shared.memory.write();
