@@ -463,6 +463,14 @@ mod tests {
     }
 
     #[test]
+    fn what_an_extender_counts_nobody_else_does() {
+        let text = "{apiVersion: kubescheduler.config.k8s.io/v1, kind: KubeSchedulerConfiguration, extenders: [{urlPrefix: 'http://x', \
+            managedResources: [{name: a/x, ignoredByScheduler: true}, {name: a/y}]}]}";
+        let config = Config::parse(text).unwrap();
+        assert!(config.profiles.iter().all(|p| p.resources.ignored == ["a/x"]) && config.profiles.len() == 1);
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         for (profile, want) in [
             ("{plugins: {filter: {disabled: [{name: NodePort}]}}}", "profiles[0]: there is no plugin \"NodePort\""),

@@ -298,7 +298,7 @@ fn profiles_and_extenders_are_obeyed() {
          - schedulerName: packer\n  plugins: {score: {disabled: [{name: '*'}], enabled: [{name: NodeResourcesFit, weight: 1}]}}\n\
          \x20 pluginConfig: [{name: NodeResourcesFit, args: {scoringStrategy: {type: MostAllocated, resources: [{name: cpu, weight: 1}]}}}]\n\
          extenders:\n- {urlPrefix: 'http://127.0.0.1:9999', filterVerb: filter, prioritizeVerb: prioritize, preemptVerb: preempt, weight: 100, nodeCacheCapable: true, httpTimeout: 2s,\n\
-         \x20  managedResources: [{name: example.com/gpu, ignoredByScheduler: true}]}\n",
+         \x20  managedResources: [{name: example.com/gpu}]}\n",
     )
     .unwrap();
     cluster.add_flag(format!("--kube-scheduler-config={}", file.display()));
