@@ -1,7 +1,7 @@
 //! The commands and flags.
 
 use crate::columns::Columns;
-use crate::jsonpath::Template;
+use edge_api::jsonpath::Template;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::sync::Arc;

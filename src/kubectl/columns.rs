@@ -1,7 +1,7 @@
 //! `-o custom-columns=NAME:.metadata.name,…`
 
 use crate::error::Error;
-use crate::jsonpath::{Template, text};
+use edge_api::jsonpath::{Template, text};
 use crate::print;
 use serde_json::Value;
 
