@@ -113,7 +113,10 @@ pub(crate) fn validate(info: &ResourceInfo, object: &Object, errors: &mut ErrorL
         let path = path.child("finalizers");
         if let Err(why) = names::qualified_name(finalizer) {
             errors.invalid(&path, &finalizer.into(), &why);
-        } else if strict && !finalizer.contains('/') && !matches!(finalizer, "orphan" | "foregroundDeletion" | "kubernetes") {
+        } else if strict
+            && !finalizer.contains('/')
+            && !matches!(finalizer, "orphan" | "foregroundDeletion" | "kubernetes")
+        {
             errors.invalid(
                 &path,
                 &finalizer.into(),

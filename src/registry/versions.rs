@@ -116,7 +116,8 @@ impl Registry {
         if converted.len() != count {
             return Err(Status::internal("a conversion webhook gave another number of objects back"));
         }
-        let object = |value| Object::from_value(value).map_err(|_| Status::internal("a conversion webhook gave no object back"));
+        let object =
+            |value| Object::from_value(value).map_err(|_| Status::internal("a conversion webhook gave no object back"));
         converted.into_iter().map(object).collect()
     }
 }

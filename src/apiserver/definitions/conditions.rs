@@ -14,9 +14,6 @@ pub(super) struct Head {
     spec: Spec,
     #[serde(default)]
     status: Status,
-    /// Whether its objects are being deleted.
-    #[serde(skip)]
-    pub(super) being_cleaned: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -146,7 +143,9 @@ impl Head {
         let is_so = judgement.accepted == *has
             && judgement.established == self.is("Established")
             && self.condition("Established").is_some()
-            && self.condition("NamesAccepted").is_some_and(|c| judgement.names_condition() == (c.status == "True", &c.reason, &c.message));
+            && self
+                .condition("NamesAccepted")
+                .is_some_and(|c| judgement.names_condition() == (c.status == "True", &c.reason, &c.message));
         (!is_so).then_some(judgement)
     }
 }
@@ -212,9 +211,18 @@ mod tests {
         let mut object = definition();
         head(&object).judged(&Taken::default()).unwrap().write(&mut object);
         let status = &object.pointer("/status").unwrap();
-        assert_eq!(status["acceptedNames"], json!({"plural": "foos", "singular": "foo", "shortNames": ["f"], "kind": "Foo", "listKind": "FooList"}));
-        assert_eq!((&status["conditions"][0]["type"], &status["conditions"][0]["reason"]), (&json!("NamesAccepted"), &json!("NoConflicts")));
-        assert_eq!((&status["conditions"][1]["type"], &status["conditions"][1]["status"]), (&json!("Established"), &json!("True")));
+        assert_eq!(
+            status["acceptedNames"],
+            json!({"plural": "foos", "singular": "foo", "shortNames": ["f"], "kind": "Foo", "listKind": "FooList"})
+        );
+        assert_eq!(
+            (&status["conditions"][0]["type"], &status["conditions"][0]["reason"]),
+            (&json!("NamesAccepted"), &json!("NoConflicts"))
+        );
+        assert_eq!(
+            (&status["conditions"][1]["type"], &status["conditions"][1]["status"]),
+            (&json!("Established"), &json!("True"))
+        );
         assert!(head(&object).judged(&Taken::default()).is_none());
         assert!(head(&object).has_all_names());
     }
@@ -233,7 +241,10 @@ mod tests {
             let mut object = definition();
             head(&object).judged(&taken).unwrap().write(&mut object);
             let conditions = object.pointer("/status/conditions").unwrap();
-            assert_eq!((&conditions[0]["status"], &conditions[0]["reason"], &conditions[0]["message"]), (&json!("False"), &json!(reason), &json!(says)));
+            assert_eq!(
+                (&conditions[0]["status"], &conditions[0]["reason"], &conditions[0]["message"]),
+                (&json!("False"), &json!(reason), &json!(says))
+            );
             assert_eq!((&conditions[1]["status"], &conditions[1]["reason"]), (&json!("False"), &json!("NotAccepted")));
             assert!(head(&object).judged(&taken).is_none(), "nothing more to say");
             assert!(head(&object).judged(&Taken::default()).is_some(), "the names have become free");

@@ -17,7 +17,7 @@ use edge_api::{Object, Status};
 use edge_registry::custom::{CLEANUP, DEFINITIONS};
 use edge_registry::{EventKind, ListOptions, Target, WatchEvent, WatchOptions, WatchStream};
 use futures::StreamExt;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -32,11 +32,13 @@ pub(crate) struct Definitions {
     known: BTreeMap<String, Head>,
     /// Deletions under way; they give the name back.
     cleaning: JoinSet<String>,
+    /// Which those are.
+    busy: BTreeSet<String>,
 }
 
 impl Definitions {
     pub(crate) fn new(server: Arc<Server>) -> Self {
-        Self { server, known: BTreeMap::new(), cleaning: JoinSet::new() }
+        Self { server, known: BTreeMap::new(), cleaning: JoinSet::new(), busy: BTreeSet::new() }
     }
 
     /// Follows until the server stops.
@@ -55,7 +57,7 @@ impl Definitions {
                     let event = tokio::select! {
                         event = events.next() => event,
                         Some(done) = self.cleaning.join_next() => {
-                            self.cleaned(done.unwrap_or_default());
+                            self.busy.remove(&done.unwrap_or_default());
                             continue;
                         }
                     };
@@ -112,7 +114,7 @@ impl Definitions {
     async fn reconcile(&mut self, name: &str) {
         let Some(head) = self.known.get(name) else { return };
         if head.is_terminating() {
-            if head.has_finalizer(CLEANUP) && !head.being_cleaned {
+            if head.has_finalizer(CLEANUP) && self.busy.insert(name.to_owned()) {
                 self.clean(name);
             }
             return;
@@ -158,9 +160,6 @@ impl Definitions {
     }
 
     fn clean(&mut self, name: &str) {
-        if let Some(head) = self.known.get_mut(name) {
-            head.being_cleaned = true;
-        }
         let (server, name) = (self.server.clone(), name.to_owned());
         self.cleaning.spawn(async move {
             while let Err(error) = cleanup::run(&server, &name).await {
@@ -169,12 +168,6 @@ impl Definitions {
             }
             name
         });
-    }
-
-    fn cleaned(&mut self, name: String) {
-        if let Some(head) = self.known.get_mut(&name) {
-            head.being_cleaned = false;
-        }
     }
 }
 

@@ -44,12 +44,14 @@ impl Converter for WebhookConverter {
         let what = objects.first().map(describe).unwrap_or_default();
         let failed = |why: String| Status::internal(format!("conversion webhook for {what} failed: {why}"));
         let understood = REVIEWS.iter().find(|v| webhook.review_versions.iter().any(|r| r == **v));
-        let version = understood.ok_or_else(|| failed("it understands no version of ConversionReview that edge has".to_owned()))?;
+        let version = understood
+            .ok_or_else(|| failed("it understands no version of ConversionReview that edge has".to_owned()))?;
         let uid = format!("{:016x}{:016x}", RandomState::new().hash_one(0u8), RandomState::new().hash_one(1u8));
         let review = json!({"apiVersion": format!("apiextensions.k8s.io/{version}"), "kind": "ConversionReview",
             "request": {"uid": uid, "desiredAPIVersion": desired, "objects": objects}});
         let asked = tokio::time::timeout(PATIENCE, ask(&server, webhook, review.to_string().into())).await;
-        let answer = asked.map_err(|_| failed(format!("no answer within {} s", PATIENCE.as_secs())))?.map_err(failed)?;
+        let answer =
+            asked.map_err(|_| failed(format!("no answer within {} s", PATIENCE.as_secs())))?.map_err(failed)?;
         let Value::Object(mut review) = review else { return Ok(Vec::new()) };
         let objects = review.get_mut("request").and_then(|r| r.get_mut("objects")).map(Value::take).unwrap_or_default();
         let Value::Array(objects) = objects else { return Ok(Vec::new()) };
@@ -77,7 +79,11 @@ fn converted(review: Value, uid: &str, desired: &str, before: Vec<Value>) -> Res
         return Err(format!("returned {} objects, expected {}", after.len(), before.len()));
     }
     let pairs = before.into_iter().zip(after).enumerate();
-    pairs.map(|(i, (before, after))| restored(before, after, desired).map_err(|why| format!("invalid converted object at index {i}: {why}"))).collect()
+    pairs
+        .map(|(i, (before, after))| {
+            restored(before, after, desired).map_err(|why| format!("invalid converted object at index {i}: {why}"))
+        })
+        .collect()
 }
 
 /// The converted object with the metadata of the one before: a webhook may change labels and annotations only.
@@ -183,7 +189,10 @@ mod tests {
         let before = || vec![object("v1", json!({"spec": 1}))];
         let take = |objects: Value| converted(answer(objects), "1", "a.b/v2", before());
         let good = take(json!([object("v2", json!({"spec": 2, "metadata": {"name": "x", "namespace": "n", "uid": "u", "labels": {"l": "1"}, "finalizers": []}}))])).unwrap();
-        assert_eq!(good[0]["metadata"], json!({"name": "x", "namespace": "n", "uid": "u", "labels": {"l": "1"}, "finalizers": ["f"]}));
+        assert_eq!(
+            good[0]["metadata"],
+            json!({"name": "x", "namespace": "n", "uid": "u", "labels": {"l": "1"}, "finalizers": ["f"]})
+        );
         assert_eq!(good[0]["spec"], 2);
         for (objects, says) in [
             (json!([]), "returned 0 objects, expected 1"),

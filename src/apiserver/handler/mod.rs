@@ -65,8 +65,7 @@ pub(crate) async fn handle(
         _ => Scope::One,
     };
     let protobuf = row.custom.is_none();
-    let accepted =
-        accept_of(&parts.headers, scope, query.optional_flag("pretty"), info.verb == "watch", protobuf)?;
+    let accepted = accept_of(&parts.headers, scope, query.optional_flag("pretty"), info.verb == "watch", protobuf)?;
     let field_manager = field_manager(query, &parts.headers);
     let context = Context { server, user, info, query, row: &row, headers: &parts.headers, accepted, field_manager };
     if let Some(review) = reviews::Review::of(info) {

@@ -105,7 +105,9 @@ impl Hub {
         for source in definitions.all() {
             let name = source.name();
             let known = self.catalog.defined(name);
-            let Some(defined) = Defined::read(&source, known.as_deref()).filter(|_| !self.is_taken(name)) else { continue };
+            let Some(defined) = Defined::read(&source, known.as_deref()).filter(|_| !self.is_taken(name)) else {
+                continue;
+            };
             gone.remove(name);
             if known.is_none_or(|known| known.fingerprint != defined.fingerprint) {
                 self.replace(&defined, Vec::new(), 0);

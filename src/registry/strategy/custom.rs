@@ -3,8 +3,7 @@
 use super::Strategy;
 use edge_api::Object;
 
-pub(crate) static STRATEGY: Strategy =
-    Strategy { generation: true, unconditional_update: false, ..Strategy::DEFAULT };
+pub(crate) static STRATEGY: Strategy = Strategy { generation: true, unconditional_update: false, ..Strategy::DEFAULT };
 
 /// What `/status` may change: the status alone, and who has written it.
 pub(crate) fn status_only(new: &mut Object, live: &Object) {
@@ -32,7 +31,8 @@ mod tests {
     #[test]
     fn a_status_brings_nothing_else() {
         let live = json!({"kind": "A", "metadata": {"name": "a", "labels": {"l": "1"}, "managedFields": [1]}, "spec": {"x": 1}, "extra": 1, "status": {"s": 1}});
-        let new = json!({"kind": "A", "metadata": {"name": "a", "managedFields": [2]}, "spec": {"x": 2}, "status": {"s": 2}});
+        let new =
+            json!({"kind": "A", "metadata": {"name": "a", "managedFields": [2]}, "spec": {"x": 2}, "status": {"s": 2}});
         let mut new = Object::from_value(new).unwrap();
         status_only(&mut new, &Object::from_value(live).unwrap());
         let expected = json!({"kind": "A", "metadata": {"name": "a", "labels": {"l": "1"}, "managedFields": [2]}, "spec": {"x": 1}, "extra": 1, "status": {"s": 2}});

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::{
     ApiResourceInfo, Flavour, names,
     parameters::{self, parameter, query},
-    schemas::{meta_name, reference, unknown_name},
+    schemas::{list_name, meta_name, reference, unknown_name},
 };
 use crate::Shape;
 
@@ -165,7 +165,10 @@ fn scoped(resource: &ApiResourceInfo<'_>, kind: &str) -> String {
 }
 
 fn list<'a>(resource: &ApiResourceInfo<'_>, object: &str) -> Operation<'a> {
-    let answer = resource.list_ty().and_then(|ty| ty.name()).map_or_else(|| kind_name(resource), str::to_owned);
+    let answer = match resource.published {
+        Some(published) => list_name(resource, published),
+        None => resource.list_ty().and_then(|ty| ty.name()).map_or_else(|| kind_name(resource), str::to_owned),
+    };
     Operation {
         verb: "list",
         id: operation_id("list", resource, object),

@@ -59,7 +59,8 @@ pub fn check(schema: &Value, status: bool, at: &Path, errors: &mut ErrorList) {
 fn check_root(map: &Map<String, Value>, at: &Path, errors: &mut ErrorList) {
     let ty = text(map, "type");
     if !ty.is_empty() && ty != "object" {
-        let detail = "only \"object\" is allowed as the type at the root of the schema if the status subresource is enabled";
+        let detail =
+            "only \"object\" is allowed as the type at the root of the schema if the status subresource is enabled";
         errors.invalid(&at.child("type"), &ty.into(), detail);
     }
     let preserves = |name: &str| name == "x-kubernetes-preserve-unknown-fields" || name == "x-kubernetes-map-type";
@@ -108,8 +109,11 @@ fn structural(map: &Map<String, Value>, level: Level, depth: usize, at: &Path, e
             structural(additional, Level::Field, depth + 1, &at, errors);
         }
     }
-    let (int_or_string, preserves) = (is(map, "x-kubernetes-int-or-string"), is(map, "x-kubernetes-preserve-unknown-fields"));
-    for (name, wrong) in [("x-kubernetes-preserve-unknown-fields", preserves), ("x-kubernetes-embedded-resource", embedded)] {
+    let (int_or_string, preserves) =
+        (is(map, "x-kubernetes-int-or-string"), is(map, "x-kubernetes-preserve-unknown-fields"));
+    for (name, wrong) in
+        [("x-kubernetes-preserve-unknown-fields", preserves), ("x-kubernetes-embedded-resource", embedded)]
+    {
         if int_or_string && wrong {
             errors.invalid(&at.child(name), &true.into(), "must be false if x-kubernetes-int-or-string is true");
         }
@@ -134,7 +138,8 @@ fn structural(map: &Map<String, Value>, level: Level, depth: usize, at: &Path, e
         errors.invalid(&at.child("type"), &ty.into(), "must be object at the root");
     }
     if embedded && !preserves && object(map, "properties").next().is_none() {
-        let detail = "must not be empty if x-kubernetes-embedded-resource is true without x-kubernetes-preserve-unknown-fields";
+        let detail =
+            "must not be empty if x-kubernetes-embedded-resource is true without x-kubernetes-preserve-unknown-fields";
         errors.required(&at.child("properties"), detail);
     }
     if level == Level::Root || embedded {
@@ -159,8 +164,7 @@ fn meta(map: &Map<String, Value>, level: Level, at: &Path, errors: &mut ErrorLis
     let only_names = object(metadata, "properties").all(|(name, _)| matches!(name.as_str(), "name" | "generateName"));
     let others = metadata.keys().any(|k| !matches!(k.as_str(), "type" | "properties" | "description" | "title"));
     if level == Level::Root && (!only_names || others) {
-        let detail =
-            "must not specify anything other than name and generateName, but metadata is implicitly specified";
+        let detail = "must not specify anything other than name and generateName, but metadata is implicitly specified";
         errors.forbidden(&at, detail);
     }
 }
@@ -248,7 +252,11 @@ fn any(map: &Map<String, Value>, depth: usize, at: &Path, errors: &mut ErrorList
     if ty == "null" {
         errors.forbidden(&at.child("type"), "type cannot be set to null, use nullable as an alternative");
     } else if !ty.is_empty() && super::Type::parse(ty).is_none() {
-        errors.not_supported(&at.child("type"), &ty.into(), &["array", "boolean", "integer", "number", "object", "string"]);
+        errors.not_supported(
+            &at.child("type"),
+            &ty.into(),
+            &["array", "boolean", "integer", "number", "object", "string"],
+        );
     }
     if map.get("items").is_some_and(Value::is_array) {
         errors.forbidden(&at.child("items"), "items must be a schema object and not an array");
@@ -524,43 +532,105 @@ mod tests {
             (json!({"type": "null"}), "use nullable as an alternative"),
             (json!({"type": "array"}), "s.properties[a].items: Required value: must be specified"),
             (json!({"type": "array", "items": [{"type": "string"}]}), "items must be a schema object and not an array"),
-            (json!({"type": "array", "items": {}}), "items.type: Required value: must not be empty for specified array items"),
+            (
+                json!({"type": "array", "items": {}}),
+                "items.type: Required value: must not be empty for specified array items",
+            ),
             (json!({"type": "object", "$ref": "#/x"}), "s.properties[a].$ref: Forbidden: $ref is not supported"),
-            (json!({"type": "array", "uniqueItems": true, "items": {"type": "string"}}), "runtime complexity becomes quadratic"),
+            (
+                json!({"type": "array", "uniqueItems": true, "items": {"type": "string"}}),
+                "runtime complexity becomes quadratic",
+            ),
             (json!({"type": "string", "pattern": "("}), "must be a valid regular expression, but isn't: "),
-            (json!({"type": "string", "pattern": "((a{1000}){1000}){1000}"}), "must be a valid regular expression, but isn't: "),
-            (json!({"type": "integer", "default": "x"}), "s.properties[a].default: Invalid value: \"string\": s.properties[a].default in body must be of type integer"),
+            (
+                json!({"type": "string", "pattern": "((a{1000}){1000}){1000}"}),
+                "must be a valid regular expression, but isn't: ",
+            ),
+            (
+                json!({"type": "integer", "default": "x"}),
+                "s.properties[a].default: Invalid value: \"string\": s.properties[a].default in body must be of type integer",
+            ),
             (json!({"type": "object", "default": {"x": 1}}), "must not have unknown fields"),
-            (json!({"type": "string", "allOf": [{"type": "string"}]}), "s.properties[a].allOf[0].type: Forbidden: must be empty to be structural"),
-            (json!({"type": "string", "not": {"default": 1}}), "not.default: Forbidden: must be undefined to be structural"),
-            (json!({"type": "string", "anyOf": [{"nullable": true}]}), "anyOf[0].nullable: Forbidden: must be false to be structural"),
-            (json!({"type": "object", "properties": {"b": {"type": "string"}}, "additionalProperties": {"type": "string"}}), "mutual exclusive"),
+            (
+                json!({"type": "string", "allOf": [{"type": "string"}]}),
+                "s.properties[a].allOf[0].type: Forbidden: must be empty to be structural",
+            ),
+            (
+                json!({"type": "string", "not": {"default": 1}}),
+                "not.default: Forbidden: must be undefined to be structural",
+            ),
+            (
+                json!({"type": "string", "anyOf": [{"nullable": true}]}),
+                "anyOf[0].nullable: Forbidden: must be false to be structural",
+            ),
+            (
+                json!({"type": "object", "properties": {"b": {"type": "string"}}, "additionalProperties": {"type": "string"}}),
+                "mutual exclusive",
+            ),
             (json!({"type": "object", "x-kubernetes-preserve-unknown-fields": false}), "must be true or undefined"),
-            (json!({"type": "string", "x-kubernetes-list-type": "set"}), "must be array if x-kubernetes-list-type is specified"),
-            (json!({"type": "array", "items": {"type": "string"}, "x-kubernetes-list-type": "bag"}), "Unsupported value: \"bag\": supported values: \"atomic\", \"set\", \"map\""),
-            (json!({"type": "array", "items": {"type": "string"}, "x-kubernetes-list-map-keys": ["x"]}), "must be map if x-kubernetes-list-map-keys is non-empty"),
-            (json!({"type": "array", "items": {"type": "object"}, "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["x"]}), "entries must all be names of item properties"),
-            (json!({"type": "array", "items": {"type": "object", "properties": {"x": {"type": "string"}}}, "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["x"]}), "it must have a default or be a required property"),
-            (json!({"type": "array", "items": {"type": "object"}, "x-kubernetes-list-type": "set"}), "must be atomic as item of a list"),
-            (json!({"x-kubernetes-embedded-resource": true}), "must be object if x-kubernetes-embedded-resource is true"),
-            (json!({"type": "string", "x-kubernetes-validations": [{}]}), "x-kubernetes-validations[0].rule: Required value: rule is not specified"),
-            (json!({"type": "string", "x-kubernetes-validations": [{"rule": "a", "message": "a\nb"}]}), "must not contain line breaks"),
+            (
+                json!({"type": "string", "x-kubernetes-list-type": "set"}),
+                "must be array if x-kubernetes-list-type is specified",
+            ),
+            (
+                json!({"type": "array", "items": {"type": "string"}, "x-kubernetes-list-type": "bag"}),
+                "Unsupported value: \"bag\": supported values: \"atomic\", \"set\", \"map\"",
+            ),
+            (
+                json!({"type": "array", "items": {"type": "string"}, "x-kubernetes-list-map-keys": ["x"]}),
+                "must be map if x-kubernetes-list-map-keys is non-empty",
+            ),
+            (
+                json!({"type": "array", "items": {"type": "object"}, "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["x"]}),
+                "entries must all be names of item properties",
+            ),
+            (
+                json!({"type": "array", "items": {"type": "object", "properties": {"x": {"type": "string"}}}, "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["x"]}),
+                "it must have a default or be a required property",
+            ),
+            (
+                json!({"type": "array", "items": {"type": "object"}, "x-kubernetes-list-type": "set"}),
+                "must be atomic as item of a list",
+            ),
+            (
+                json!({"x-kubernetes-embedded-resource": true}),
+                "must be object if x-kubernetes-embedded-resource is true",
+            ),
+            (
+                json!({"type": "string", "x-kubernetes-validations": [{}]}),
+                "x-kubernetes-validations[0].rule: Required value: rule is not specified",
+            ),
+            (
+                json!({"type": "string", "x-kubernetes-validations": [{"rule": "a", "message": "a\nb"}]}),
+                "must not contain line breaks",
+            ),
         ] {
             let found = property(p.clone());
             assert!(found.contains(says), "{p}: {found}");
         }
         for (root, says) in [
             (json!(null), "schemas are required"),
-            (json!({"type": "array", "items": {"type": "string"}}), "s.type: Invalid value: \"array\": must be object at the root"),
+            (
+                json!({"type": "array", "items": {"type": "string"}}),
+                "s.type: Invalid value: \"array\": must be object at the root",
+            ),
             (json!({"type": "object", "nullable": true}), "nullable cannot be true at the root"),
             (json!({"type": "object", "additionalProperties": true}), "must not be used at the root"),
-            (json!({"type": "object", "properties": {"metadata": {"type": "object", "properties": {"labels": {"type": "object"}}}}}), "must not specify anything other than name"),
-            (json!({"type": "object", "properties": {"kind": {"type": "integer"}}}), "properties[kind].type: Invalid value: \"integer\": must be string"),
+            (
+                json!({"type": "object", "properties": {"metadata": {"type": "object", "properties": {"labels": {"type": "object"}}}}}),
+                "must not specify anything other than name",
+            ),
+            (
+                json!({"type": "object", "properties": {"kind": {"type": "integer"}}}),
+                "properties[kind].type: Invalid value: \"integer\": must be string",
+            ),
         ] {
             let found = of(root.clone(), false);
             assert!(found.contains(says), "{root}: {found}");
         }
-        assert!(of(json!({"type": "object", "oneOf": []}), true).contains("fields are allowed at the root of the schema"));
+        assert!(
+            of(json!({"type": "object", "oneOf": []}), true).contains("fields are allowed at the root of the schema")
+        );
         let mut deep = json!({"type": "string"});
         for _ in 0..200 {
             deep = json!({"type": "array", "items": deep});

@@ -47,7 +47,9 @@ fn uuid(text: &str) -> bool {
 
 fn email(text: &str) -> bool {
     let Some((local, domain)) = text.rsplit_once('@') else { return false };
-    let plain = |s: &str| !s.is_empty() && !s.chars().any(|c| c.is_whitespace() || c.is_control() || "<>()[],;:\\\"@".contains(c));
+    let plain = |s: &str| {
+        !s.is_empty() && !s.chars().any(|c| c.is_whitespace() || c.is_control() || "<>()[],;:\\\"@".contains(c))
+    };
     plain(local) && plain(domain) && !local.starts_with('.') && !local.ends_with('.')
 }
 

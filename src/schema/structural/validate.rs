@@ -286,7 +286,9 @@ fn judge_number(
             invalid(errors, value, format!("should be a multiple of {}", plain(factor)));
         }
     }
-    if &*checks.format == "int32" && node.ty != Some(Type::Number) && n.as_i64().is_none_or(|n| i32::try_from(n).is_err())
+    if &*checks.format == "int32"
+        && node.ty != Some(Type::Number)
+        && n.as_i64().is_none_or(|n| i32::try_from(n).is_err())
     {
         invalid(errors, value, "must be of type integer with format int32".to_owned());
     }
@@ -395,11 +397,19 @@ mod tests {
     #[test]
     fn every_keyword_has_kubernetes_words() {
         let cases = [
-            (json!({"type": "integer"}), json!("x"), "spec: Invalid value: \"string\": spec in body must be of type integer: \"string\""),
+            (
+                json!({"type": "integer"}),
+                json!("x"),
+                "spec: Invalid value: \"string\": spec in body must be of type integer: \"string\"",
+            ),
             (json!({"type": "integer"}), json!(1.5), "must be of type integer: \"number\""),
             (json!({"type": "string"}), json!(null), "must be of type string: \"null\""),
             (json!({"x-kubernetes-int-or-string": true}), json!([]), "must be of type integer,string: \"array\""),
-            (json!({"type": "integer", "minimum": 1}), json!(0), "spec: Invalid value: 0: spec in body should be greater than or equal to 1"),
+            (
+                json!({"type": "integer", "minimum": 1}),
+                json!(0),
+                "spec: Invalid value: 0: spec in body should be greater than or equal to 1",
+            ),
             (json!({"type": "integer", "minimum": 1, "exclusiveMinimum": true}), json!(1), "should be greater than 1"),
             (json!({"type": "number", "maximum": 2.5}), json!(3), "should be less than or equal to 2.5"),
             (json!({"type": "integer", "maximum": 3, "exclusiveMaximum": true}), json!(3), "should be less than 3"),
@@ -407,29 +417,73 @@ mod tests {
             (json!({"type": "integer", "format": "int32"}), json!(3_000_000_000u64), "integer with format int32"),
             (json!({"type": "string", "maxLength": 2}), json!("abc"), "spec: Too long: may not be more than 2 bytes"),
             (json!({"type": "string", "minLength": 2}), json!("a"), "should be at least 2 chars long"),
-            (json!({"type": "string", "pattern": "^a+$"}), json!("b"), "spec: Invalid value: \"b\": spec in body should match '^a+$'"),
+            (
+                json!({"type": "string", "pattern": "^a+$"}),
+                json!("b"),
+                "spec: Invalid value: \"b\": spec in body should match '^a+$'",
+            ),
             (json!({"type": "string", "format": "ipv4"}), json!("b"), "spec in body must be of type ipv4: \"b\""),
-            (json!({"type": "string", "enum": ["a", "b"]}), json!("c"), "spec: Unsupported value: \"c\": supported values: \"a\", \"b\""),
+            (
+                json!({"type": "string", "enum": ["a", "b"]}),
+                json!("c"),
+                "spec: Unsupported value: \"c\": supported values: \"a\", \"b\"",
+            ),
             (json!({"type": "object", "required": ["a"]}), json!({}), "spec.a: Required value"),
-            (json!({"type": "object", "maxProperties": 1}), json!({"a": 1, "b": 2}), "spec: Too many: 2: must have at most 1 items"),
+            (
+                json!({"type": "object", "maxProperties": 1}),
+                json!({"a": 1, "b": 2}),
+                "spec: Too many: 2: must have at most 1 items",
+            ),
             (json!({"type": "object", "minProperties": 1}), json!({}), "should have at least 1 properties"),
-            (json!({"type": "array", "maxItems": 1, "items": {}}), json!([1, 2]), "spec: Too many: 2: must have at most 1 items"),
+            (
+                json!({"type": "array", "maxItems": 1, "items": {}}),
+                json!([1, 2]),
+                "spec: Too many: 2: must have at most 1 items",
+            ),
             (json!({"type": "array", "minItems": 1}), json!([]), "spec in body should have at least 1 items"),
             (json!({"type": "array", "uniqueItems": true}), json!([1, 1]), "shouldn't contain duplicates"),
-            (json!({"type": "array", "items": {"type": "string"}}), json!(["a", 1]), "spec[1]: Invalid value: \"integer\": spec[1] in body must be of type string"),
-            (json!({"type": "object", "additionalProperties": {"type": "string"}}), json!({"k": 1}), "spec.k: Invalid value"),
+            (
+                json!({"type": "array", "items": {"type": "string"}}),
+                json!(["a", 1]),
+                "spec[1]: Invalid value: \"integer\": spec[1] in body must be of type string",
+            ),
+            (
+                json!({"type": "object", "additionalProperties": {"type": "string"}}),
+                json!({"k": 1}),
+                "spec.k: Invalid value",
+            ),
             (json!({"not": {"minimum": 3}}), json!(4), "\"spec\" must not validate the schema (not)"),
-            (json!({"oneOf": [{"required": ["a"]}, {"required": ["b"]}]}), json!({}), "one and only one schema (oneOf). Found none valid"),
-            (json!({"oneOf": [{"required": ["a"]}, {"required": ["b"]}]}), json!({"a": 1, "b": 1}), "Found 2 valid alternatives"),
+            (
+                json!({"oneOf": [{"required": ["a"]}, {"required": ["b"]}]}),
+                json!({}),
+                "one and only one schema (oneOf). Found none valid",
+            ),
+            (
+                json!({"oneOf": [{"required": ["a"]}, {"required": ["b"]}]}),
+                json!({"a": 1, "b": 1}),
+                "Found 2 valid alternatives",
+            ),
             (json!({"anyOf": [{"required": ["a"]}, {"required": ["b"]}]}), json!({}), "at least one schema (anyOf)"),
-            (json!({"allOf": [{"required": ["a"]}, {"required": ["b"]}]}), json!({"a": 1}), "must validate all the schemas (allOf)"),
-            (json!({"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}}), json!(["a", "a"]), "spec[1]: Duplicate value: \"a\""),
+            (
+                json!({"allOf": [{"required": ["a"]}, {"required": ["b"]}]}),
+                json!({"a": 1}),
+                "must validate all the schemas (allOf)",
+            ),
+            (
+                json!({"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}}),
+                json!(["a", "a"]),
+                "spec[1]: Duplicate value: \"a\"",
+            ),
             (
                 json!({"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["n"], "items": {"type": "object"}}),
                 json!([{"n": 1}, {"n": 2}, {"n": 1, "x": 1}]),
                 "spec[2]: Duplicate value: {\"n\":1}",
             ),
-            (json!({"type": "object", "x-kubernetes-embedded-resource": true}), json!({"kind": "Pod"}), "spec.apiVersion: Required value: must not be empty"),
+            (
+                json!({"type": "object", "x-kubernetes-embedded-resource": true}),
+                json!({"kind": "Pod"}),
+                "spec.apiVersion: Required value: must not be empty",
+            ),
         ];
         for (schema, value, says) in cases {
             let found = errors(schema.clone(), value.clone(), None);
@@ -446,7 +500,10 @@ mod tests {
             (json!({"x-kubernetes-int-or-string": true}), json!("5%")),
             (json!({"anyOf": [{"required": ["a"]}, {"required": ["b"]}]}), json!({"b": 1})),
             (json!({"x-kubernetes-preserve-unknown-fields": true}), json!([{"a": null}])),
-            (json!({"type": "string", "pattern": "^\\d{4}-[[:alpha:]]+$", "maxLength": 6}), json!("2026-ä").as_str().map_or(json!(""), |_| json!("2026-a"))),
+            (
+                json!({"type": "string", "pattern": "^\\d{4}-[[:alpha:]]+$", "maxLength": 6}),
+                json!("2026-ä").as_str().map_or(json!(""), |_| json!("2026-a")),
+            ),
         ] {
             assert_eq!(errors(schema.clone(), value.clone(), None), Vec::<String>::new(), "{schema} {value}");
         }
@@ -476,7 +533,10 @@ mod tests {
         let rules = Rules::compile(&schema);
         assert!(rules.has_rules());
         let mut seen = Vec::new();
-        let (new, old) = (json!({"a": "2", "set": ["x"], "map": [{"n": "k", "v": 2}]}), json!({"a": "1", "set": ["x"], "map": [{"n": "k", "v": 1}]}));
+        let (new, old) = (
+            json!({"a": "2", "set": ["x"], "map": [{"n": "k", "v": 2}]}),
+            json!({"a": "1", "set": ["x"], "map": [{"n": "k", "v": 1}]}),
+        );
         rules.each_rule(&new, Some(&old), &mut |rule, value, old, path| {
             assert_eq!(rule.message, "m");
             seen.push(format!("{path} {value} {}", old.map_or("-".to_owned(), ToString::to_string)));

@@ -15,7 +15,8 @@ pub(crate) static STRATEGY: Strategy = Strategy {
     unconditional_update: false,
     prepare_create: |o| {
         complete_names(o);
-        o.fields_mut().insert("status".into(), json!({"acceptedNames": {"kind": "", "plural": ""}, "storedVersions": []}));
+        o.fields_mut()
+            .insert("status".into(), json!({"acceptedNames": {"kind": "", "plural": ""}, "storedVersions": []}));
         note_storage(o);
     },
     prepare_update: |new, _| {
@@ -59,8 +60,10 @@ fn complete_names(o: &mut Object) {
 /// Remembers in the status in which versions objects may be stored.
 fn note_storage(o: &mut Object) {
     let versions = o.pointer("/spec/versions").and_then(Value::as_array).into_iter().flatten();
-    let stored: Vec<Value> =
-        versions.filter(|v| v.get("storage") == Some(&Value::Bool(true))).filter_map(|v| v.get("name").cloned()).collect();
+    let stored: Vec<Value> = versions
+        .filter(|v| v.get("storage") == Some(&Value::Bool(true)))
+        .filter_map(|v| v.get("name").cloned())
+        .collect();
     let list = o.section_mut("status").entry("storedVersions").or_insert_with(|| json!([]));
     if let Some(list) = list.as_array_mut() {
         for version in stored {
@@ -78,7 +81,8 @@ pub fn conditions(o: &Object) -> impl Iterator<Item = &Map<String, Value>> {
 
 /// Whether a condition of a definition is true.
 pub fn is_true(o: &Object, condition: &str) -> bool {
-    let text = |c: &Map<String, Value>, name: &str| c.get(name).and_then(Value::as_str).unwrap_or_default() == condition;
+    let text =
+        |c: &Map<String, Value>, name: &str| c.get(name).and_then(Value::as_str).unwrap_or_default() == condition;
     conditions(o).any(|c| text(c, "type") && c.get("status").and_then(Value::as_str) == Some("True"))
 }
 
@@ -112,8 +116,7 @@ fn validate_update(new: &Object, old: &Object, errors: &mut ErrorList) {
     for pointer in pointers {
         super::immutable(new, old, pointer, errors);
     }
-    let names: Vec<&str> =
-        versions(new).filter_map(|(_, v)| v.get("name")).filter_map(Value::as_str).collect();
+    let names: Vec<&str> = versions(new).filter_map(|(_, v)| v.get("name")).filter_map(Value::as_str).collect();
     let stored = new.pointer("/status/storedVersions").and_then(Value::as_array).into_iter().flatten();
     for (i, version) in stored.filter_map(Value::as_str).enumerate().filter(|(_, v)| !names.contains(v)) {
         let detail = format!(

@@ -15,7 +15,11 @@ pub(super) fn validate(o: &Object, errors: &mut ErrorList) {
     let own = spec.get("names").and_then(Value::as_object).unwrap_or(&empty);
     let (group, plural) = (text(spec, "group"), text(own, "plural"));
     if o.name() != format!("{plural}.{group}") {
-        errors.invalid(&Path::new("metadata").child("name"), &o.name().into(), "must be spec.names.plural+\".\"+spec.group");
+        errors.invalid(
+            &Path::new("metadata").child("name"),
+            &o.name().into(),
+            "must be spec.names.plural+\".\"+spec.group",
+        );
     }
     let group_at = at.child("group");
     if group.is_empty() {
@@ -32,7 +36,8 @@ pub(super) fn validate(o: &Object, errors: &mut ErrorList) {
         other => errors.not_supported(&at.child("scope"), &other.into(), &["Cluster", "Namespaced"]),
     }
     if spec.get("preserveUnknownFields") == Some(&Value::Bool(true)) {
-        let detail = "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead";
+        let detail =
+            "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead";
         errors.invalid(&at.child("preserveUnknownFields"), &true.into(), detail);
     }
     of_names(own, &at.child("names"), errors);
@@ -174,14 +179,20 @@ fn client_config(config: &Map<String, Value>, at: &Path, errors: &mut ErrorList)
             let at = at.child("url");
             let rest = url.strip_prefix("https://");
             match rest {
-                None => errors.invalid(&at, &url.into(), "'https' is the only allowed URL scheme; desired format: https://host[/path]"),
+                None => errors.invalid(
+                    &at,
+                    &url.into(),
+                    "'https' is the only allowed URL scheme; desired format: https://host[/path]",
+                ),
                 Some(rest) if rest.starts_with('/') || rest.is_empty() => {
                     errors.invalid(&at, &url.into(), "host must be specified; desired format: https://host[/path]");
                 }
                 Some(rest) if rest.contains('@') => {
                     errors.invalid(&at, &url.into(), "user information is not permitted in the URL");
                 }
-                Some(rest) if rest.contains('#') => errors.invalid(&at, &url.into(), "fragments are not permitted in the URL"),
+                Some(rest) if rest.contains('#') => {
+                    errors.invalid(&at, &url.into(), "fragments are not permitted in the URL")
+                }
                 Some(rest) if rest.contains('?') => {
                     errors.invalid(&at, &url.into(), "query parameters are not permitted in the URL");
                 }
@@ -190,7 +201,8 @@ fn client_config(config: &Map<String, Value>, at: &Path, errors: &mut ErrorList)
         }
         (None, Some(service)) => {
             let at = at.child("service");
-            for (name, detail) in [("name", "service name is required"), ("namespace", "service namespace is required")] {
+            for (name, detail) in [("name", "service name is required"), ("namespace", "service namespace is required")]
+            {
                 if text(service, name).is_empty() {
                     errors.required(&at.child(name), detail);
                 }
@@ -200,7 +212,11 @@ fn client_config(config: &Map<String, Value>, at: &Path, errors: &mut ErrorList)
                 errors.invalid(&at.child("path"), &path.into(), "must start with a '/'");
             }
             if let Some(port) = service.get("port").and_then(Value::as_i64).filter(|p| !(1..=65535).contains(p)) {
-                errors.invalid(&at.child("port"), &port.into(), "port is not valid: must be between 1 and 65535, inclusive");
+                errors.invalid(
+                    &at.child("port"),
+                    &port.into(),
+                    "port is not valid: must be between 1 and 65535, inclusive",
+                );
             }
         }
         _ => errors.required(at, "exactly one of url or service is required"),

@@ -9,8 +9,7 @@ use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 
 const COLUMN_TYPES: [&str; 5] = ["boolean", "date", "integer", "number", "string"];
-const COLUMN_FORMATS: [&str; 8] =
-    ["byte", "date", "date-time", "double", "float", "int32", "int64", "password"];
+const COLUMN_FORMATS: [&str; 8] = ["byte", "date", "date-time", "double", "float", "int32", "int64", "password"];
 /// So many fields may be selectable.
 const MOST_SELECTABLE: usize = 8;
 const MOST_WARNING: usize = 256;
@@ -33,7 +32,10 @@ pub(super) fn validate(o: &Object, errors: &mut ErrorList) {
     }
 }
 
-fn objects<'v>(version: &'v Map<String, Value>, name: &str) -> impl Iterator<Item = (usize, &'v Map<String, Value>)> + use<'v> {
+fn objects<'v>(
+    version: &'v Map<String, Value>,
+    name: &str,
+) -> impl Iterator<Item = (usize, &'v Map<String, Value>)> + use<'v> {
     let list = version.get(name).and_then(Value::as_array).into_iter().flatten().enumerate();
     list.filter_map(|(i, v)| Some((i, v.as_object()?)))
 }
@@ -50,13 +52,15 @@ fn warning(version: &Map<String, Value>, at: &Path, errors: &mut ErrorList) {
         errors.invalid(at, &warning.into(), "must not be an empty string");
     }
     if let Some((i, _)) = warning.char_indices().find(|(_, c)| c.is_control()) {
-        let detail = format!("must only contain printable UTF-8 characters; non-printable character found at index {i}");
+        let detail =
+            format!("must only contain printable UTF-8 characters; non-printable character found at index {i}");
         errors.invalid(at, &warning.into(), &detail);
     }
 }
 
 fn of_scale(scale: &Map<String, Value>, at: &Path, errors: &mut ErrorList) {
-    for (name, below) in [("specReplicasPath", ".spec"), ("statusReplicasPath", ".status"), ("labelSelectorPath", ".status")]
+    for (name, below) in
+        [("specReplicasPath", ".spec"), ("statusReplicasPath", ".status"), ("labelSelectorPath", ".status")]
     {
         let at = at.child(&format!("scale.{name}"));
         let path = text(scale, name);
