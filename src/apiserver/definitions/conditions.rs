@@ -117,7 +117,7 @@ impl Head {
         let mut conflict = None;
         {
             let mut settle = |wanted: &str, has: &mut String, taken: &BTreeSet<String>, reason: &'static str| {
-                if wanted != has && taken.contains(wanted) {
+                if wanted != has.as_str() && taken.contains(wanted) {
                     conflict = Some((reason, format!("{wanted:?} is already in use")));
                 } else {
                     wanted.clone_into(has);
@@ -145,7 +145,7 @@ impl Head {
             && self.condition("Established").is_some()
             && self
                 .condition("NamesAccepted")
-                .is_some_and(|c| judgement.names_condition() == (c.status == "True", &c.reason, &c.message));
+                .is_some_and(|c| judgement.names_condition() == (c.status == "True", c.reason.as_str(), c.message.as_str()));
         (!is_so).then_some(judgement)
     }
 }

@@ -5,7 +5,7 @@ use crate::custom::{DEFINITIONS_PREFIX, Defined};
 use crate::stored::Stored;
 use bytes::Bytes;
 use edge_storage::{Error, Event, EventBatch, KeyValue, ListRequest, Storage};
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// What a change of definitions does.
@@ -101,7 +101,7 @@ impl Hub {
     pub(super) fn define_all(&self, items: Vec<(String, KeyValue)>, revision: u64) {
         let Some(definitions) = self.definitions() else { return };
         definitions.reset(items, revision, |_| {});
-        let mut gone: HashMap<Box<str>, ()> = self.catalog.definitions().into_iter().map(|name| (name, ())).collect();
+        let mut gone: HashSet<Box<str>> = self.catalog.definitions().into_iter().collect();
         for source in definitions.all() {
             let name = source.name();
             let known = self.catalog.defined(name);
@@ -114,7 +114,7 @@ impl Hub {
             }
             self.catalog.define(name, Some(defined));
         }
-        gone.keys().for_each(|name| self.undefine(name));
+        gone.iter().for_each(|name| self.undefine(name));
     }
 }
 

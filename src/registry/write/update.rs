@@ -13,6 +13,7 @@ use crate::scale;
 use crate::stored::Stored;
 use edge_api::field::{ErrorList, Path};
 use edge_api::{Object, Status};
+use std::borrow::Cow;
 
 impl Registry {
     pub(crate) async fn do_update(
@@ -57,7 +58,10 @@ impl Registry {
                 }
             };
             let old = live.object()?;
-            let served = self.served(target.info, old.clone()).await?;
+            let served = match &target.info.conversion {
+                None => Cow::Borrowed(&old),
+                Some(_) => Cow::Owned(self.served(target.info, old.clone()).await?),
+            };
             let new = transform(Some(&served))?;
             check_version(target, kind, &new, &old)?;
             if let Some(object) = self.attempt(target, options, kind, &hub, &live, (&old, &served, new)).await? {

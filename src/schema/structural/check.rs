@@ -12,16 +12,28 @@ const MAX_DEPTH: usize = 100;
 /// Keywords of JSON schema that Kubernetes has fields for, and does not take.
 const NOT_SUPPORTED: [&str; 6] = ["id", "additionalItems", "patternProperties", "definitions", "dependencies", "$ref"];
 /// At the root beside a status subresource.
-const ALLOWED_AT_ROOT: [&str; 10] = [
+const ALLOWED_AT_ROOT: [&str; 22] = [
     "description",
     "type",
     "format",
     "title",
+    "maximum",
+    "exclusiveMaximum",
+    "minimum",
+    "exclusiveMinimum",
+    "maxLength",
+    "minLength",
+    "pattern",
+    "maxItems",
+    "minItems",
+    "uniqueItems",
+    "multipleOf",
     "required",
-    "externalDocs",
-    "properties",
     "items",
+    "properties",
+    "externalDocs",
     "example",
+    "x-kubernetes-preserve-unknown-fields",
     "x-kubernetes-validations",
 ];
 const LIST_TYPES: [&str; 3] = ["atomic", "set", "map"];
@@ -63,8 +75,7 @@ fn check_root(map: &Map<String, Value>, at: &Path, errors: &mut ErrorList) {
             "only \"object\" is allowed as the type at the root of the schema if the status subresource is enabled";
         errors.invalid(&at.child("type"), &ty.into(), detail);
     }
-    let preserves = |name: &str| name == "x-kubernetes-preserve-unknown-fields" || name == "x-kubernetes-map-type";
-    if map.keys().any(|name| !ALLOWED_AT_ROOT.contains(&name.as_str()) && !preserves(name) && name != "nullable") {
+    if map.keys().any(|name| !ALLOWED_AT_ROOT.contains(&name.as_str()) && name != "nullable") {
         let detail = format!(
             "only [{}] fields are allowed at the root of the schema if the status subresource is enabled",
             ALLOWED_AT_ROOT.join(" ")
@@ -191,7 +202,9 @@ fn values(map: &Map<String, Value>, skip_any_of: bool, depth: usize, at: &Path, 
         nested(not, false, depth + 1, &at.child("not"), errors);
     }
     let pattern = text(map, "pattern");
-    if let Err(error) = super::regex(pattern) {
+    if !pattern.is_empty()
+        && let Err(error) = super::regex(pattern)
+    {
         let detail = format!("must be a valid regular expression, but isn't: {error}");
         errors.invalid(&at.child("pattern"), &pattern.into(), &detail);
     }
@@ -218,8 +231,8 @@ fn nested(schema: &Value, skip_any_of: bool, depth: usize, at: &Path, errors: &m
         }
         nested(property, false, depth + 1, &at, errors);
     }
-    const EMPTY: [&str; 6] =
-        ["type", "title", "description", "x-kubernetes-list-map-keys", "x-kubernetes-validations", ""];
+    const EMPTY: [&str; 5] =
+        ["type", "title", "description", "x-kubernetes-list-map-keys", "x-kubernetes-validations"];
     const UNDEFINED: [&str; 5] =
         ["additionalProperties", "default", "externalDocs", "x-kubernetes-list-type", "x-kubernetes-map-type"];
     const FALSE: [&str; 4] = [

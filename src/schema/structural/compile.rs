@@ -34,8 +34,9 @@ pub(super) fn node(schema: &Value) -> Node {
         items: map.get("items").filter(|i| i.is_object()).map(|i| Box::new(node(i))),
         checks: checks(map).map(Box::new),
     };
-    let below = out.properties.iter().map(|(_, n)| n).chain(out.additional.as_deref()).chain(out.items.as_deref());
-    out.has_rules = out.checks.as_ref().is_some_and(|c| !c.rules.is_empty()) || below.into_iter().any(|n| n.has_rules);
+    let mut below = out.properties.iter().map(|(_, n)| n).chain(out.additional.as_deref()).chain(out.items.as_deref());
+    let is_below = below.any(|n| n.has_rules);
+    out.has_rules = is_below || out.checks.as_ref().is_some_and(|c| !c.rules.is_empty());
     out
 }
 
