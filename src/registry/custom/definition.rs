@@ -13,6 +13,15 @@ pub(super) struct Definition {
     pub(super) spec: Spec,
     #[serde(default)]
     pub(super) status: Status,
+    /// Of the text of the spec.
+    #[serde(skip)]
+    spec_hash: u64,
+}
+
+#[derive(Deserialize)]
+struct Text<'a> {
+    #[serde(borrow)]
+    spec: &'a RawValue,
 }
 
 #[derive(Debug, Deserialize)]
@@ -21,8 +30,6 @@ pub(super) struct Metadata {
     pub(super) name: String,
     #[serde(default)]
     pub(super) uid: String,
-    #[serde(default)]
-    pub(super) generation: i64,
     #[serde(default)]
     pub(super) deletion_timestamp: Option<String>,
 }
@@ -179,7 +186,11 @@ pub enum Endpoint {
 
 impl Definition {
     pub(super) fn read(json: &[u8]) -> Result<Self, serde_json::Error> {
-        serde_json::from_slice(json)
+        let definition: Self = serde_json::from_slice(json)?;
+        let text: Text<'_> = serde_json::from_slice(json)?;
+        let mut hasher = DefaultHasher::new();
+        text.spec.get().hash(&mut hasher);
+        Ok(Self { spec_hash: hasher.finish(), ..definition })
     }
 
     pub(super) fn is(&self, condition: &str) -> bool {
@@ -213,7 +224,7 @@ impl Definition {
     pub(super) fn fingerprint(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         let m = &self.metadata;
-        (&m.uid, m.generation, &self.status.accepted_names).hash(&mut hasher);
+        (&m.uid, self.spec_hash, &self.status.accepted_names).hash(&mut hasher);
         hasher.finish()
     }
 }
