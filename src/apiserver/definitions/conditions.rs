@@ -143,9 +143,9 @@ impl Head {
         let is_so = judgement.accepted == *has
             && judgement.established == self.is("Established")
             && self.condition("Established").is_some()
-            && self
-                .condition("NamesAccepted")
-                .is_some_and(|c| judgement.names_condition() == (c.status == "True", c.reason.as_str(), c.message.as_str()));
+            && self.condition("NamesAccepted").is_some_and(|c| {
+                judgement.names_condition() == (c.status == "True", c.reason.as_str(), c.message.as_str())
+            });
         (!is_so).then_some(judgement)
     }
 }

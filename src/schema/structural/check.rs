@@ -231,8 +231,7 @@ fn nested(schema: &Value, skip_any_of: bool, depth: usize, at: &Path, errors: &m
         }
         nested(property, false, depth + 1, &at, errors);
     }
-    const EMPTY: [&str; 5] =
-        ["type", "title", "description", "x-kubernetes-list-map-keys", "x-kubernetes-validations"];
+    const EMPTY: [&str; 5] = ["type", "title", "description", "x-kubernetes-list-map-keys", "x-kubernetes-validations"];
     const UNDEFINED: [&str; 5] =
         ["additionalProperties", "default", "externalDocs", "x-kubernetes-list-type", "x-kubernetes-map-type"];
     const FALSE: [&str; 4] = [
