@@ -237,3 +237,36 @@ spec: {terminationGracePeriodSeconds: 0, containers: [{name: c, image: "echo:v1"
     k(&["delete", "namespace", "small", "--timeout=60s"]);
     assert_eq!(k(&["get", "foos", "-A", "-o", "name"]), "foo.stable.example.com/middle\n");
 }
+
+/// A schema as operators have them: some 20 kB, most of it descriptions.
+fn large(i: usize) -> String {
+    let text = "What this field is for, at some length, as it is with operators. ".repeat(3);
+    let fields: String =
+        (0..100).map(|n| format!("                field{n}: {{type: string, description: \"{text}\"}}\n")).collect();
+    DEFINITION
+        .replace("foos", &format!("larges{i}"))
+        .replace("singular: foo", &format!("singular: large{i}"))
+        .replace("kind: Foo", &format!("kind: Large{i}"))
+        .replace("[fo]", "[]")
+        .replace("              colour: {type", &format!("{fields}              colour: {{type"))
+}
+
+#[test]
+fn a_hundred_definitions_cost_little() {
+    let cluster = Cluster::start();
+    cluster.kubectl(&["get", "crd"]);
+    let before = cluster.footprint().memory;
+    let all: Vec<String> = (0..100).map(large).collect();
+    let bytes: usize = all.iter().map(String::len).sum();
+    let out = cluster.kubectl_stdin(Kubectl::Newest, &["create", "-f", "-"], &all.join("---\n"));
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    for i in [0, 50, 99] {
+        established(&cluster, &format!("larges{i}.stable.example.com"));
+    }
+    // what making them needed is given back after a while
+    let used = eventually("the memory is given back", || {
+        let used = cluster.footprint().memory.saturating_sub(before);
+        if used < 30 << 10 { Ok(used) } else { Err(format!("{used} KiB")) }
+    });
+    println!("100 definitions of {} KiB together: {used} KiB more memory", bytes >> 10);
+}

@@ -280,8 +280,17 @@ async fn discovery_and_documents_follow() {
         v2["definitions"]["com.example.stable.v1.CronTab"]["properties"]["spec"]["properties"]["port"],
         json!({"x-kubernetes-int-or-string": true})
     );
-    // another schema is another document
+    // clients must not send what is refused
+    let object = "/apis/stable.example.com/v1/namespaces/{namespace}/crontabs/{name}";
+    let accepted = &document["paths"][object]["patch"]["requestBody"]["content"];
+    let accepted: Vec<&str> = accepted.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(accepted, [APPLY, JSON_PATCH, MERGE]);
+    // the definition itself has all forms
     let one = format!("{DEFINITIONS}/crontabs.stable.example.com");
+    let binary = c.send(Request::new("GET", &one).accept(PROTOBUF)).await;
+    let decoded = edge_schema::proto::decode(edge_schema::Schema::builtin(), &binary.bytes, None).unwrap();
+    assert_eq!(decoded["spec"]["versions"][0]["schema"], c.get(&one).await["spec"]["versions"][0]["schema"]);
+    // another schema is another document
     let path = json!([{"op": "add", "path": "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/extra", "value": {"type": "string"}}]);
     patch(&c, &one, JSON_PATCH, path).await.ok();
     let after = c.get("/openapi/v3").await["paths"]["apis/stable.example.com/v1"]["serverRelativeURL"].clone();

@@ -62,8 +62,8 @@ fn complete(schema: &mut Value, metadata: Value) {
 fn simplify(schema: &mut Value) {
     let Some(map) = schema.as_object_mut() else { return };
     let is = |map: &Map<String, Value>, name: &str| map.get(name) == Some(&Value::Bool(true));
-    let open =
-        is(map, "nullable") || is(map, "x-kubernetes-int-or-string") || is(map, "x-kubernetes-preserve-unknown-fields");
+    let open = is(map, "nullable") || is(map, "x-kubernetes-int-or-string");
+    let preserves = is(map, "x-kubernetes-preserve-unknown-fields");
     for name in NOT_IN_V2 {
         map.remove(name);
     }
@@ -72,6 +72,10 @@ fn simplify(schema: &mut Value) {
             map.remove(name);
         }
         return;
+    }
+    if preserves {
+        map.remove("items");
+        map.remove("properties");
     }
     for (name, below) in map.iter_mut() {
         match name.as_str() {
