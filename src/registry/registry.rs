@@ -195,6 +195,7 @@ impl Registry {
         match target.info.subresource(target.subresource).map(|s| s.serves) {
             Some(SubresourceKind::Scale) => {
                 let object = self.served(target.info, stored.object()?).await?;
+                scale::check(target.info, &object)?;
                 Ok(scale::of(target.info, &object, &stored))
             }
             _ => Ok(stored),

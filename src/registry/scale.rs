@@ -81,6 +81,20 @@ pub(crate) fn update(target: &Target<'_>, live: Option<&Object>, transform: Tran
     Ok(object)
 }
 
+/// Whether an object has replicas at all: one of a custom resource may not.
+///
+/// # Errors
+/// 500, as in Kubernetes.
+pub(crate) fn check(info: &ResourceInfo, object: &Object) -> Result<(), Status> {
+    match paths(info) {
+        Some(paths) if object.pointer(&paths.spec_replicas).is_none() => {
+            let path = paths.spec_replicas.replace('/', ".");
+            Err(Status::internal(format!("the spec replicas field {path:?} does not exist")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Where a custom resource has its replicas.
 fn paths(info: &ResourceInfo) -> Option<&Scale> {
     info.custom.as_ref()?.scale.as_ref()

@@ -242,7 +242,7 @@ spec: {terminationGracePeriodSeconds: 0, containers: [{name: c, image: "echo:v1"
 fn large(i: usize) -> String {
     let text = "What this field is for, at some length, as it is with operators. ".repeat(3);
     let fields: String =
-        (0..100).map(|n| format!("                field{n}: {{type: string, description: \"{text}\"}}\n")).collect();
+        (0..100).map(|n| format!("              field{n}: {{type: string, description: \"{text}\"}}\n")).collect();
     DEFINITION
         .replace("foos", &format!("larges{i}"))
         .replace("singular: foo", &format!("singular: large{i}"))

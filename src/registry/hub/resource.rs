@@ -404,7 +404,7 @@ mod tests {
     use edge_api::selector::{FieldSelector, LabelSelector};
     use futures::{FutureExt, StreamExt};
 
-    fn hub() -> (std::sync::Arc<ResourceInfo>, ResourceHub) {
+    fn hub() -> (Arc<ResourceInfo>, ResourceHub) {
         let row = Catalog::builtin().preferred("", "configmaps").unwrap();
         let hub = ResourceHub::new(&row);
         (row, hub)

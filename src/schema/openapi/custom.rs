@@ -48,8 +48,8 @@ fn complete(schema: &mut Value, metadata: Value) {
     let properties = map.entry("properties").or_insert_with(|| Value::Object(Map::new()));
     let Some(properties) = properties.as_object_mut() else { return };
     for (name, text) in [
-        ("apiVersion", "The version of the API that this representation of the object is of."),
-        ("kind", "What kind of object it is."),
+        ("apiVersion", "APIVersion defines whose schema, and which version of it, the object follows."),
+        ("kind", "Kind is the name of what the object stands for."),
     ] {
         properties.insert(name.to_owned(), json!({"type": "string", "description": text}));
     }

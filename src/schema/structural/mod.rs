@@ -9,6 +9,7 @@ mod formats;
 mod validate;
 
 pub use check::{check, simple_path};
+pub use validate::Evaluate;
 
 use regex_lite::Regex;
 use serde_json::{Number, Value};

@@ -8,6 +8,9 @@ use serde_json::{Map, Number, Value};
 /// So many errors are told of.
 const MOST: usize = 100;
 
+/// What is done with each rule: the rule, its `self`, its `oldSelf`, and where that is.
+pub type Evaluate<'e> = dyn FnMut(&Rule, &Value, Option<&Value>, &Path) + 'e;
+
 impl Rules {
     /// Judges an object; `old` is what it was before an update. `at` is its place, usually the root.
     pub fn validate(&self, value: &Value, old: Option<&Value>, at: &Path, errors: &mut ErrorList) {
@@ -21,12 +24,7 @@ impl Rules {
 
     /// Calls `evaluate` with every rule of `x-kubernetes-validations` that is about something in an object: the rule, its `self`, its
     /// `oldSelf` (where there is one that can be told to be the same thing), and where that is.
-    pub fn each_rule(
-        &self,
-        value: &Value,
-        old: Option<&Value>,
-        evaluate: &mut dyn FnMut(&Rule, &Value, Option<&Value>, &Path),
-    ) {
+    pub fn each_rule(&self, value: &Value, old: Option<&Value>, evaluate: &mut Evaluate<'_>) {
         each_rule(&self.root, value, old, &Place::Root(&Path::root()), evaluate);
     }
 }
@@ -349,13 +347,7 @@ fn combine(checks: &Checks, value: &Value, at: &Place<'_>, errors: &mut ErrorLis
     }
 }
 
-fn each_rule(
-    node: &Node,
-    value: &Value,
-    old: Option<&Value>,
-    at: &Place<'_>,
-    evaluate: &mut dyn FnMut(&Rule, &Value, Option<&Value>, &Path),
-) {
+fn each_rule(node: &Node, value: &Value, old: Option<&Value>, at: &Place<'_>, evaluate: &mut Evaluate<'_>) {
     if !node.has_rules || (value.is_null() && node.nullable) {
         return;
     }
