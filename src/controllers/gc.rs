@@ -91,6 +91,8 @@ struct Collector {
 /// Runs the collector. The queues `gone` get the namespace of every object that goes: the namespace's own deletion may wait
 /// for that, and its quotas have more room then.
 pub(crate) async fn run(context: Context, gone: Vec<Arc<WorkQueue<String>>>) {
+    // custom resources come by their definitions, whatever happens to those meanwhile
+    let mut custom = custom::groups_and_plurals(&context.client).await;
     let listed = loop {
         match resources(&context.client).await {
             Ok(r) => break r,
@@ -102,8 +104,7 @@ pub(crate) async fn run(context: Context, gone: Vec<Arc<WorkQueue<String>>>) {
     };
     let collector =
         Arc::new(Collector { client: context.client.clone(), graph: Mutex::default(), queue: WorkQueue::new(), gone });
-    // custom resources come by their definitions
-    let custom = custom::groups_and_plurals(&context.client).await;
+    custom.extend(custom::groups_and_plurals(&context.client).await);
     let is_built_in = |r: &Resource| !custom.contains(&(r.api.group.clone(), r.api.plural.clone()));
     let watches = listed
         .into_iter()

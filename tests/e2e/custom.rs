@@ -3,6 +3,7 @@
 use crate::harness::{Cluster, Kubectl, eventually};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use std::fs;
 
 const DEFINITION: &str = r#"
 apiVersion: apiextensions.k8s.io/v1
@@ -238,35 +239,55 @@ spec: {terminationGracePeriodSeconds: 0, containers: [{name: c, image: "echo:v1"
     assert_eq!(k(&["get", "foos", "-A", "-o", "name"]), "foo.stable.example.com/middle\n");
 }
 
+/// As operators bring them: everything in one file, before the server has ever run.
+#[test]
+fn a_manifest_brings_a_definition_and_its_objects() {
+    let mut cluster = Cluster::prepare(&[]);
+    let dir = cluster.data_dir().join("server/manifests");
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("operator.yaml"), format!("{}---\n{DEFINITION}", foo("early", "red"))).unwrap();
+    cluster.launch();
+    eventually("the object is there", || {
+        let out = cluster.try_kubectl(Kubectl::Newest, &["get", "foo", "early", "-o", "jsonpath={.spec.replicas}"]);
+        if out.stdout == b"1" { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
+    });
+}
+
 /// A schema as operators have them: some 20 kB, most of it descriptions.
-fn large(i: usize) -> String {
+fn large() -> String {
     let text = "What this field is for, at some length, as it is with operators. ".repeat(3);
     let fields: String =
         (0..100).map(|n| format!("              field{n}: {{type: string, description: \"{text}\"}}\n")).collect();
-    DEFINITION
-        .replace("foos", &format!("larges{i}"))
-        .replace("singular: foo", &format!("singular: large{i}"))
-        .replace("kind: Foo", &format!("kind: Large{i}"))
+    DEFINITION.replace("              colour: {type", &format!("{fields}              colour: {{type"))
+}
+
+/// The definition of the test under another name.
+fn renamed(definition: &str, name: &str, i: usize) -> String {
+    definition
+        .replace("foos", &format!("{name}s{i}"))
+        .replace("singular: foo", &format!("singular: {name}{i}"))
+        .replace("kind: Foo", &format!("kind: K{name}{i}"))
         .replace("[fo]", "[]")
-        .replace("              colour: {type", &format!("{fields}              colour: {{type"))
 }
 
 #[test]
 fn a_hundred_definitions_cost_little() {
     let cluster = Cluster::start();
-    cluster.kubectl(&["get", "crd"]);
-    let before = cluster.footprint().memory;
-    let all: Vec<String> = (0..100).map(large).collect();
-    let bytes: usize = all.iter().map(String::len).sum();
-    let out = cluster.kubectl_stdin(Kubectl::Newest, &["create", "-f", "-"], &all.join("---\n"));
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    for i in [0, 50, 99] {
-        established(&cluster, &format!("larges{i}.stable.example.com"));
+    for (name, text, most) in [("small", DEFINITION.to_owned(), 15), ("large", large(), 30)] {
+        cluster.kubectl(&["get", "crd"]);
+        let before = cluster.footprint().memory;
+        let all: Vec<String> = (0..100).map(|i| renamed(&text, name, i)).collect();
+        let bytes: usize = all.iter().map(String::len).sum();
+        let out = cluster.kubectl_stdin(Kubectl::Newest, &["create", "-f", "-"], &all.join("---\n"));
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        for i in [0, 50, 99] {
+            established(&cluster, &format!("{name}s{i}.stable.example.com"));
+        }
+        // what making them needed is given back after a while
+        let used = eventually("the memory is given back", || {
+            let used = cluster.footprint().memory.saturating_sub(before);
+            if used < most << 10 { Ok(used) } else { Err(format!("{used} KiB")) }
+        });
+        println!("100 definitions of {} KiB together: {used} KiB more memory", bytes >> 10);
     }
-    // what making them needed is given back after a while
-    let used = eventually("the memory is given back", || {
-        let used = cluster.footprint().memory.saturating_sub(before);
-        if used < 30 << 10 { Ok(used) } else { Err(format!("{used} KiB")) }
-    });
-    println!("100 definitions of {} KiB together: {used} KiB more memory", bytes >> 10);
 }
