@@ -34,11 +34,13 @@ pub(crate) struct Definitions {
     cleaning: JoinSet<String>,
     /// Which those are.
     busy: BTreeSet<String>,
+    /// Those whose status could not be written.
+    again: BTreeSet<String>,
 }
 
 impl Definitions {
     pub(crate) fn new(server: Arc<Server>) -> Self {
-        Self { server, known: BTreeMap::new(), cleaning: JoinSet::new(), busy: BTreeSet::new() }
+        Self { server, known: BTreeMap::new(), cleaning: JoinSet::new(), busy: BTreeSet::new(), again: BTreeSet::new() }
     }
 
     /// Follows until the server stops.
@@ -58,6 +60,12 @@ impl Definitions {
                         event = events.next() => event,
                         Some(done) = self.cleaning.join_next() => {
                             self.busy.remove(&done.unwrap_or_default());
+                            continue;
+                        }
+                        () = tokio::time::sleep(RETRY), if !self.again.is_empty() => {
+                            for name in std::mem::take(&mut self.again) {
+                                self.reconcile(&name).await;
+                            }
                             continue;
                         }
                     };
@@ -138,7 +146,10 @@ impl Definitions {
                     head.accept(judgement);
                 }
             }
-            Err(error) => tracing::warn!(definition = name, %error, "the names of a definition could not be accepted"),
+            Err(error) => {
+                tracing::warn!(definition = name, %error, "the names of a definition could not be accepted, trying again");
+                self.again.insert(name.to_owned());
+            }
         }
     }
 
