@@ -1,6 +1,7 @@
 //! Custom resources with kubectl: what a user of an operator does, and what may happen to his machine meanwhile.
 
-use crate::harness::{Cluster, Kubectl, eventually};
+use crate::harness::etcd::Etcd;
+use crate::harness::{Cluster, Kubectl, Server, eventually};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::fs;
@@ -237,6 +238,33 @@ spec: {terminationGracePeriodSeconds: 0, containers: [{name: c, image: "echo:v1"
     // a namespace goes with all that is in it
     k(&["delete", "namespace", "small", "--timeout=60s"]);
     assert_eq!(k(&["get", "foos", "-A", "-o", "name"]), "foo.stable.example.com/middle\n");
+}
+
+/// What one server of a store says to be established, the other one serves, without a moment between.
+#[test]
+fn servers_of_one_store_know_each_others_definitions() {
+    let mut cluster = Cluster::prepare(&[]);
+    let etcd = Etcd::start(&cluster, 1);
+    cluster.add_flag(format!("--datastore-endpoint={}", etcd.endpoints()));
+    cluster.launch();
+    let token = fs::read_to_string(cluster.data_dir().join("server/token")).unwrap().trim().to_owned();
+    let flags = [format!("--datastore-endpoint={}", etcd.endpoints()), format!("--token={token}")];
+    let mut second = Server::start(&cluster, 1, &flags);
+    for i in 0..3 {
+        cluster.apply(&renamed(DEFINITION, "both", i));
+        established(&cluster, &format!("boths{i}.stable.example.com"));
+        let path = format!("/apis/stable.example.com/v1/namespaces/default/boths{i}");
+        second.kubectl(&["get", "--raw", &path]);
+        cluster.apply(&foo("x", "red").replace("kind: Foo", &format!("kind: Kboth{i}")));
+        assert_eq!(second.kubectl(&["get", &format!("boths{i}"), "x", "-o", "jsonpath={.spec.replicas}"]), "1");
+    }
+    // one goes while the other one ends a definition, and finds it gone
+    second.stop(Signal::SIGKILL);
+    cluster.kubectl(&["delete", "crd", "boths0.stable.example.com", "--timeout=60s"]);
+    second.launch();
+    let out = second.try_kubectl(&["get", "boths0"]);
+    assert!(!out.status.success());
+    assert!(second.kubectl(&["get", "boths1"]).contains("red"));
 }
 
 /// As operators bring them: everything in one file, before the server has ever run.

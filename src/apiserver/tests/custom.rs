@@ -571,9 +571,23 @@ async fn a_webhook_converts() {
     assert_eq!(table["rows"][1]["cells"], json!(["b", "3"]));
     let mut watch = Events::open(&c, &format!("{second}?watch=true")).await;
     assert_eq!(watch.next().await.unwrap()["object"]["spec"], json!({"when": "1"}));
+    // the stored version changes: from then on objects of both are in the store, and every version has all
+    let turn = json!([{"op": "replace", "path": "/spec/versions/0/storage", "value": false},
+        {"op": "replace", "path": "/spec/versions/1/storage", "value": true}]);
+    patch(&c, &format!("{DEFINITIONS}/crontabs.stable.example.com"), JSON_PATCH, turn).await.ok();
+    c.create(TABS, &tab("c", json!({"cron": "4"}))).await;
+    let of = |list: &Value, field: &str| -> Vec<Value> {
+        list["items"].as_array().unwrap().iter().map(|o| o["spec"][field].clone()).collect()
+    };
+    assert_eq!(of(&c.get(TABS).await, "cron"), ["1", "3", "4"]);
+    assert_eq!(of(&c.get(&second).await, "when"), ["1", "3", "4"]);
+    // a write moves an object on, also when it changes nothing
+    let before = c.get(&format!("{TABS}/a")).await["metadata"]["resourceVersion"].clone();
+    let after = patch(&c, &format!("{TABS}/a"), MERGE, json!({})).await.ok()["metadata"]["resourceVersion"].clone();
+    assert_ne!(before, after);
     // a refusal is told
-    c.create(TABS, &tab("z", json!({"cron": "refuse"}))).await;
-    let status = c.send(Request::new("GET", &format!("{second}/z"))).await.status(500, "InternalError");
+    let refused = tab("z", json!({"cron": "refuse"})).to_string();
+    let status = c.send(Request::new("POST", TABS).content_type(JSON).body(refused)).await.status(500, "InternalError");
     assert!(
         status["message"]
             .as_str()
@@ -581,9 +595,9 @@ async fn a_webhook_converts() {
             .contains("conversion webhook for stable.example.com/v1, Kind=CronTab failed: never"),
         "{status}"
     );
-    c.get(&format!("{TABS}/z")).await;
     // nobody but who the certificate says is believed
     let wrong = json!([{"op": "replace", "path": "/spec/conversion/webhook/clientConfig/caBundle", "value": base64::Engine::encode(&base64::prelude::BASE64_STANDARD, rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap().cert.pem())}]);
     patch(&c, &format!("{DEFINITIONS}/crontabs.stable.example.com"), JSON_PATCH, wrong).await.ok();
-    c.send(Request::new("GET", &format!("{second}/a"))).await.status(500, "InternalError");
+    c.send(Request::new("GET", &format!("{TABS}/a"))).await.status(500, "InternalError");
+    c.get(&format!("{second}/a")).await;
 }

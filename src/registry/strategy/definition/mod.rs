@@ -94,7 +94,7 @@ pub fn set_condition(o: &mut Object, kind: &str, status: bool, reason: &str, mes
         *list = json!([]);
     }
     let Some(list) = list.as_array_mut() else { return };
-    let generation_free = |time: Value| json!({"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": time});
+    let condition = |time: Value| json!({"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": time});
     match list.iter_mut().find(|c| c["type"] == kind) {
         Some(known) => {
             let time = if known["status"] == status {
@@ -102,9 +102,9 @@ pub fn set_condition(o: &mut Object, kind: &str, status: bool, reason: &str, mes
             } else {
                 edge_api::meta::now().into()
             };
-            *known = generation_free(time);
+            *known = condition(time);
         }
-        None => list.push(generation_free(edge_api::meta::now().into())),
+        None => list.push(condition(edge_api::meta::now().into())),
     }
 }
 
