@@ -601,3 +601,57 @@ async fn a_webhook_converts() {
     c.send(Request::new("GET", &format!("{TABS}/a"))).await.status(500, "InternalError");
     c.get(&format!("{second}/a")).await;
 }
+
+/// Definitions come, change and go while their objects are written and watched: nothing hangs, nothing is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn definitions_change_under_their_objects() {
+    let c = std::sync::Arc::new(Cluster::start().await);
+    let all = (0..6).map(|i| {
+        let c = c.clone();
+        tokio::spawn(async move {
+            let (plural, kind) = (format!("churns{i}"), format!("Churn{i}"));
+            let text = definition(&json!([version("v1", true)])).to_string();
+            let text = text.replace("crontabs", &plural).replace("CronTab", &kind).replace("\"ct\"", "");
+            let d: Value = serde_json::from_str(&text).unwrap();
+            let one = format!("{DEFINITIONS}/{plural}.stable.example.com");
+            let path = format!("/apis/stable.example.com/v1/namespaces/default/{plural}");
+            for _ in 0..4 {
+                define(&c, &d).await;
+                let object = json!({"apiVersion": "stable.example.com/v1", "kind": kind, "metadata": {"name": "x"}, "spec": {"cron": "*", "replicas": 1}});
+                c.create(&path, &object).await;
+                let writes = async {
+                    for n in 0..40 {
+                        let answer = patch(&c, &format!("{path}/x"), MERGE, json!({"spec": {"steps": [{"name": format!("s{n}")}]}})).await;
+                        assert_eq!(answer.code, 200, "{}", String::from_utf8_lossy(&answer.bytes));
+                    }
+                };
+                let changes = async {
+                    for n in 0..8 {
+                        let place = format!("/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/f{n}");
+                        let added = json!([{"op": "add", "path": place, "value": {"type": "integer", "default": n}}]);
+                        patch(&c, &one, JSON_PATCH, added).await.ok();
+                    }
+                };
+                let watches = async {
+                    // every watch ends, or shows the object
+                    for _ in 0..10 {
+                        let mut events = Events::open(&c, &format!("{path}?watch=true")).await;
+                        if let Some(event) = events.next().await {
+                            assert_eq!(event["object"]["metadata"]["name"], "x");
+                        }
+                    }
+                };
+                tokio::join!(writes, changes, watches);
+                let last = c.get(&format!("{path}/x")).await;
+                assert_eq!((&last["spec"]["f7"], &last["spec"]["steps"]), (&json!(7), &json!([{"name": "s39"}])));
+                let mut events = Events::open(&c, &format!("{DEFINITIONS}?watch=true&fieldSelector=metadata.name%3D{plural}.stable.example.com")).await;
+                c.send(Request::new("DELETE", &one)).await.ok();
+                while events.next().await.unwrap()["type"] != "DELETED" {}
+                c.send(Request::new("GET", &path)).await.status(404, "NotFound");
+            }
+        })
+    });
+    for task in all.collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+}
