@@ -120,3 +120,38 @@ impl fmt::Display for GroupResource {
         if self.group.is_empty() { f.write_str(&self.resource) } else { write!(f, "{}.{}", self.resource, self.group) }
     }
 }
+
+/// Stability, number and minor number (both negated), name.
+pub type VersionOrder<'v> = (u8, i64, i64, &'v str);
+
+/// Versions as Kubernetes prefers them: stable before beta before alpha, then the greater number.
+pub fn version_order(version: &str) -> VersionOrder<'_> {
+    let parsed = (|| {
+        let rest = version.strip_prefix('v')?;
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let major: i64 = rest[..digits].parse().ok()?;
+        let (rank, minor) = match &rest[digits..] {
+            "" => (0, 0),
+            tail => {
+                let (rank, n) =
+                    tail.strip_prefix("beta").map(|n| (1, n)).or_else(|| tail.strip_prefix("alpha").map(|n| (2, n)))?;
+                (rank, n.parse().ok()?)
+            }
+        };
+        Some((rank, -major, -minor))
+    })();
+    let (rank, major, minor) = parsed.unwrap_or((3, 0, 0));
+    (rank, major, minor, version)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_ordered_by_stability_then_number() {
+        let mut v = ["v1alpha1", "v2beta2", "foo", "v1", "v2beta10", "v2", "v10", "v1beta1"];
+        v.sort_by_key(|x| version_order(x));
+        assert_eq!(v, ["v10", "v2", "v1", "v2beta10", "v2beta2", "v1beta1", "v1alpha1", "foo"]);
+    }
+}

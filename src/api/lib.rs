@@ -6,6 +6,7 @@ pub mod cron;
 pub mod duration;
 pub mod field;
 pub mod gvk;
+pub mod jsonpath;
 pub mod meta;
 pub mod names;
 pub mod object;

@@ -16,6 +16,7 @@ mod bootstrap;
 mod chain;
 mod connections;
 mod decode;
+mod definitions;
 mod discovery;
 mod encode;
 mod handler;

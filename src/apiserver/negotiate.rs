@@ -87,6 +87,7 @@ impl Default for Accepted {
 
 const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 const ALL: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
+const NO_PROTOBUF: &str = "application/json, application/yaml";
 const ALL_WATCH: &str = "application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch";
 
 /// Whether the resource can be shown in the shape `as` of a media range asks for.
@@ -105,6 +106,20 @@ pub(crate) enum Scope {
 /// # Errors
 /// 406 when nothing that the client accepts can be produced.
 pub(crate) fn accept(headers: &HeaderMap, scope: Scope, pretty: Option<bool>, watch: bool) -> Result<Accepted, Status> {
+    accept_of(headers, scope, pretty, watch, true)
+}
+
+/// The same for objects that may have no protobuf form; their metadata has one.
+///
+/// # Errors
+/// The same.
+pub(crate) fn accept_of(
+    headers: &HeaderMap,
+    scope: Scope,
+    pretty: Option<bool>,
+    watch: bool,
+    protobuf: bool,
+) -> Result<Accepted, Status> {
     let gzip = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|v| v.to_str().ok()).any(|v| {
         v.split(',').any(|e| {
             let (name, params) = e.split_once(';').unwrap_or((e, ""));
@@ -131,10 +146,18 @@ pub(crate) fn accept(headers: &HeaderMap, scope: Scope, pretty: Option<bool>, wa
             continue;
         }
         if let Some(shape) = range.shape(scope, encoding) {
+            if !protobuf && encoding == Encoding::Protobuf && shape == Shape::Object {
+                continue;
+            }
             return Ok(make(encoding, shape));
         }
     }
-    let list = if watch { ALL_WATCH } else { ALL };
+    let list = match (watch, protobuf) {
+        (true, true) => ALL_WATCH,
+        (true, false) => "application/json;stream=watch",
+        (false, true) => ALL,
+        (false, false) => NO_PROTOBUF,
+    };
     Err(Status::not_acceptable(format!("only the following media types are accepted: {list}")))
 }
 
@@ -214,6 +237,17 @@ pub(crate) fn request_encoding(headers: &HeaderMap) -> Result<Encoding, Status> 
         "application/yaml" => Ok(Encoding::Yaml),
         PROTOBUF => Ok(Encoding::Protobuf),
         _ => Err(unknown_format(ALL)),
+    }
+}
+
+/// The same of an object that has no protobuf form.
+///
+/// # Errors
+/// 415 when it is none of the two.
+pub(crate) fn custom_request_encoding(headers: &HeaderMap) -> Result<Encoding, Status> {
+    match request_encoding(headers) {
+        Ok(Encoding::Protobuf) | Err(_) => Err(unknown_format(NO_PROTOBUF)),
+        other => other,
     }
 }
 

@@ -5,6 +5,7 @@ use crate::admission::AdmissionControl;
 use crate::agents::{self, Routes, Tunnels};
 use crate::body::Body;
 use crate::chain::{self, Origin};
+use crate::definitions::{Definitions, WebhookConverter};
 use crate::discovery::{Row, Rows};
 use crate::health::Component;
 use crate::in_flight::Limits;
@@ -64,7 +65,6 @@ pub(crate) struct Server {
     pub(crate) usage: Usage,
     /// Where the server is reached at this moment.
     pub(crate) advertised: RwLock<IpAddr>,
-    rows: Rows,
     rights: OnceLock<Rights>,
     ready: AtomicBool,
 }
@@ -85,7 +85,6 @@ impl ApiServer {
         if !parts.options.metrics_api {
             parts.registry.catalog().remove_group(usage::GROUP);
         }
-        let rows = parts.registry.catalog().rows().iter().map(|info| Row::from(info.as_ref())).collect();
         let tunnels = Arc::new(Tunnels::default());
         let access = Access { authenticator: parts.authenticator, rbac: Rbac::new(), nodes: NodeAuthorizer::default() };
         let server = Arc::new(Server {
@@ -100,11 +99,11 @@ impl ApiServer {
             options: parts.options,
             metrics: Arc::new(Metrics::new()),
             usage: Usage::default(),
-            rows,
             rights: OnceLock::new(),
             ready: AtomicBool::new(false),
         });
         server.registry.set_admission(Arc::new(AdmissionControl::new(&server)));
+        server.registry.set_converter(Arc::new(WebhookConverter::new(&server)));
         Self(server)
     }
 
@@ -118,7 +117,9 @@ impl ApiServer {
         bootstrap::run(&self.0).await?;
         let rights = Rights::start(&self.0).await?;
         // a second call finds the first one's task at work
-        let _ = self.0.rights.set(rights);
+        if self.0.rights.set(rights).is_ok() {
+            tokio::spawn(Definitions::new(self.0.clone()).follow());
+        }
         self.0.ready.store(true, Ordering::Relaxed);
         Ok(())
     }
@@ -203,14 +204,28 @@ impl Server {
         self.registry.catalog().resource(&info.group, &info.version, &info.resource)
     }
 
+    /// The same; where several servers share a store, another one may have defined the resource a moment ago.
+    ///
+    /// # Errors
+    /// 404, and when the store cannot be asked.
+    pub(crate) async fn row_as_of_now(&self, info: &RequestInfo) -> Result<Arc<ResourceInfo>, Status> {
+        if let Some(row) = self.row(info) {
+            return Ok(row);
+        }
+        if info.group.contains('.') {
+            self.registry.catch_up().await?;
+        }
+        self.row(info).ok_or_else(Status::unknown_path)
+    }
+
     /// Whether a request's resource exists.
     pub(crate) fn serves(&self, info: &RequestInfo) -> bool {
         info.is_resource && self.row(info).is_some()
     }
 
-    /// The rows as discovery shows them.
+    /// The rows as discovery shows them, custom resources among them.
     pub(crate) fn rows(&self) -> Rows {
-        self.rows.clone()
+        self.registry.catalog().rows().iter().map(Row::from).collect()
     }
 
     pub(crate) fn limits(&self) -> Limits {
@@ -276,7 +291,7 @@ impl Server {
     /// How many objects of each resource there are.
     pub(crate) async fn object_counts(&self) -> Vec<ObjectCount> {
         let mut counts = Vec::new();
-        for row in self.registry.catalog().rows().iter().filter(|r| r.is_stored() && r.conversion.is_none()) {
+        for row in self.registry.catalog().rows().iter().filter(|r| r.is_stored() && r.is_stored_version()) {
             let target = Target { info: row, namespace: "", name: "", subresource: "" };
             if let Ok(list) = self.registry.list(&target, &ListOptions::default()).await {
                 counts.push(ObjectCount { resource: row.group_resource().to_string(), count: list.items.len() });

@@ -1,9 +1,10 @@
 //! The garbage collector: what is owned goes with its owners.
 //!
-//! It watches the metadata of all deletable resources and keeps the graph of owners. Background deletion: when the last
+//! It watches the metadata of all deletable resources, custom ones from the moment they are defined, and keeps the graph of owners. Background deletion: when the last
 //! owner is gone its dependents are deleted. Foreground: an owner that is being deleted with the finalizer
 //! `foregroundDeletion` waits for those dependents that block it. Orphan: dependents are released first.
 
+mod custom;
 mod graph;
 
 use crate::context::Context;
@@ -24,7 +25,7 @@ const WORKERS: usize = 4;
 const NOT_WATCHED: [&str; 4] = ["events", "leases", "componentstatuses", "bindings"];
 
 /// A resource as discovery tells of it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Resource {
     pub(crate) api: ApiResource,
     pub(crate) namespaced: bool,
@@ -38,14 +39,24 @@ pub(crate) async fn resources(client: &Client) -> Result<Vec<Resource>, Error> {
     let core = client.list_core_api_resources("v1").await?;
     discovered.push((String::new(), "v1".to_owned(), core));
     for group in client.list_api_groups().await?.groups {
-        let Some(version) = group.preferred_version.as_ref().or(group.versions.first()) else { continue };
-        let list = client.list_api_group_resources(&version.group_version).await?;
-        discovered.push((group.name.clone(), version.version.clone(), list));
+        // the preferred one comes first
+        for version in &group.versions {
+            match client.list_api_group_resources(&version.group_version).await {
+                Ok(list) => discovered.push((group.name.clone(), version.version.clone(), list)),
+                // custom resources come and go
+                Err(e) if edge_client::is_not_found(&e) => {}
+                Err(e) => return Err(e),
+            }
+        }
     }
     let mut out: Vec<Resource> = Vec::new();
     for (group, version, list) in discovered {
         for r in list.resources {
             if r.name.contains('/') || !r.verbs.iter().any(|v| v == "list") {
+                continue;
+            }
+            // in another version already
+            if out.iter().any(|known| known.api.group == group && known.api.plural == r.name) {
                 continue;
             }
             // Events are served by two groups out of one store
@@ -80,6 +91,8 @@ struct Collector {
 /// Runs the collector. The queues `gone` get the namespace of every object that goes: the namespace's own deletion may wait
 /// for that, and its quotas have more room then.
 pub(crate) async fn run(context: Context, gone: Vec<Arc<WorkQueue<String>>>) {
+    // custom resources come by their definitions, whatever happens to those meanwhile
+    let mut custom = custom::groups_and_plurals(&context.client).await;
     let listed = loop {
         match resources(&context.client).await {
             Ok(r) => break r,
@@ -91,21 +104,24 @@ pub(crate) async fn run(context: Context, gone: Vec<Arc<WorkQueue<String>>>) {
     };
     let collector =
         Arc::new(Collector { client: context.client.clone(), graph: Mutex::default(), queue: WorkQueue::new(), gone });
+    custom.extend(custom::groups_and_plurals(&context.client).await);
+    let is_built_in = |r: &Resource| !custom.contains(&(r.api.group.clone(), r.api.plural.clone()));
     let watches = listed
         .into_iter()
-        .filter(|r| r.deletable && r.watchable && !NOT_WATCHED.contains(&r.api.plural.as_str()))
+        .filter(|r| r.deletable && r.watchable && !NOT_WATCHED.contains(&r.api.plural.as_str()) && is_built_in(r))
         .map(|r| watch(collector.clone(), r));
     let worker = collector.clone();
     let work = run_workers("garbage-collector", collector.queue.clone(), WORKERS, move |uid: Uid| {
         let collector = worker.clone();
         async move { collector.reconcile(&uid).await }
     });
-    tokio::join!(futures::future::join_all(watches), work);
+    tokio::join!(futures::future::join_all(watches), custom::follow(collector.clone()), work);
 }
 
 /// Feeds the graph with the metadata of one resource.
 async fn watch(collector: Arc<Collector>, resource: Resource) {
     let resource = Arc::new(resource);
+    collector.graph.lock().know(&resource.api.api_version, &resource);
     let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(collector.client.clone(), &resource.api);
     let mut stream = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
     let mut listed = std::collections::HashSet::new();

@@ -54,7 +54,11 @@ async fn terminate(client: &Client, namespace: &Namespace) -> Result<Outcome, Er
     }
     let mut remains = Remains::default();
     for resource in resources(client).await?.into_iter().filter(|r| r.namespaced && r.deletable) {
-        let left = empty(client, &resource.api, &name).await?;
+        let left = match empty(client, &resource.api, &name).await {
+            // a custom resource whose definition has gone meanwhile
+            Err(e) if edge_client::is_not_found(&e) => continue,
+            other => other?,
+        };
         if left.is_empty() {
             continue;
         }

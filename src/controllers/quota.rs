@@ -230,8 +230,15 @@ impl Controller {
         };
         let Some(found) = found else { return Ok(0) };
         let api: Api<DynamicObject> = Api::namespaced_with(self.context.client.clone(), namespace, &found);
-        let list = api.list_metadata(&ListParams::default()).await?;
-        Ok(i64::try_from(list.items.len()).unwrap_or(i64::MAX))
+        match api.list_metadata(&ListParams::default()).await {
+            Ok(list) => Ok(i64::try_from(list.items.len()).unwrap_or(i64::MAX)),
+            // a custom resource whose definition has gone
+            Err(e) if edge_client::is_not_found(&e) => {
+                *self.resources.lock() = Arc::default();
+                Ok(0)
+            }
+            Err(e) => Err(e),
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! The commands and flags.
 
 use crate::columns::Columns;
-use crate::jsonpath::Template;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use edge_api::jsonpath::Template;
 use std::path::PathBuf;
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
 //! `-o custom-columns=NAME:.metadata.name,…`
 
 use crate::error::Error;
-use crate::jsonpath::{Template, text};
 use crate::print;
+use edge_api::jsonpath::{Template, text};
 use serde_json::Value;
 
 /// Columns by their headers.

@@ -13,7 +13,6 @@ mod error;
 mod explain;
 mod files;
 mod get;
-mod jsonpath;
 mod metadata;
 mod ports;
 mod print;

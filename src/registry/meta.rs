@@ -1,5 +1,6 @@
 //! Metadata: what the system fills in, and what is checked for every resource alike.
 
+use crate::custom::DEFINITIONS;
 use crate::resource::ResourceInfo;
 use crate::strategy::NameRule;
 use edge_api::field::{ErrorKind, ErrorList, Path};
@@ -80,9 +81,14 @@ pub(crate) fn carry_over(object: &mut Object, live: &Object) {
     }
 }
 
-/// Whether anything but metadata and status differs.
-pub(crate) fn desired_state_differs(a: &Object, b: &Object) -> bool {
-    let outside = |k: &&String| !matches!(k.as_str(), "metadata" | "status" | "apiVersion" | "kind");
+/// Whether anything but the metadata (and the status, where it has an endpoint of its own) differs.
+pub(crate) fn desired_state_differs(info: &ResourceInfo, a: &Object, b: &Object) -> bool {
+    let with_status = info.custom.is_some() && info.subresource("status").is_none();
+    let outside = |k: &&String| match k.as_str() {
+        "metadata" | "apiVersion" | "kind" => false,
+        "status" => with_status,
+        _ => true,
+    };
     let fields = |o: &Object| o.fields().keys().filter(outside).cloned().collect::<BTreeSet<String>>();
     fields(a).union(&fields(b)).any(|k| a.get(k) != b.get(k))
 }
@@ -101,11 +107,16 @@ pub(crate) fn validate(info: &ResourceInfo, object: &Object, errors: &mut ErrorL
     validate_labels(meta.get("labels"), &path.child("labels"), errors);
     validate_annotations(meta.get("annotations"), &path.child("annotations"), errors);
     validate_owners(meta.get("ownerReferences"), &path.child("ownerReferences"), errors);
+    // custom resources and their definitions may have plain names
+    let strict = info.custom.is_none() && info.group != DEFINITIONS.0;
     for finalizer in object.finalizers() {
         let path = path.child("finalizers");
         if let Err(why) = names::qualified_name(finalizer) {
             errors.invalid(&path, &finalizer.into(), &why);
-        } else if !finalizer.contains('/') && !matches!(finalizer, "orphan" | "foregroundDeletion" | "kubernetes") {
+        } else if strict
+            && !finalizer.contains('/')
+            && !matches!(finalizer, "orphan" | "foregroundDeletion" | "kubernetes")
+        {
             errors.invalid(
                 &path,
                 &finalizer.into(),

@@ -58,7 +58,11 @@ pub(crate) fn object_key(target: &Target<'_>) -> String {
 /// # Errors
 /// 405 for rows without storage.
 pub(crate) fn resource_of(hub: &Hub, target: &Target<'_>, verb: &str) -> Result<Arc<ResourceHub>, Status> {
-    hub.of(target.info).ok_or_else(|| Status::method_not_supported(&target.info.group_resource(), verb))
+    hub.of(target.info).ok_or_else(|| match &target.info.custom {
+        // its definition went meanwhile
+        Some(_) => Status::unknown_path(),
+        None => Status::method_not_supported(&target.info.group_resource(), verb),
+    })
 }
 
 pub(crate) fn get(hub: &Hub, target: &Target<'_>) -> Result<Stored, Status> {

@@ -3,6 +3,7 @@
 use crate::admission::Admission;
 use crate::allocate::Allocator;
 use crate::catalog::Catalog;
+use crate::conversion::Converter;
 use crate::hub::Hub;
 use crate::newest::Newest;
 use crate::options::{
@@ -62,7 +63,8 @@ pub struct Registry {
     pub(crate) hub: Arc<Hub>,
     pub(crate) allocator: Arc<Allocator>,
     pub(crate) admission: OnceLock<Arc<dyn Admission>>,
-    catalog: Catalog,
+    pub(crate) converter: OnceLock<Arc<dyn Converter>>,
+    catalog: Arc<Catalog>,
     newest: Newest,
     follower: JoinHandle<()>,
 }
@@ -82,7 +84,7 @@ impl Drop for Registry {
 /// Makes the new object out of the live one (`None`: there is none). Called again when the live object has changed in
 /// between, so it must not have effects.
 ///
-/// The live object is of the stored version; what is returned is of the row's.
+/// Both objects are of the row's version.
 pub type Transform<'a> = &'a (dyn Fn(Option<&Object>) -> Result<Object, Status> + Send + Sync);
 
 impl Registry {
@@ -91,16 +93,16 @@ impl Registry {
     /// # Errors
     /// When the store cannot be read.
     pub async fn open(storage: Arc<dyn Storage>, options: Options) -> Result<Arc<Self>, edge_storage::Error> {
-        let catalog = Catalog::builtin();
+        let catalog = Arc::new(Catalog::builtin());
         let allocator = Arc::new(Allocator::new(&options.service_networks, options.node_ports));
-        let rows = catalog.rows();
-        let (hub, watcher) = Hub::fill(storage.as_ref(), rows.iter().map(AsRef::as_ref), allocator.clone()).await?;
+        let (hub, watcher) = Hub::fill(storage.as_ref(), catalog.clone(), allocator.clone()).await?;
         let follower = tokio::spawn(hub.clone().follow(storage.clone(), watcher));
         Ok(Arc::new(Self {
             storage,
             hub,
             allocator,
             admission: OnceLock::new(),
+            converter: OnceLock::new(),
             catalog,
             newest: Newest::default(),
             follower,
@@ -111,6 +113,13 @@ impl Registry {
     pub fn set_admission(&self, admission: Arc<dyn Admission>) {
         if self.admission.set(admission).is_err() {
             tracing::warn!("admission control was set already");
+        }
+    }
+
+    /// Sets who asks conversion webhooks; without it, there are none. Only the first call counts.
+    pub fn set_converter(&self, converter: Arc<dyn Converter>) {
+        if self.converter.set(converter).is_err() {
+            tracing::warn!("the converter was set already");
         }
     }
 
@@ -144,7 +153,7 @@ impl Registry {
     ///
     /// # Errors
     /// 503 when the store cannot be asked.
-    pub(crate) async fn catch_up(&self) -> Result<(), Status> {
+    pub async fn catch_up(&self) -> Result<(), Status> {
         if self.storage.is_shared() {
             let newest = self.newest.ask(self.storage.as_ref()).await.map_err(write::storage_status)?;
             self.hub.settled(newest).await;
@@ -184,7 +193,11 @@ impl Registry {
         }
         let stored = read::get(&self.hub, target)?;
         match target.info.subresource(target.subresource).map(|s| s.serves) {
-            Some(SubresourceKind::Scale) => scale::of(target.info, &stored),
+            Some(SubresourceKind::Scale) => {
+                let object = self.served(target.info, stored.object()?).await?;
+                scale::check(target.info, &object)?;
+                Ok(scale::of(target.info, &object, &stored))
+            }
             _ => Ok(stored),
         }
     }

@@ -1,6 +1,8 @@
 //! The descriptor of a resource: one row of data from which routes, discovery, storage keys, tables and selectors follow.
 
 use crate::columns::Column;
+use crate::conversion::Conversion;
+use crate::custom::Custom;
 use crate::strategy::Strategy;
 use edge_api::{GroupKind, GroupResource, GroupVersionKind, Object};
 use edge_schema::{Schema, TypeRef};
@@ -116,17 +118,6 @@ pub enum StorageClass {
     None,
 }
 
-/// Between a served version and the stored one.
-#[derive(Debug)]
-pub struct Conversion {
-    /// Kind that is stored.
-    pub stored_api_version: &'static str,
-    /// From the served version; sets `apiVersion`.
-    pub to_stored: fn(&mut Object),
-    /// To the served version; sets `apiVersion`.
-    pub from_stored: fn(&mut Object),
-}
-
 /// A field that field selectors may name.
 #[derive(Clone, Debug)]
 pub struct SelectableField {
@@ -174,7 +165,9 @@ pub struct ResourceInfo {
     /// What differs from other resources in behaviour.
     pub strategy: &'static Strategy,
     /// Given where this version is not the stored one.
-    pub conversion: Option<&'static Conversion>,
+    pub conversion: Option<Conversion>,
+    /// Given for custom resources: what follows from their definition.
+    pub custom: Option<Custom>,
 }
 
 impl ResourceInfo {
@@ -200,12 +193,22 @@ impl ResourceInfo {
 
     /// `apiVersion`, as stored.
     pub fn stored_api_version(&self) -> String {
-        self.conversion.map_or_else(|| self.api_version(), |c| c.stored_api_version.to_owned())
+        self.conversion.as_ref().map_or_else(|| self.api_version(), |c| c.stored_api_version().to_owned())
+    }
+
+    /// The types of the served version: those of Kubernetes, or the custom resource's own.
+    pub fn types(&self) -> &Schema {
+        self.custom.as_ref().map_or_else(|| Schema::builtin(), Custom::types)
     }
 
     /// The type of one object of the served version; `None` where the schema table has none.
-    pub fn schema(&self) -> Option<TypeRef<'static>> {
-        Schema::builtin().kind(&self.gvk())
+    pub fn schema(&self) -> Option<TypeRef<'_>> {
+        self.types().kind(&self.gvk())
+    }
+
+    /// Whether this is the row of the stored version, of which each resource has one.
+    pub fn is_stored_version(&self) -> bool {
+        self.custom.as_ref().map_or(self.conversion.is_none(), |c| c.is_storage)
     }
 
     /// A subresource by its name.

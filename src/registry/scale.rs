@@ -1,5 +1,6 @@
 //! The scale subresource: `autoscaling/v1` `Scale` in front of the replicas of a workload.
 
+use crate::custom::Scale;
 use crate::options::Target;
 use crate::registry::Transform;
 use crate::resource::ResourceInfo;
@@ -9,13 +10,10 @@ use edge_api::selector::LabelSelector;
 use edge_api::{GroupKind, Object, Status};
 use serde_json::{Value, json};
 
-/// The scale of a stored object.
-///
-/// # Errors
-/// 500 when the object cannot be read.
-pub(crate) fn of(info: &ResourceInfo, stored: &Stored) -> Result<Stored, Status> {
-    let scale = view(info, &stored.object()?);
-    Ok(Stored::opaque(stored.key(), scale.to_json().into(), stored.resource_version()))
+/// The scale of a stored object, which is given in the row's version.
+pub(crate) fn of(info: &ResourceInfo, object: &Object, stored: &Stored) -> Stored {
+    let scale = view(info, object);
+    Stored::opaque(stored.key(), scale.to_json().into(), stored.resource_version())
 }
 
 fn view(info: &ResourceInfo, object: &Object) -> Object {
@@ -26,6 +24,18 @@ fn view(info: &ResourceInfo, object: &Object) -> Object {
         }
     }
     let number = |pointer: &str| object.pointer(pointer).and_then(Value::as_i64).unwrap_or(0);
+    if let Some(paths) = paths(info) {
+        let mut status = json!({"replicas": number(&paths.status_replicas)});
+        let selector = object.str_at(&paths.selector);
+        if !paths.selector.is_empty() && !selector.is_empty() {
+            status["selector"] = selector.into();
+        }
+        let scale = json!({
+            "apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": meta,
+            "spec": {"replicas": number(&paths.spec_replicas)}, "status": status,
+        });
+        return Object::from_value(scale).unwrap_or_default();
+    }
     let mut status = json!({"replicas": number("/status/replicas")});
     let selector = object.pointer("/spec/selector").unwrap_or(&Value::Null);
     // a replication controller's selector is a plain map
@@ -64,6 +74,36 @@ pub(crate) fn update(target: &Target<'_>, live: Option<&Object>, transform: Tran
         return Err(Status::invalid(&kind, target.name, &errors));
     }
     let mut object = live.clone();
-    object.section_mut("spec").insert("replicas".into(), replicas.into());
+    match paths(target.info) {
+        Some(paths) => set(&mut object, &paths.spec_replicas, replicas),
+        None => drop(object.section_mut("spec").insert("replicas".into(), replicas.into())),
+    }
     Ok(object)
+}
+
+/// Whether an object has replicas at all: one of a custom resource may not.
+///
+/// # Errors
+/// 500, as in Kubernetes.
+pub(crate) fn check(info: &ResourceInfo, object: &Object) -> Result<(), Status> {
+    match paths(info) {
+        Some(paths) if object.pointer(&paths.spec_replicas).is_none() => {
+            let path = paths.spec_replicas.replace('/', ".");
+            Err(Status::internal(format!("the spec replicas field {path:?} does not exist")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Where a custom resource has its replicas.
+fn paths(info: &ResourceInfo) -> Option<&Scale> {
+    info.custom.as_ref()?.scale.as_ref()
+}
+
+/// Sets a number at a pointer; what is missing on the way is made.
+fn set(object: &mut Object, pointer: &str, number: i64) {
+    let mut names: Vec<&str> = pointer.split('/').skip(1).collect();
+    let Some(last) = names.pop() else { return };
+    let place = names.into_iter().fold(object.fields_mut(), |place, name| edge_api::object::object_entry(place, name));
+    place.insert(last.to_owned(), number.into());
 }

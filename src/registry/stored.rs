@@ -26,6 +26,8 @@ struct Entry {
     labels: Box<[(Box<str>, Box<str>)]>,
     /// Values of the selectable fields, in the order of the stored version's row.
     fields: Box<[Box<str>]>,
+    /// Whether the store has another form of it: one that an earlier schema of a custom resource gave it.
+    modernized: bool,
 }
 
 impl Stored {
@@ -37,12 +39,58 @@ impl Stored {
     pub(crate) fn new(key: &str, json: &[u8], revision: u64, paths: &Paths) -> Result<Self, serde_json::Error> {
         let Found { labels, fields } = paths.scan(json)?;
         let bytes = splice(json, revision);
-        Ok(Self(Arc::new(Entry { bytes, revision, key: key.into(), labels: labels.into(), fields: fields.into() })))
+        Ok(Self(Arc::new(Entry {
+            bytes,
+            revision,
+            key: key.into(),
+            labels: labels.into(),
+            fields: fields.into(),
+            modernized: false,
+        })))
+    }
+
+    /// The same, said to be in another form than the store has it.
+    pub(crate) fn modernized(self) -> Self {
+        match Arc::try_unwrap(self.0) {
+            Ok(entry) => Self(Arc::new(Entry { modernized: true, ..entry })),
+            Err(shared) => Self(shared),
+        }
+    }
+
+    /// Whether the store has another form of it, so that a write changes something even when it changes nothing.
+    pub(crate) fn is_modernized(&self) -> bool {
+        self.0.modernized
+    }
+
+    /// The same object in another version's form.
+    pub(crate) fn with_bytes(&self, bytes: Bytes) -> Self {
+        let e = &self.0;
+        Self(Arc::new(Entry {
+            bytes,
+            revision: e.revision,
+            key: e.key.clone(),
+            labels: e.labels.clone(),
+            fields: Box::default(),
+            modernized: false,
+        }))
+    }
+
+    /// Whether the object is in a version (`apiVersion`), told without reading it.
+    pub(crate) fn is_of(&self, api_version: &str) -> bool {
+        let rest = self.0.bytes.strip_prefix(b"{\"apiVersion\":\"");
+        rest.and_then(|r| r.strip_prefix(api_version.as_bytes())).is_some_and(|r| r.starts_with(b"\""))
     }
 
     /// Finished JSON that selectors have no business with, such as a `Scale` or a bookmark.
     pub(crate) fn opaque(key: &str, json: Bytes, revision: u64) -> Self {
-        Self(Arc::new(Entry { bytes: json, revision, key: key.into(), labels: Box::default(), fields: Box::default() }))
+        Self(Arc::new(Entry {
+            bytes: json,
+            revision,
+            key: key.into(),
+            labels: Box::default(),
+            fields: Box::default(),
+            modernized: false,
+        }))
     }
 
     /// The same object with another resourceVersion: the last state of one that has gone.
@@ -54,6 +102,7 @@ impl Stored {
             key: e.key.clone(),
             labels: e.labels.clone(),
             fields: e.fields.clone(),
+            modernized: e.modernized,
         }))
     }
 

@@ -55,6 +55,7 @@ fn row(group: &'static str, version: &'static str, plural: &'static str, words: 
         prefix: plural.into(),
         strategy: strategy::of(group, plural),
         conversion: conversion::of(group, version, plural),
+        custom: None,
     };
     for word in options {
         let (name, value) = word.split_once('=').unwrap_or((word, ""));
@@ -132,8 +133,8 @@ mod tests {
             assert!(paths.insert((r.group.clone(), r.version.clone(), r.plural.clone())), "{} twice", r.plural);
             assert!(r.schema().is_some(), "{} has no type", r.gvk());
             assert!(!r.is_stored() || !r.columns.is_empty(), "{} has no columns", r.plural);
-            if r.conversion.is_some() {
-                assert!(rows.iter().any(|s| s.prefix == r.prefix && s.conversion.is_none()), "{}", r.plural);
+            if !r.is_stored_version() {
+                assert!(rows.iter().any(|s| s.prefix == r.prefix && s.is_stored_version()), "{}", r.plural);
             }
             for s in &r.subresources {
                 assert!(s.verbs != Verbs::NONE, "{}/{}", r.plural, s.name);
@@ -141,7 +142,7 @@ mod tests {
         }
         assert!(rows.len() > 50);
         let stored: Vec<_> =
-            rows.iter().filter(|r| r.is_stored() && r.conversion.is_none()).map(|r| &r.prefix).collect();
+            rows.iter().filter(|r| r.is_stored() && r.is_stored_version()).map(|r| &r.prefix).collect();
         assert_eq!(stored.iter().collect::<HashSet<_>>().len(), stored.len(), "a place in the store for each");
     }
 }

@@ -6,7 +6,8 @@
 //! - [`validate`]: strict decoding, unknown and duplicate fields, wrong types, pruning, normal forms,
 //! - [`default`]: the defaults an API server fills in,
 //! - [`openapi`]: the published OpenAPI v2 and v3 documents,
-//! - `patch` and `apply`: the four patch types.
+//! - `patch` and `apply`: the four patch types,
+//! - [`structural`]: the schemas of custom resources, and values against them.
 
 pub mod apply;
 pub mod default;
@@ -14,6 +15,7 @@ pub mod document;
 pub mod openapi;
 pub mod patch;
 pub mod proto;
+pub mod structural;
 pub mod table;
 pub mod validate;
 

@@ -4,6 +4,7 @@
 //! Out: a [`Document`] of bytes with an entity tag. A document is written piece by piece, one schema or path at a time, so making one
 //! costs little more memory than its bytes; nothing is kept.
 
+mod custom;
 mod describe;
 mod gnostic;
 mod names;
@@ -11,7 +12,7 @@ mod parameters;
 mod paths;
 mod schemas;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt};
 
 use edge_api::{GroupVersion, GroupVersionKind};
 use serde_json::{Value, json};
@@ -40,6 +41,16 @@ pub struct ApiResourceInfo<'a> {
     pub kind: GroupVersionKind,
     /// Where the kind's type is found. A kind that is not there is published as an object of unknown fields.
     pub schema: &'a Schema,
+    /// Given for custom resources: their schema is published as it was written.
+    pub published: Option<&'a dyn Published>,
+}
+
+/// Gives the schema of a custom resource as it was written. It is asked for when a document is made, and not kept.
+pub trait Published: fmt::Debug + Sync {
+    /// The schema of one object.
+    fn schema(&self) -> Option<Value>;
+    /// Kind of a list.
+    fn list_kind(&self) -> &str;
 }
 
 impl<'a> ApiResourceInfo<'a> {

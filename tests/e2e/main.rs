@@ -15,6 +15,7 @@ mod coexistence;
 mod commands;
 mod conformance;
 mod controllers;
+mod custom;
 mod devices;
 mod etcd;
 mod healing;

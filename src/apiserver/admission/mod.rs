@@ -214,6 +214,7 @@ mod testing {
             prefix: plural.to_owned().into(),
             strategy: &strategy::DEFAULT,
             conversion: None,
+            custom: None,
         }
     }
 

@@ -242,6 +242,7 @@ mod tests {
             short_names: vec![],
             categories: vec!["all".into()],
             subresources: vec![],
+            schema: Default::default(),
         };
         let mut deployments = row("apps", "v1", "Deployment", "deployments");
         deployments.short_names = vec!["deploy".into()];

@@ -10,7 +10,10 @@ mod serve;
 pub(crate) use openapi::Rows;
 pub(crate) use serve::serve;
 
-use edge_registry::ResourceInfo;
+use edge_api::gvk::{VersionOrder, version_order};
+use edge_registry::{Custom, ResourceInfo};
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
 /// A served resource of one group version.
 #[derive(Clone, Debug, Hash)]
@@ -25,6 +28,23 @@ pub(crate) struct Row {
     pub(crate) short_names: Vec<String>,
     pub(crate) categories: Vec<String>,
     pub(crate) subresources: Vec<SubRow>,
+    pub(crate) schema: CustomSchema,
+}
+
+/// Where the schema of a custom resource is; nothing for a built-in one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct CustomSchema(pub(crate) Option<Arc<ResourceInfo>>);
+
+impl CustomSchema {
+    pub(crate) fn of(&self) -> Option<&Custom> {
+        self.0.as_ref()?.custom.as_ref()
+    }
+}
+
+impl Hash for CustomSchema {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.of().and_then(Custom::schema_text).hash(state);
+    }
 }
 
 /// A served subresource.
@@ -38,8 +58,8 @@ pub(crate) struct SubRow {
     pub(crate) verbs: Vec<&'static str>,
 }
 
-impl From<&ResourceInfo> for Row {
-    fn from(info: &ResourceInfo) -> Self {
+impl From<&Arc<ResourceInfo>> for Row {
+    fn from(info: &Arc<ResourceInfo>) -> Self {
         let texts = |list: &[edge_registry::resource::Text]| list.iter().map(ToString::to_string).collect();
         Self {
             group: info.group.to_string(),
@@ -62,6 +82,7 @@ impl From<&ResourceInfo> for Row {
                     verbs: s.verbs.names().collect(),
                 })
                 .collect(),
+            schema: CustomSchema(info.custom.is_some().then(|| info.clone())),
         }
     }
 }
@@ -98,42 +119,7 @@ fn priority(group: &str) -> GroupOrder<'_> {
     (-p, group)
 }
 
-/// Stability, number and minor number (both negated), name.
-type VersionOrder<'v> = (u8, i64, i64, &'v str);
-
-/// Versions as Kubernetes prefers them: stable before beta before alpha, then the greater number.
-fn version_order(version: &str) -> VersionOrder<'_> {
-    let parsed = (|| {
-        let rest = version.strip_prefix('v')?;
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-        let major: i64 = rest[..digits].parse().ok()?;
-        let (rank, minor) = match &rest[digits..] {
-            "" => (0, 0),
-            tail => {
-                let (rank, n) =
-                    tail.strip_prefix("beta").map(|n| (1, n)).or_else(|| tail.strip_prefix("alpha").map(|n| (2, n)))?;
-                (rank, n.parse().ok()?)
-            }
-        };
-        Some((rank, -major, -minor))
-    })();
-    let (rank, major, minor) = parsed.unwrap_or((3, 0, 0));
-    (rank, major, minor, version)
-}
-
 /// Group versions in the order of discovery.
 fn sort_key(row: &Row) -> (GroupOrder<'_>, VersionOrder<'_>, &str) {
     (priority(&row.group), version_order(&row.version), &row.plural)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn versions_are_ordered_by_stability_then_number() {
-        let mut v = ["v1alpha1", "v2beta2", "foo", "v1", "v2beta10", "v2", "v10", "v1beta1"];
-        v.sort_by_key(|x| version_order(x));
-        assert_eq!(v, ["v10", "v2", "v1", "v2beta10", "v2beta2", "v1beta1", "v1alpha1", "foo"]);
-    }
 }

@@ -33,12 +33,14 @@ fn resources(rows: &[Row]) -> Vec<ApiResourceInfo<'_>> {
             verbs: &r.verbs,
             kind: GroupVersionKind::new(&r.group, &r.version, &r.kind),
             schema,
+            published: r.schema.of().map(|custom| custom as &dyn openapi::Published),
         };
         for s in &r.subresources {
             out.push(ApiResourceInfo {
                 subresource: Some(&s.name),
                 verbs: &s.verbs,
                 kind: GroupVersionKind::new(&s.group, &s.version, &s.kind),
+                published: own.published.filter(|_| s.kind == r.kind),
                 ..own.clone()
             });
         }

@@ -44,7 +44,7 @@ pub(super) async fn collection(context: &Context<'_>, body: Body) -> Result<Resp
     let selection = read::list_options(context)?;
     let result = context.server.registry.delete_collection(&context.target(), &write, &selection, &options).await?;
     context.settle_rights().await;
-    let bytes = read::list_bytes(context, &result)?;
+    let bytes = read::list_bytes(context, &result).await?;
     Ok(encode::respond(&context.accepted, StatusCode::OK, bytes).await)
 }
 

@@ -17,7 +17,8 @@ mod write;
 
 use crate::Server;
 use crate::body::{Body, BodyError};
-use crate::negotiate::{Accepted, Scope, accept};
+use crate::encode::add_warnings;
+use crate::negotiate::{Accepted, Scope, accept_of};
 use crate::query::Query;
 use crate::request_info::RequestInfo;
 use crate::reviews;
@@ -54,7 +55,7 @@ pub(crate) async fn handle(
     query: &Query<'_>,
     request: Request<Body>,
 ) -> Result<Response<Body>, Status> {
-    let row = server.row(info).ok_or_else(Status::unknown_path)?;
+    let row = server.row_as_of_now(info).await?;
     if let Some(connection) = connect::Connection::of(info) {
         return connect::connect(server, user, info, connection, request).await;
     }
@@ -63,7 +64,8 @@ pub(crate) async fn handle(
         "list" | "watch" | "deletecollection" => Scope::Many,
         _ => Scope::One,
     };
-    let accepted = accept(&parts.headers, scope, query.optional_flag("pretty"), info.verb == "watch")?;
+    let protobuf = row.custom.is_none();
+    let accepted = accept_of(&parts.headers, scope, query.optional_flag("pretty"), info.verb == "watch", protobuf)?;
     let field_manager = field_manager(query, &parts.headers);
     let context = Context { server, user, info, query, row: &row, headers: &parts.headers, accepted, field_manager };
     if let Some(review) = reviews::Review::of(info) {
@@ -76,18 +78,28 @@ pub(crate) async fn handle(
     if row.group == crate::usage::GROUP {
         return usage::read(&context).await;
     }
+    let mut response = answer(&context, body).await?;
+    if let Some(warning) = row.custom.as_ref().and_then(|c| c.warning.as_deref()) {
+        add_warnings(&mut response, [warning]);
+    }
+    Ok(response)
+}
+
+/// The verbs of a resource whose objects are stored.
+async fn answer(context: &Context<'_>, body: Body) -> Result<Response<Body>, Status> {
+    let (row, info) = (context.row, context.info);
     match info.verb.as_str() {
-        "get" => read::get(&context).await,
-        "list" => read::list(&context).await,
-        "watch" => watch::watch(&context).await,
+        "get" => read::get(context).await,
+        "list" => read::list(context).await,
+        "watch" => watch::watch(context).await,
         "create" if (row.plural.as_ref(), info.subresource.as_str()) == ("serviceaccounts", "token") => {
-            token::create(&context, body).await
+            token::create(context, body).await
         }
-        "create" => write::create(&context, body).await,
-        "update" => write::update(&context, body).await,
-        "patch" => write::patch(&context, body).await,
-        "delete" => delete::one(&context, body).await,
-        _ => delete::collection(&context, body).await,
+        "create" => write::create(context, body).await,
+        "update" => write::update(context, body).await,
+        "patch" => write::patch(context, body).await,
+        "delete" => delete::one(context, body).await,
+        _ => delete::collection(context, body).await,
     }
 }
 

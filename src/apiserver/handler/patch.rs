@@ -43,15 +43,18 @@ impl<'a> Patch<'a> {
         let engine = match kind {
             PatchKind::Json => Engine::Json(JsonPatch::parse(&value)?),
             PatchKind::Strategic if ty.is_some() => Engine::Strategic(value),
-            PatchKind::Strategic => {
-                return Err(Status::unsupported_media_type(
-                    "the body of the request was in an unknown format - accepted media types include: \
-                     application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml",
-                ));
-            }
+            PatchKind::Strategic => return Err(Self::not_strategic()),
             _ => Engine::Merge(value),
         };
         Ok(Self { engine, gvk, ty, mode, duplicates, warnings: Mutex::default() })
+    }
+
+    /// 415: the type has no merge rules, as that of a custom resource.
+    pub(super) fn not_strategic() -> Status {
+        Status::unsupported_media_type(
+            "the body of the request was in an unknown format - accepted media types include: \
+             application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml",
+        )
     }
 
     /// The object that `live` becomes.

@@ -2,6 +2,7 @@
 
 use super::Context;
 use super::shape;
+use crate::Server;
 use crate::body::Body;
 use crate::encode;
 use crate::negotiate::Shape;
@@ -11,6 +12,7 @@ use edge_registry::options::VersionMatch;
 use edge_registry::{List, ListOptions, ResourceInfo, Stored, columns};
 use http::{Response, StatusCode};
 use serde_json::{Map, Value, json};
+use std::borrow::Cow;
 
 pub(super) async fn get(context: &Context<'_>) -> Result<Response<Body>, Status> {
     let version = context.query.get("resourceVersion").unwrap_or_default();
@@ -21,39 +23,49 @@ pub(super) async fn get(context: &Context<'_>) -> Result<Response<Body>, Status>
 /// Answers with one object in the shape asked for.
 pub(super) async fn object(context: &Context<'_>, code: StatusCode, stored: &Stored) -> Result<Response<Body>, Status> {
     let bytes = match context.accepted.shape {
-        Shape::Object => served(context.row, &context.info.subresource, stored)?,
+        Shape::Object => served(context, stored).await?,
         Shape::Metadata(version) | Shape::MetadataList(version) => shape::metadata_only(version, stored.bytes())?,
         Shape::Table(version) => {
             let include = shape::include_object(context.query.get("includeObject"))?;
             let metadata = json!({"resourceVersion": stored.resource_version().to_string()});
-            let rows = columns::rows(context.row, std::slice::from_ref(stored), include);
+            let shown = for_table(context.server, context.row, std::slice::from_ref(stored)).await?;
+            let rows = columns::rows(context.row, &shown, include);
             shape::table(version, &metadata, Some(&columns::definitions(context.row)), rows)
         }
     };
     Ok(encode::respond(&context.accepted, code, bytes).await)
 }
 
-/// An object's JSON in the version that the row serves. Only rows that are stored in another version are rebuilt.
-pub(super) fn served(row: &ResourceInfo, subresource: &str, stored: &Stored) -> Result<Bytes, Status> {
-    match row.conversion {
-        Some(conversion) if subresource != "scale" => {
-            let mut object = stored.object()?;
-            (conversion.from_stored)(&mut object);
-            Ok(object.to_json().into())
-        }
-        _ => Ok(stored.bytes().clone()),
+/// An object's JSON in the version that the row serves. Only what is stored in another version is rebuilt.
+async fn served(context: &Context<'_>, stored: &Stored) -> Result<Bytes, Status> {
+    if context.info.subresource == "scale" {
+        return Ok(stored.bytes().clone());
+    }
+    let items = context.server.registry.in_version(context.row, std::slice::from_ref(stored)).await?;
+    Ok(items.first().unwrap_or(stored).bytes().clone())
+}
+
+/// Objects as their table's columns take them: those of custom resources in the served version, others as they are stored.
+pub(super) async fn for_table<'s>(
+    server: &Server,
+    row: &ResourceInfo,
+    items: &'s [Stored],
+) -> Result<Cow<'s, [Stored]>, Status> {
+    match row.custom {
+        Some(_) => server.registry.in_version(row, items).await,
+        None => Ok(Cow::Borrowed(items)),
     }
 }
 
 pub(super) async fn list(context: &Context<'_>) -> Result<Response<Body>, Status> {
     let options = list_options(context)?;
     let list = context.server.registry.list(&context.target(), &options).await?;
-    let bytes = list_bytes(context, &list)?;
+    let bytes = list_bytes(context, &list).await?;
     Ok(encode::respond(&context.accepted, StatusCode::OK, bytes).await)
 }
 
 /// A list in the shape asked for.
-pub(super) fn list_bytes(context: &Context<'_>, list: &List) -> Result<Bytes, Status> {
+pub(super) async fn list_bytes(context: &Context<'_>, list: &List) -> Result<Bytes, Status> {
     let row = context.row;
     let mut metadata = Map::new();
     metadata.insert("resourceVersion".into(), list.resource_version.to_string().into());
@@ -65,12 +77,9 @@ pub(super) fn list_bytes(context: &Context<'_>, list: &List) -> Result<Bytes, St
     }
     let metadata = Value::Object(metadata);
     match context.accepted.shape {
-        Shape::Object if row.conversion.is_none() => {
-            Ok(shape::list(&row.api_version(), &row.list_kind, &metadata, list.items.iter().map(Stored::bytes)))
-        }
         Shape::Object => {
-            let items: Result<Vec<Bytes>, Status> = list.items.iter().map(|s| served(row, "", s)).collect();
-            Ok(shape::list(&row.api_version(), &row.list_kind, &metadata, items?.iter()))
+            let items = context.server.registry.in_version(row, &list.items).await?;
+            Ok(shape::list(&row.api_version(), &row.list_kind, &metadata, items.iter().map(Stored::bytes)))
         }
         Shape::Metadata(version) | Shape::MetadataList(version) => {
             let items: Result<Vec<Bytes>, Status> =
@@ -79,7 +88,8 @@ pub(super) fn list_bytes(context: &Context<'_>, list: &List) -> Result<Bytes, St
         }
         Shape::Table(version) => {
             let include = shape::include_object(context.query.get("includeObject"))?;
-            let rows = columns::rows(row, &list.items, include);
+            let shown = for_table(context.server, row, &list.items).await?;
+            let rows = columns::rows(row, &shown, include);
             Ok(shape::table(version, &metadata, Some(&columns::definitions(row)), rows))
         }
     }

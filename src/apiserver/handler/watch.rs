@@ -1,6 +1,7 @@
 //! Watches: a stream of events until the client, the time-out or the server ends it.
 
 use super::{Context, read, shape};
+use crate::Server;
 use crate::body::{Body, BoxError};
 use crate::encode;
 use crate::negotiate::{Encoding, MetaVersion, Shape};
@@ -39,6 +40,7 @@ pub(super) async fn watch(context: &Context<'_>) -> Result<Response<Body>, Statu
         encoding,
         shape: context.accepted.shape,
         include: shape::include_object(q.get("includeObject"))?,
+        server: context.server.clone(),
         row: context.row.clone(),
         definitions_sent: false,
     };
@@ -86,6 +88,7 @@ struct Framer {
     encoding: Encoding,
     shape: Shape,
     include: IncludeObject,
+    server: Arc<Server>,
     row: Arc<ResourceInfo>,
     definitions_sent: bool,
 }
@@ -99,19 +102,26 @@ impl Framer {
         stream::unfold(Some((self, events)), |state| async {
             let (mut framer, mut events) = state?;
             let event = events.next().await?;
-            Some(match framer.event(&event) {
+            Some(match framer.event(&event).await {
                 Ok(bytes) => (Ok(Frame::data(bytes)), Some((framer, events))),
                 Err(status) => (framer.error(&status).map(Frame::data), None),
             })
         })
     }
 
-    fn event(&mut self, event: &WatchEvent) -> Result<Bytes, Status> {
+    async fn event(&mut self, event: &WatchEvent) -> Result<Bytes, Status> {
         let stored = &event.object;
         let object = match self.shape {
-            Shape::Object => read::served(&self.row, "", stored)?,
+            Shape::Object => {
+                let one = std::slice::from_ref(stored);
+                let shown = self.server.registry.in_version(&self.row, one).await?;
+                shown.first().unwrap_or(stored).bytes().clone()
+            }
             Shape::Metadata(version) | Shape::MetadataList(version) => shape::metadata_only(version, stored.bytes())?,
-            Shape::Table(version) => self.table(version, event.kind, stored),
+            Shape::Table(version) => {
+                let shown = read::for_table(&self.server, &self.row, std::slice::from_ref(stored)).await?;
+                self.table(version, event.kind, shown.first().unwrap_or(stored))
+            }
         };
         encode::watch_event(self.encoding, event.kind.as_str(), &object)
     }

@@ -5,14 +5,13 @@ use super::{Context, read, read_body};
 use crate::body::Body;
 use crate::decode::{self, Decoded};
 use crate::encode::{self, add_warnings};
-use crate::negotiate::{PatchKind, patch_kind, request_encoding};
+use crate::negotiate::{PatchKind, custom_request_encoding, patch_kind, request_encoding};
 use edge_api::{GroupVersionKind, Object, Status};
 use edge_registry::{Stored, SubresourceKind, UpdateKind, Updated};
 use edge_schema::apply::{self, Writer};
 use edge_schema::validate::FieldValidation;
 use edge_schema::{Schema, TypeRef};
 use http::{Response, StatusCode};
-use std::borrow::Cow;
 
 impl Context<'_> {
     /// The kind of the body: the resource's, or the subresource's own (`Scale`, `Binding`, ...).
@@ -21,6 +20,11 @@ impl Context<'_> {
             Some(s) => GroupVersionKind::new(s.group.as_ref(), s.version.as_ref(), s.kind.as_ref()),
             None => self.row.gvk(),
         }
+    }
+
+    /// The type of the body's kind.
+    fn body_type(&self, gvk: &GroupVersionKind) -> Option<TypeRef<'_>> {
+        self.row.types().kind(gvk).or_else(|| Schema::builtin().kind(gvk))
     }
 
     async fn written(&self, code: StatusCode, stored: &Stored, warnings: &[String]) -> Result<Response<Body>, Status> {
@@ -37,10 +41,13 @@ impl Context<'_> {
 
     /// Reads the object in the body.
     async fn decode(&self, body: Body, mode: FieldValidation) -> Result<Decoded, Status> {
-        let encoding = request_encoding(self.headers)?;
+        let encoding = match self.row.custom {
+            Some(_) => custom_request_encoding(self.headers)?,
+            None => request_encoding(self.headers)?,
+        };
         let bytes = read_body(body).await?;
         let gvk = self.body_kind();
-        let mut decoded = decode::object(encoding, &bytes, &gvk, Schema::builtin().kind(&gvk), mode)?;
+        let mut decoded = decode::object(encoding, &bytes, &gvk, self.body_type(&gvk), mode)?;
         check_place(&self.target(), &mut decoded.object)?;
         Ok(decoded)
     }
@@ -104,7 +111,10 @@ pub(super) async fn patch(context: &Context<'_>, body: Body) -> Result<Response<
     let mode = context.query.field_validation("PatchOptions")?;
     let force = context.query.optional_flag("force");
     let gvk = context.body_kind();
-    let ty = Schema::builtin().kind(&gvk);
+    let ty = context.body_type(&gvk);
+    if kind == PatchKind::Strategic && context.row.custom.is_some() {
+        return Err(Patch::not_strategic());
+    }
     if kind == PatchKind::Apply {
         let bytes = read_body(body).await?;
         return apply(context, &bytes, (&gvk, ty), mode, dry_run).await;
@@ -119,25 +129,13 @@ pub(super) async fn patch(context: &Context<'_>, body: Body) -> Result<Response<
     let target = context.target();
     let transform = |live: Option<&Object>| {
         let live = live.ok_or_else(|| Status::not_found(&context.row.group_resource(), target.name))?;
-        let mut object = patch.apply(&as_served(context, live))?;
+        let mut object = patch.apply(live)?;
         check_place(&target, &mut object)?;
         Ok(object)
     };
     let updated =
         context.server.registry.update(&target, &context.write_options(dry_run), UpdateKind::Patch, &transform).await?;
     context.updated(&updated, &patch.into_warnings()).await
-}
-
-/// The live object in the version of the request.
-fn as_served<'o>(context: &Context<'_>, live: &'o Object) -> Cow<'o, Object> {
-    match context.row.conversion {
-        Some(conversion) if live.api_version() != context.row.api_version() && live.kind() == context.row.kind => {
-            let mut object = live.clone();
-            (conversion.from_stored)(&mut object);
-            Cow::Owned(object)
-        }
-        _ => Cow::Borrowed(live),
-    }
 }
 
 async fn apply(
@@ -166,7 +164,7 @@ async fn apply(
         now: &now,
     };
     let transform = |live: Option<&Object>| {
-        let live = live.map(|l| as_served(context, l).into_owned().into_value());
+        let live = live.map(|l| l.clone().into_value());
         let merged = apply::apply(ty, live.as_ref(), &config, &writer, force)?;
         Object::from_value(merged).map_err(|_| Status::bad_request("the configuration does not make an object"))
     };

@@ -94,6 +94,14 @@ pub(crate) async fn service(
     to_address(stop, address, target.scheme, rest, request).await
 }
 
+/// One of the ready endpoints of a service's port; `slices` are those of its namespace.
+pub(crate) fn ready_endpoint(service: &Object, slices: &[Object], port: u16) -> Option<SocketAddr> {
+    let name = service_port(service, &port.to_string())?;
+    let own = |slice: &&Object| slice.label("kubernetes.io/service-name") == Some(service.name());
+    let slices: Vec<Object> = slices.iter().filter(own).cloned().collect();
+    endpoint(&slices, &name)
+}
+
 /// Sends clients that ask for the root of a server without its slash to the one with it, where relative links work.
 pub(crate) fn redirect_to_root(rest: &str, request: &Request<Body>) -> Option<Response<Body>> {
     let path = request.uri().path();

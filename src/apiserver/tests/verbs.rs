@@ -59,6 +59,10 @@ async fn every_row_does_all_its_verbs() {
             continue;
         }
         let kind = r["kind"].as_str().unwrap();
+        // definitions change by themselves; tests/custom.rs has them
+        if kind == "CustomResourceDefinition" {
+            continue;
+        }
         let sample = samples.get(&(gv.clone(), kind.to_owned())).unwrap_or_else(|| panic!("no sample of {gv} {kind}"));
         let root = if gv == "v1" { "/api/v1".to_owned() } else { format!("/apis/{gv}") };
         let collection = if r["namespaced"] == true {

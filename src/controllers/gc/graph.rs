@@ -126,6 +126,17 @@ impl Graph {
         }
     }
 
+    /// A kind is served as this resource, also in another version than that which is watched.
+    pub(super) fn know(&mut self, api_version: &str, resource: &Arc<Resource>) {
+        self.resources.insert((api_version.to_owned(), resource.api.kind.clone()), resource.clone());
+    }
+
+    /// A resource is not served any more: what was known of its objects is gone.
+    pub(super) fn forget(&mut self, resource: &ApiResource) -> Vec<Uid> {
+        self.resources.retain(|_, known| known.api != *resource);
+        self.retain(resource, &HashSet::new())
+    }
+
     /// After a new list: whatever of the resource is not in it is gone.
     pub(super) fn retain(&mut self, resource: &ApiResource, listed: &HashSet<Uid>) -> Vec<Uid> {
         let gone: Vec<Uid> = self

@@ -4,9 +4,11 @@ mod autoscalers;
 mod cells;
 mod table;
 
+use crate::conversion::Conversion;
 use crate::resource::{ResourceInfo, Text};
 use crate::stored::Stored;
 use edge_api::Object;
+use edge_api::jsonpath::{self, Template};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
@@ -21,6 +23,10 @@ pub enum Cell {
     Age(Text),
     /// Computed.
     Computed(fn(&Object) -> Value),
+    /// What a path of a custom resource's definition leads to.
+    Path(Template),
+    /// Nothing.
+    Nothing,
 }
 
 /// A column of a table.
@@ -50,6 +56,18 @@ pub enum IncludeObject {
     Metadata,
     /// The whole object.
     Object,
+}
+
+/// The age, which custom resources have when their definition names no columns.
+pub(crate) fn custom_age() -> Column {
+    Column {
+        name: "Age".into(),
+        kind: "date".into(),
+        format: "".into(),
+        description: "Time since it came into being.".into(),
+        priority: 0,
+        cell: Cell::Age("/metadata/creationTimestamp".into()),
+    }
 }
 
 /// The `columnDefinitions` of a resource's table, beginning with `Name`.
@@ -85,9 +103,12 @@ fn object_row(info: &ResourceInfo, name: &str, mut object: Object, include: Incl
     // the class that claims get which name none
     let default = object.annotation("storageclass.kubernetes.io/is-default-class") == Some("true");
     let mut cells: Vec<Value> = vec![if default { format!("{name} (default)").into() } else { name.into() }];
-    cells.extend(info.columns.iter().map(|c| cell(c, &object, now)));
-    if let Some(conversion) = info.conversion {
-        (conversion.from_stored)(&mut object);
+    // for the paths of custom columns
+    let tree = info.custom.as_ref().map(|_| Value::Object(object.fields().clone()));
+    cells.extend(info.columns.iter().map(|c| cell(c, &object, tree.as_ref(), now)));
+    // those of custom resources come in the served version
+    if let Some(Conversion::BuiltIn(functions)) = &info.conversion {
+        (functions.from_stored)(&mut object);
     }
     let carried = match include {
         IncludeObject::None => None,
@@ -104,8 +125,10 @@ fn object_row(info: &ResourceInfo, name: &str, mut object: Object, include: Incl
     row.into()
 }
 
-fn cell(column: &Column, object: &Object, now: Timestamp) -> Value {
+fn cell(column: &Column, object: &Object, tree: Option<&Value>, now: Timestamp) -> Value {
     match &column.cell {
+        Cell::Nothing => Value::Null,
+        Cell::Path(path) => tree.map_or(Value::Null, |tree| found(column, path, tree, now)),
         Cell::Computed(f) => f(object),
         Cell::Age(pointer) => age(object.pointer(pointer), now).into(),
         Cell::Pointer(pointer) => match object.pointer(pointer) {
@@ -116,6 +139,20 @@ fn cell(column: &Column, object: &Object, now: Timestamp) -> Value {
             Some(Value::Bool(b)) => b.to_string().into(),
             Some(other) => other.to_string().into(),
         },
+    }
+}
+
+/// The first value that a path leads to, as the column's type shows it; null where there is none.
+fn found(column: &Column, path: &Template, tree: &Value, now: Timestamp) -> Value {
+    let values = path.values(tree).unwrap_or_default();
+    let Some(value) = values.first().filter(|v| !v.is_null()) else { return Value::Null };
+    match (column.kind.as_ref(), value) {
+        ("integer", Value::Number(n)) => n.as_i64().or_else(|| n.as_f64().map(|f| f as i64)).into(),
+        ("number", Value::Number(_)) | ("boolean", Value::Bool(_)) => (*value).clone(),
+        ("date", Value::String(text)) if edge_api::meta::parse_time(text).is_none() => "<invalid>".into(),
+        ("date", Value::String(_)) => age(Some(value), now).into(),
+        ("integer" | "number" | "boolean" | "date", _) => Value::Null,
+        _ => jsonpath::text(value).into(),
     }
 }
 

@@ -11,6 +11,7 @@ fn column(name: &'static str, kind: &'static str, priority: i32, cell: Cell) -> 
         Cell::Pointer(p) => format!("The field {}.", p.trim_start_matches('/').replace('/', ".")),
         Cell::Age(_) => "Time since it came into being.".into(),
         Cell::Computed(_) => format!("{name}, made out of several fields."),
+        Cell::Path(_) | Cell::Nothing => String::new(),
     };
     Column { name: name.into(), kind: kind.into(), format: "".into(), description: description.into(), priority, cell }
 }
@@ -60,6 +61,9 @@ pub(crate) fn of(group: &str, plural: &str) -> Vec<Column> {
         ],
         ("rbac.authorization.k8s.io", _) => vec![text("Created At", "/metadata/creationTimestamp")],
         ("coordination.k8s.io", _) => vec![text("Holder", "/spec/holderIdentity"), age()],
+        crate::custom::DEFINITIONS => {
+            vec![column("Created At", "date", 0, Cell::Pointer("/metadata/creationTimestamp".into()))]
+        }
         ("node.k8s.io", _) => vec![text("Handler", "/handler"), age()],
         ("metrics.k8s.io", "nodes") => {
             vec![text("cpu", "/usage/cpu"), text("memory", "/usage/memory"), text("Window", "/window")]

@@ -3,11 +3,14 @@
 //! In: the store's watch, one task. Out: reads, lists as of a recent revision, watches. The task is the only writer of
 //! the state; a write is acknowledged when its event has passed here, so that whoever wrote also reads what he wrote.
 
+mod custom;
 mod resource;
 
 pub(crate) use resource::{Begin, Change, ResourceHub, TooOld};
 
 use crate::allocate::Allocator;
+use crate::catalog::Catalog;
+use crate::custom::DEFINITIONS_PREFIX;
 use crate::resource::ResourceInfo;
 use edge_storage::{Error, Event, EventBatch, ListRequest, Storage};
 use parking_lot::{Mutex, RwLock};
@@ -22,6 +25,8 @@ const ROOT: &str = "/registry/";
 /// A key that changes with every claim of a service's address or port, where several servers share a store: who claims
 /// by an old state finds it changed.
 pub(crate) const CLAIMS: &str = "/registry/edge/claims";
+/// Below this are all definitions of custom resources.
+const DEFINITIONS_KEY: &str = "/registry/apiextensions.k8s.io/customresourcedefinitions/";
 /// What is watched: other keys too, because every revision must be seen to pass.
 const EVERYTHING: &[u8] = b"";
 /// After so long a store that could not be read is tried again.
@@ -34,6 +39,7 @@ const BOOKMARKS_EVERY: Duration = Duration::from_secs(60);
 pub(crate) struct Hub {
     /// By the prefix of the row, for instance `services/specs`.
     resources: RwLock<HashMap<Box<str>, Arc<ResourceHub>>>,
+    catalog: Arc<Catalog>,
     allocator: Arc<Allocator>,
     applied: AtomicU64,
     /// Revision of [`CLAIMS`]; zero: absent.
@@ -47,17 +53,20 @@ impl Hub {
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub(crate) async fn fill<'r>(
+    pub(crate) async fn fill(
         storage: &dyn Storage,
-        rows: impl Iterator<Item = &'r ResourceInfo>,
+        catalog: Arc<Catalog>,
         allocator: Arc<Allocator>,
     ) -> Result<(Arc<Self>, edge_storage::Watcher), Error> {
+        let rows = catalog.rows();
         let resources = rows
-            .filter(|r| r.is_stored() && r.conversion.is_none())
+            .iter()
+            .filter(|r| r.is_stored() && r.is_stored_version())
             .map(|r| (Box::from(r.prefix.as_ref()), Arc::new(ResourceHub::new(r))))
             .collect();
         let hub = Arc::new(Self {
             resources: RwLock::new(resources),
+            catalog,
             allocator,
             applied: AtomicU64::new(0),
             claims: AtomicU64::new(0),
@@ -102,7 +111,10 @@ impl Hub {
     pub(crate) async fn follow(self: Arc<Self>, storage: Arc<dyn Storage>, mut watcher: edge_storage::Watcher) {
         loop {
             match watcher.next().await {
-                Ok(batch) => self.apply(&batch),
+                Ok(batch) => {
+                    let redefinitions = self.redefinitions(storage.as_ref(), &batch).await;
+                    self.apply(&batch, redefinitions);
+                }
                 Err(Error::Closed) => return,
                 Err(error) => {
                     tracing::warn!(%error, "watch of the store broke off, going on from revision {}", self.revision());
@@ -134,7 +146,13 @@ impl Hub {
         let list = storage.list(request).await?;
         let mut per_resource: HashMap<Box<str>, Vec<(String, edge_storage::KeyValue)>> = HashMap::new();
         let mut claims = 0;
-        for kv in list.items {
+        let (definitions, items): (Vec<_>, Vec<_>) =
+            list.items.into_iter().partition(|kv| kv.key.starts_with(DEFINITIONS_KEY.as_bytes()));
+        let of = |kv: edge_storage::KeyValue| {
+            Some((std::str::from_utf8(&kv.key).ok()?.strip_prefix(DEFINITIONS_KEY)?.to_owned(), kv))
+        };
+        self.define_all(definitions.into_iter().filter_map(of).collect(), list.revision);
+        for kv in items {
             if kv.key == CLAIMS {
                 claims = kv.mod_revision;
             } else if let Some((resource, key)) = self.locate(&kv.key) {
@@ -142,7 +160,7 @@ impl Hub {
             }
         }
         let all: Vec<Arc<ResourceHub>> = self.resources.read().values().cloned().collect();
-        for resource in all {
+        for resource in all.into_iter().filter(|r| r.prefix() != DEFINITIONS_PREFIX) {
             let items = per_resource.remove(resource.prefix()).unwrap_or_default();
             resource.reset(items, list.revision, |change| self.allocator.observe(resource.prefix(), change));
         }
@@ -152,7 +170,7 @@ impl Hub {
     }
 
     /// Takes in the changes of one transaction.
-    fn apply(&self, batch: &EventBatch) {
+    fn apply(&self, batch: &EventBatch, redefinitions: Vec<custom::Redefinition>) {
         let mut changes = Vec::new();
         for event in &batch.events {
             let Some((resource, key)) = self.locate(event.key()) else { continue };
@@ -167,6 +185,7 @@ impl Hub {
         if batch.events.iter().any(|event| event.key() == CLAIMS) {
             self.claims.store(batch.revision, Ordering::Release);
         }
+        self.redefine(redefinitions, batch.revision);
         self.reach(batch.revision);
         for (resource, change) in changes {
             resource.tell(change);

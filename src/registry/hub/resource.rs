@@ -1,5 +1,6 @@
 //! The objects of one resource, their recent changes, and who watches them.
 
+use crate::custom::{Defined, values};
 use crate::resource::{ResourceInfo, SelectableField};
 use crate::scan::Paths;
 use crate::selection::Selection;
@@ -9,6 +10,7 @@ use edge_storage::KeyValue;
 use parking_lot::RwLock;
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Bound;
+use std::sync::Arc;
 use tokio::sync::mpsc;
 
 /// So many changes are remembered, for watches from an earlier version and the pages of a list.
@@ -86,6 +88,8 @@ pub(crate) struct ResourceHub {
     kind: Box<str>,
     fields: Vec<SelectableField>,
     paths: Paths,
+    /// The row of the stored version of a custom resource, into whose form objects are brought.
+    custom: Option<Arc<ResourceInfo>>,
     state: RwLock<State>,
 }
 
@@ -98,8 +102,22 @@ impl ResourceHub {
             kind: info.kind.as_ref().into(),
             fields: info.selectable_fields.clone(),
             paths: Paths::new(&info.selectable_fields),
+            custom: None,
             state: RwLock::default(),
         }
+    }
+
+    /// One for a custom resource, with what is in the store.
+    pub(crate) fn custom(defined: &Defined, items: Vec<(String, KeyValue)>, revision: u64) -> Self {
+        let info = &defined.storage;
+        let hub = Self {
+            fields: defined.selectable.clone(),
+            paths: Paths::new(&defined.selectable),
+            custom: Some(info.clone()),
+            ..Self::new(info)
+        };
+        hub.reset(items, revision, |_| {});
+        hub
     }
 
     /// Path of the objects in the store below `/registry/`.
@@ -120,6 +138,11 @@ impl ResourceHub {
     /// One object.
     pub(crate) fn get(&self, key: &str) -> Option<Stored> {
         self.state.read().objects.get(key).cloned()
+    }
+
+    /// All objects.
+    pub(crate) fn all(&self) -> Vec<Stored> {
+        self.state.read().objects.iter().cloned().collect()
     }
 
     /// All objects of a selection as they are now.
@@ -262,7 +285,9 @@ impl ResourceHub {
     }
 
     fn read(&self, key: &str, json: &[u8], revision: u64) -> Option<Stored> {
-        match Stored::new(key, json, revision, &self.paths) {
+        let modern = self.custom.as_ref().and_then(|info| values::modernized(info, json));
+        match Stored::new(key, modern.as_deref().unwrap_or(json), revision, &self.paths) {
+            Ok(object) if modern.is_some() => Some(object.modernized()),
             Ok(object) => Some(object),
             Err(error) => {
                 tracing::error!(prefix = self.prefix(), key, %error, "stored object cannot be read, it is left out");
@@ -379,7 +404,7 @@ mod tests {
     use edge_api::selector::{FieldSelector, LabelSelector};
     use futures::{FutureExt, StreamExt};
 
-    fn hub() -> (std::sync::Arc<ResourceInfo>, ResourceHub) {
+    fn hub() -> (Arc<ResourceInfo>, ResourceHub) {
         let row = Catalog::builtin().preferred("", "configmaps").unwrap();
         let hub = ResourceHub::new(&row);
         (row, hub)

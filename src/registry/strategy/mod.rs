@@ -5,6 +5,8 @@
 
 mod autoscaler;
 pub(crate) mod config;
+pub(crate) mod custom;
+pub mod definition;
 mod devices;
 pub(crate) mod namespace;
 mod network;
@@ -141,6 +143,7 @@ pub(crate) fn of(group: &str, plural: &str) -> &'static Strategy {
         ("resource.k8s.io", "resourceslices") => &devices::SLICE,
         ("coordination.k8s.io", _) => &LEASE,
         ("rbac.authorization.k8s.io", _) => &RBAC,
+        crate::custom::DEFINITIONS => &definition::STRATEGY,
         ("autoscaling", "horizontalpodautoscalers") => &autoscaler::AUTOSCALER,
         ("discovery.k8s.io" | "networking.k8s.io" | "policy" | "admissionregistration.k8s.io", _) => &COUNTED,
         ("flowcontrol.apiserver.k8s.io", _) => &COUNTED,

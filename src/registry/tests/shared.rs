@@ -185,3 +185,43 @@ async fn a_crash_of_etcd_is_survived() {
     create(&one, "configmaps", config_map("yes")).await.unwrap();
     get(&two, "configmaps", "yes").await.unwrap();
 }
+
+/// What one server defines, the other one serves; what is written by the one is read by the other.
+#[tokio::test]
+async fn definitions_are_followed_by_all_servers() {
+    let server = Server::start();
+    let (a, b) = (registry(&server).await, registry(&server).await);
+    let user = UserInfo::new("test", [UserInfo::MASTERS]);
+    let options = WriteOptions { user: &user, field_manager: "test", dry_run: false };
+    let row = a.catalog().preferred("apiextensions.k8s.io", "customresourcedefinitions").unwrap();
+    let definition = json!({"metadata": {"name": "foos.example.com"}, "spec": {"group": "example.com", "scope": "Namespaced",
+        "names": {"plural": "foos", "singular": "foo", "kind": "Foo", "listKind": "FooList"},
+        "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {"type": "object",
+            "properties": {"spec": {"type": "object", "properties": {"n": {"type": "integer", "default": 7}}}}}}}]}});
+    let all = Target { info: &row, namespace: "", name: "", subresource: "" };
+    a.create(&all, &options, Object::from_value(definition).unwrap()).await.unwrap();
+    let establish = |live: Option<&Object>| {
+        let mut new = live.cloned().unwrap();
+        let names = new.pointer("/spec/names").cloned().unwrap();
+        let status = json!({"acceptedNames": names, "conditions": [{"type": "Established", "status": "True"}]});
+        new.fields_mut().insert("status".into(), status);
+        Ok(new)
+    };
+    let status = Target { name: "foos.example.com", subresource: "status", ..all };
+    a.update(&status, &options, UpdateKind::Patch, &establish).await.unwrap();
+    // visible here is served here
+    let foos = a.catalog().resource("example.com", "v1", "foos").unwrap();
+    let foo = json!({"metadata": {"name": "x", "namespace": "default"}, "spec": {}});
+    let target = Target { info: &foos, namespace: "default", name: "", subresource: "" };
+    a.create(&target, &options, Object::from_value(foo).unwrap()).await.unwrap();
+    // and there once it has caught up
+    b.catch_up().await.unwrap();
+    let foos = b.catalog().resource("example.com", "v1", "foos").unwrap();
+    let target = Target { info: &foos, namespace: "default", name: "x", subresource: "" };
+    let found = b.get_at(&target, "").await.unwrap().object().unwrap();
+    assert_eq!(found.pointer("/spec/n"), Some(&json!(7)));
+    // a third one that comes later has read it before it answers
+    let c = registry(&server).await;
+    let foos = c.catalog().resource("example.com", "v1", "foos").unwrap();
+    c.get(&Target { info: &foos, ..target }).unwrap();
+}

@@ -1,7 +1,8 @@
 //! Create, and what is submitted to a subresource: bindings and evictions.
 
-use super::{Change, Committed, attributes, invalid_unless_empty, record_fields, to_stored};
+use super::{Change, Committed, attributes, invalid_unless_empty, record_fields};
 use crate::admission::Operation;
+use crate::custom::values;
 use crate::meta;
 use crate::options::{Target, WriteOptions};
 use crate::read::resource_of;
@@ -63,6 +64,11 @@ impl Registry {
         is_applied: bool,
     ) -> Result<Stored, Status> {
         let info = target.info;
+        if info.custom.as_ref().is_some_and(|c| c.terminating) {
+            let mut status = Status::method_not_supported(&info.group_resource(), "create");
+            status.message = "create not allowed while custom resource definition is terminating".into();
+            return Err(status);
+        }
         let hub = resource_of(&self.hub, target, "create")?;
         object.set_gvk(&info.gvk());
         if info.namespaced {
@@ -85,12 +91,14 @@ impl Registry {
         if !is_applied {
             record_fields(target, options, None, &mut object);
         }
-        to_stored(info, &mut object);
         let mut errors = ErrorList::new();
+        values::check(info, &object, None, &mut errors);
+        let served = info.custom.is_some().then(|| object.clone());
+        object = self.to_stored(info, object).await?;
         meta::validate(info, &object, &mut errors);
         (info.strategy.validate)(&object, &mut errors);
         invalid_unless_empty(info, &name, &errors)?;
-        self.validate_admission(&a, Some(&object)).await?;
+        self.validate_admission(&a, Some(served.as_ref().unwrap_or(&object))).await?;
         let key = crate::read::object_key(target);
         let exists = options.dry_run && hub.get(&key).is_some();
         let prepared = (info.strategy.allocation != Allocation::None).then(|| object.clone());

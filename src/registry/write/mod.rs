@@ -175,12 +175,6 @@ fn stored_json(object: &Object) -> Bytes {
     object.to_json().into()
 }
 
-fn to_stored(info: &ResourceInfo, object: &mut Object) {
-    if let Some(conversion) = info.conversion {
-        (conversion.to_stored)(object);
-    }
-}
-
 fn class(info: &ResourceInfo) -> Class {
     match info.storage {
         StorageClass::Volatile(ttl) => Class::Volatile { ttl },

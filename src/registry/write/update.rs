@@ -1,13 +1,14 @@
 //! Update and every kind of patch: read, transform, prepare, write; again when somebody else was faster.
 
-use super::{Change, Committed, attributes, invalid_unless_empty, record_fields, to_stored};
+use super::{Change, Committed, attributes, invalid_unless_empty, record_fields};
 use crate::admission::Operation;
+use crate::custom::values;
 use crate::hub::ResourceHub;
 use crate::meta;
 use crate::options::{Target, UpdateKind, WriteOptions};
 use crate::read::resource_of;
 use crate::registry::{Registry, Transform, Updated};
-use crate::resource::{ResourceInfo, SubresourceKind};
+use crate::resource::SubresourceKind;
 use crate::scale;
 use crate::stored::Stored;
 use edge_api::field::{ErrorList, Path};
@@ -29,7 +30,8 @@ impl Registry {
             Some(SubresourceKind::Scale) => {
                 let rescale = |live: Option<&Object>| scale::update(target, live, transform);
                 let updated = self.update_object(target, options, kind, &rescale).await?;
-                let object = scale::of(target.info, &updated.object)?;
+                let served = self.served(target.info, updated.object.object()?).await?;
+                let object = scale::of(target.info, &served, &updated.object);
                 Ok(Updated { object, ..updated })
             }
             Some(SubresourceKind::Fields(_)) => self.update_object(target, options, kind, transform).await,
@@ -44,9 +46,10 @@ impl Registry {
         kind: UpdateKind,
         transform: Transform<'_>,
     ) -> Result<Updated, Status> {
-        let hub = resource_of(&self.hub, target, "update")?;
         let key = crate::read::object_key(target);
         loop {
+            // the definition of a custom resource may change under us
+            let hub = resource_of(&self.hub, target, "update")?;
             let Some(live) = hub.get(&key) else {
                 match self.create_by_update(target, options, kind, transform).await {
                     // it came into being meanwhile
@@ -55,9 +58,13 @@ impl Registry {
                 }
             };
             let old = live.object()?;
-            let new = transform(Some(&old))?;
+            let served = match &target.info.conversion {
+                None => Cow::Borrowed(&old),
+                Some(_) => Cow::Owned(self.served(target.info, old.clone()).await?),
+            };
+            let new = transform(Some(&served))?;
             check_version(target, kind, &new, &old)?;
-            if let Some(object) = self.attempt(target, options, kind, &hub, &live, (&old, new)).await? {
+            if let Some(object) = self.attempt(target, options, kind, &hub, &live, (&old, &served, new)).await? {
                 return Ok(Updated { object, created: false });
             }
         }
@@ -96,31 +103,32 @@ impl Registry {
         kind: UpdateKind,
         hub: &ResourceHub,
         live: &Stored,
-        (old, mut new): (&Object, Object),
+        (old, served_old, mut new): (&Object, &Object, Object),
     ) -> Result<Option<Stored>, Status> {
         let info = target.info;
         new.set_gvk(&info.gvk());
-        let served_old = as_served(info, old);
-        meta::carry_over(&mut new, &served_old);
-        let a = attributes(Operation::Update, target, options, Some(&served_old));
+        meta::carry_over(&mut new, served_old);
+        let a = attributes(Operation::Update, target, options, Some(served_old));
         self.mutate(&a, &mut new).await?;
         let main = target.subresource.is_empty();
         if let Some(SubresourceKind::Fields(merge)) = info.subresource(target.subresource).map(|s| s.serves) {
-            merge(&mut new, &served_old);
+            merge(&mut new, served_old);
         } else if info.subresource("status").is_some() {
-            copy_field(&mut new, &served_old, "status");
+            copy_field(&mut new, served_old, "status");
         }
         if main {
-            (info.strategy.prepare_update)(&mut new, &served_old);
+            (info.strategy.prepare_update)(&mut new, served_old);
         }
-        if info.strategy.generation && meta::desired_state_differs(&new, &served_old) {
+        if info.strategy.generation && meta::desired_state_differs(info, &new, served_old) {
             meta::set_generation(&mut new, old.generation() + 1);
         }
         if kind != UpdateKind::Apply || target.subresource == "scale" {
-            record_fields(target, options, Some(&served_old), &mut new);
+            record_fields(target, options, Some(served_old), &mut new);
         }
-        to_stored(info, &mut new);
         let mut errors = ErrorList::new();
+        values::check(info, &new, Some(served_old), &mut errors);
+        let served = info.custom.is_some().then(|| new.clone());
+        new = self.to_stored(info, new).await?;
         meta::validate(info, &new, &mut errors);
         meta::validate_update(&new, old, &mut errors);
         if target.subresource == "status" {
@@ -132,8 +140,8 @@ impl Registry {
             (info.strategy.validate_update)(&new, old, &mut errors);
         }
         invalid_unless_empty(info, target.name, &errors)?;
-        self.validate_admission(&a, Some(&new)).await?;
-        if new == *old {
+        self.validate_admission(&a, Some(served.as_ref().unwrap_or(&new))).await?;
+        if new == *old && !live.is_modernized() {
             return Ok(Some(live.clone()));
         }
         let claims = self.hub.claims();
@@ -148,18 +156,6 @@ impl Registry {
             Committed::Done(stored) => Ok(Some(stored)),
             Committed::Lost => Ok(None),
         }
-    }
-}
-
-/// The live object in the version of the row.
-fn as_served<'o>(info: &ResourceInfo, live: &'o Object) -> Cow<'o, Object> {
-    match info.conversion {
-        Some(conversion) => {
-            let mut object = live.clone();
-            (conversion.from_stored)(&mut object);
-            Cow::Owned(object)
-        }
-        None => Cow::Borrowed(live),
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::{
     ApiResourceInfo, Flavour, names,
     parameters::{self, parameter, query},
-    schemas::{meta_name, reference, unknown_name},
+    schemas::{list_name, meta_name, reference, unknown_name},
 };
 use crate::Shape;
 
@@ -18,6 +18,10 @@ const PATCH_CONSUMES: [&str; 4] = [
     "application/strategic-merge-patch+json",
     "application/apply-patch+yaml",
 ];
+
+fn is_built_in_only(media_type: &str) -> bool {
+    media_type.contains("strategic-merge-patch") || media_type.contains("protobuf")
+}
 
 /// What a path is about.
 enum Target<'a> {
@@ -148,7 +152,7 @@ fn discovery(flavour: Flavour, gv: &GroupVersion) -> Value {
         answer: Some(list),
         codes: &["200"],
     };
-    json!({"get": operation.write_tagged(flavour, gv)})
+    json!({"get": operation.write_tagged(flavour, gv, false)})
 }
 
 /// Schema name of a resource's objects.
@@ -165,7 +169,10 @@ fn scoped(resource: &ApiResourceInfo<'_>, kind: &str) -> String {
 }
 
 fn list<'a>(resource: &ApiResourceInfo<'_>, object: &str) -> Operation<'a> {
-    let answer = resource.list_ty().and_then(|ty| ty.name()).map_or_else(|| kind_name(resource), str::to_owned);
+    let answer = match resource.published {
+        Some(published) => list_name(resource, published),
+        None => resource.list_ty().and_then(|ty| ty.name()).map_or_else(|| kind_name(resource), str::to_owned),
+    };
     Operation {
         verb: "list",
         id: operation_id("list", resource, object),
@@ -275,7 +282,7 @@ fn object<'a>(
 
 impl Operation<'_> {
     fn write(&self, flavour: Flavour, resource: &ApiResourceInfo<'_>) -> Value {
-        let mut out = self.write_tagged(flavour, &resource.group_version());
+        let mut out = self.write_tagged(flavour, &resource.group_version(), resource.published.is_some());
         let kind = &resource.kind;
         out["x-kubernetes-action"] = self.verb.into();
         out["x-kubernetes-group-version-kind"] =
@@ -283,10 +290,12 @@ impl Operation<'_> {
         out
     }
 
-    fn write_tagged(&self, flavour: Flavour, gv: &GroupVersion) -> Value {
+    /// `custom`: a custom resource, which has neither protobuf nor strategic merge patches.
+    fn write_tagged(&self, flavour: Flavour, gv: &GroupVersion, custom: bool) -> Value {
         let mut out = json!({"operationId": self.id, "description": self.description, "tags": [names::tag(gv)]});
         let mut parameters = query(flavour, self.parameters);
         let consumes: &[&str] = if self.verb == "patch" { &PATCH_CONSUMES } else { &["*/*"] };
+        let consumes: Vec<&str> = consumes.iter().copied().filter(|c| !custom || !is_built_in_only(c)).collect();
         if let Some(body) = &self.body {
             match flavour {
                 Flavour::V2 => {
@@ -306,21 +315,23 @@ impl Operation<'_> {
         }
         if flavour == Flavour::V2 {
             out["consumes"] = consumes.into();
-            out["produces"] = self.produces().into();
+            out["produces"] = self.produces(custom).into();
         }
-        out["responses"] = self.responses(flavour).into();
+        out["responses"] = self.responses(flavour, custom).into();
         out
     }
 
-    fn produces(&self) -> Vec<&'static str> {
-        match (&self.answer, self.verb) {
+    fn produces(&self, custom: bool) -> Vec<&'static str> {
+        let mut all = match (&self.answer, self.verb) {
             (None, _) => vec!["*/*"],
             (_, "list") => PRODUCES.into_iter().chain(WATCH_PRODUCES).collect(),
             _ => PRODUCES.to_vec(),
-        }
+        };
+        all.retain(|kind| !custom || !is_built_in_only(kind));
+        all
     }
 
-    fn responses(&self, flavour: Flavour) -> Map<String, Value> {
+    fn responses(&self, flavour: Flavour, custom: bool) -> Map<String, Value> {
         let schema = match &self.answer {
             Some(name) => json!({"$ref": reference(flavour, name)}),
             None => json!({"type": "string"}),
@@ -336,7 +347,7 @@ impl Operation<'_> {
                 Flavour::V2 => json!({"description": text, "schema": schema}),
                 Flavour::V3 => {
                     let content: Map<_, _> =
-                        self.produces().into_iter().map(|c| (c.to_owned(), json!({"schema": schema}))).collect();
+                        self.produces(custom).into_iter().map(|c| (c.to_owned(), json!({"schema": schema}))).collect();
                     json!({"description": text, "content": content})
                 }
             };

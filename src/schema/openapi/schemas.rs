@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
-use super::{ApiResourceInfo, Flavour, describe::Descriptions};
+use super::{ApiResourceInfo, Flavour, Published, custom::Custom, describe::Descriptions};
 use crate::{FieldRef, Leaf, ListType, MapType, Schema, Shape, TypeRef, table::EVERYWHERE};
 
 /// Types that operations name whatever resources there are.
@@ -22,6 +22,8 @@ pub(super) struct Schemas<'a> {
     types: BTreeMap<String, TypeRef<'a>>,
     /// Kinds without a type.
     unknown: BTreeSet<String>,
+    /// Custom resources, by the names of their kinds and of their lists.
+    custom: BTreeMap<String, Custom<'a>>,
     /// Group, version, kind by the name of the type.
     kinds: BTreeMap<String, Vec<Value>>,
     descriptions: Descriptions,
@@ -34,6 +36,7 @@ impl<'a> Schemas<'a> {
             flavour,
             types: BTreeMap::new(),
             unknown: BTreeSet::new(),
+            custom: BTreeMap::new(),
             kinds: BTreeMap::new(),
             descriptions: Descriptions::load(),
         };
@@ -42,6 +45,10 @@ impl<'a> Schemas<'a> {
         }
         let mut seen: Vec<&Schema> = vec![Schema::builtin()];
         for resource in own {
+            if let Some(published) = resource.published {
+                this.publish(resource, published);
+                continue;
+            }
             match resource.ty() {
                 Some(ty) => this.reach(ty),
                 None => {
@@ -69,6 +76,19 @@ impl<'a> Schemas<'a> {
         this
     }
 
+    fn publish(&mut self, resource: &ApiResourceInfo<'_>, published: &'a dyn Published) {
+        let (gvk, name) = (&resource.kind, unknown_name(resource));
+        let list = list_name(resource, published);
+        for meta in ["ObjectMeta", "ListMeta"] {
+            Schema::builtin().named(&meta_name(meta)).into_iter().for_each(|ty| self.reach(ty));
+        }
+        for (name, kind) in [(&name, gvk.kind.as_str()), (&list, published.list_kind())] {
+            self.kinds.insert(name.clone(), vec![gvk_value(&gvk.group, &gvk.version, kind)]);
+        }
+        self.custom.insert(list, Custom::List { item: name.clone() });
+        self.custom.insert(name, Custom::Object(published));
+    }
+
     fn reach(&mut self, ty: TypeRef<'a>) {
         let ty = ty.declared();
         if let Some(name) = ty.name()
@@ -90,11 +110,12 @@ impl<'a> Schemas<'a> {
 
     /// Calls `emit` with every schema, in the order of their names.
     pub(super) fn each(&self, mut emit: impl FnMut(&str, Value)) {
-        let names: BTreeSet<&String> = self.types.keys().chain(&self.unknown).collect();
+        let names: BTreeSet<&String> = self.types.keys().chain(&self.unknown).chain(self.custom.keys()).collect();
         for name in names {
-            let mut schema = match self.types.get(name) {
-                Some(ty) => self.component(*ty),
-                None => json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}),
+            let mut schema = match (self.types.get(name), self.custom.get(name)) {
+                (Some(ty), _) => self.component(*ty),
+                (None, Some(custom)) => custom.write(self.flavour, |name| self.reference(name)),
+                (None, None) => json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}),
             };
             if let Some(kinds) = self.kinds.get(name) {
                 schema["x-kubernetes-group-version-kind"] = Value::from(kinds.clone());
@@ -219,6 +240,13 @@ impl<'a> Schemas<'a> {
 pub(super) fn reference(flavour: Flavour, name: &str) -> String {
     let place = if flavour == Flavour::V2 { "#/definitions/" } else { "#/components/schemas/" };
     format!("{place}{name}")
+}
+
+/// Schema name of the lists of a custom resource.
+pub(super) fn list_name(resource: &ApiResourceInfo<'_>, published: &dyn Published) -> String {
+    let name = unknown_name(resource);
+    let prefix = name.rsplit_once('.').map_or("", |(prefix, _)| prefix);
+    format!("{prefix}.{}", published.list_kind())
 }
 
 /// The name given to a kind whose type is not known.

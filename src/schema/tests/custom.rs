@@ -114,6 +114,7 @@ fn custom_kinds_are_published() {
         verbs: &["get", "list", "patch"],
         kind: gvk(),
         schema: &schema,
+        published: None,
     };
     let document = openapi::v3_document(&GroupVersion::new("stable.example.com", "v1"), &[info], "v1.36.0");
     let document: Value = serde_json::from_slice(&document.body).unwrap();

@@ -31,6 +31,7 @@ fn info<'a>(
         verbs,
         kind: GroupVersionKind::new(group, version, kind),
         schema: Schema::builtin(),
+        published: None,
     }
 }
 

@@ -125,8 +125,20 @@ impl Cluster {
         Self::start_with(dir, Arc::new(NoNode), true).await
     }
 
+    /// One whose state is in the directory already.
+    pub(crate) async fn start_again(dir: tempfile::TempDir) -> Self {
+        Self::assemble(dir, Arc::new(NoNode), true).await
+    }
+
     /// The same with kubelets, or without the API of what they use.
     pub(crate) async fn start_with(dir: tempfile::TempDir, dialer: Arc<dyn NodeDialer>, metrics_api: bool) -> Self {
+        let cluster = Self::assemble(dir, dialer, metrics_api).await;
+        let account = serde_json::json!({"metadata": {"name": "default"}});
+        cluster.create("/api/v1/namespaces/default/serviceaccounts", &account).await;
+        cluster
+    }
+
+    async fn assemble(dir: tempfile::TempDir, dialer: Arc<dyn NodeDialer>, metrics_api: bool) -> Self {
         let storage = edge_storage::Lmdb::open(&dir.path().join("db")).unwrap();
         let options = edge_registry::Options {
             service_networks: vec![("10.43.0.0".parse().unwrap(), 16)],
@@ -168,10 +180,7 @@ impl Cluster {
             },
         });
         api.bootstrap().await.unwrap();
-        let cluster = Self { api, shutdown, _dir: dir };
-        let account = serde_json::json!({"metadata": {"name": "default"}});
-        cluster.create("/api/v1/namespaces/default/serviceaccounts", &account).await;
-        cluster
+        Self { api, shutdown, _dir: dir }
     }
 
     /// Sends a request and gives back the answer with its body unread.

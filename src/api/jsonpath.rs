@@ -5,24 +5,34 @@ use serde_json::{Map, Value};
 
 /// What is wrong with a template, or with what it asks of an object.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum PathError {
+pub enum PathError {
+    /// A brace or bracket that is not closed.
     #[error("unclosed action in {0:?}")]
     Unclosed(String),
+    /// What makes no sense where it is.
     #[error("unexpected {0:?} in a jsonpath")]
     Unexpected(String),
+    /// A `range` without its `end`, or the other way round.
     #[error("{{range}} and {{end}} do not match")]
     Range,
+    /// An index beyond the end of a list.
     #[error("array index out of bounds: index {index}, length {length}")]
-    Bounds { index: i64, length: usize },
+    Bounds {
+        /// The index.
+        index: i64,
+        /// How long the list is.
+        length: usize,
+    },
+    /// A filter of something that is no list.
     #[error("{0} is not array or slice and cannot be filtered")]
     Filter(String),
 }
 
 /// A template that can be applied to objects.
-#[derive(Debug)]
-pub(crate) struct Template(Vec<Node>);
+#[derive(Clone, Debug)]
+pub struct Template(Vec<Node>);
 
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 enum Node {
     Text(String),
     Path(Path),
@@ -75,7 +85,10 @@ const COMPARISONS: [(&str, Comparison); 6] = [
 
 impl Template {
     /// Reads a template.
-    pub(crate) fn parse(text: &str) -> Result<Self, PathError> {
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, PathError> {
         // for each range that is open: its path, and what came before it
         let mut open: Vec<(Path, Vec<Node>)> = Vec::new();
         let mut nodes = Vec::new();
@@ -110,14 +123,20 @@ impl Template {
     }
 
     /// What it makes of an object.
-    pub(crate) fn apply(&self, object: &Value) -> Result<String, PathError> {
+    ///
+    /// # Errors
+    /// When it asks for what cannot be, such as an element beyond the end of a list.
+    pub fn apply(&self, object: &Value) -> Result<String, PathError> {
         let mut out = String::new();
         write(&self.0, object, &mut out)?;
         Ok(out)
     }
 
     /// The values of its expressions, without its text.
-    pub(crate) fn values<'v>(&self, object: &'v Value) -> Result<Vec<&'v Value>, PathError> {
+    ///
+    /// # Errors
+    /// The same.
+    pub fn values<'v>(&self, object: &'v Value) -> Result<Vec<&'v Value>, PathError> {
         let mut found = Vec::new();
         for node in &self.0 {
             if let Node::Path(path) = node {
@@ -147,7 +166,7 @@ fn write(nodes: &[Node], object: &Value, out: &mut String) -> Result<(), PathErr
 }
 
 /// A value as it is printed: texts as they are, what has parts as JSON.
-pub(crate) fn text(value: &Value) -> String {
+pub fn text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Object(_) | Value::Array(_) => {

@@ -1,0 +1,81 @@
+//! The end of a definition: its objects go first.
+
+use super::update_status;
+use crate::Server;
+use edge_api::{Object, Status, UserInfo};
+use edge_registry::custom::CLEANUP;
+use edge_registry::strategy::definition::set_condition;
+use edge_registry::{DeleteOptions, List, ListOptions, ResourceInfo, Target, WatchOptions, WriteOptions};
+use futures::StreamExt;
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Deletes all objects of a definition, waits until they are gone, and lets the definition go.
+///
+/// # Errors
+/// When something cannot be read or written.
+pub(super) async fn run(server: &Arc<Server>, name: &str) -> Result<(), Status> {
+    let said = |status: bool, reason: &'static str, message: &'static str| {
+        move |mut live: Object| {
+            set_condition(&mut live, "Terminating", status, reason, message);
+            Ok(live)
+        }
+    };
+    let Some(defined) = server.registry.catalog().defined(name) else {
+        return finish(server, name, &said(false, "NeverEstablished", "resource was never established")).await;
+    };
+    let begun = said(true, "InstanceDeletionInProgress", "CustomResource deletion is in progress");
+    update_status(server, name, &begun).await?;
+    empty(server, &defined.storage).await?;
+    finish(server, name, &said(false, "InstanceDeletionCompleted", "removed all instances")).await
+}
+
+async fn finish(
+    server: &Arc<Server>,
+    name: &str,
+    say: &(dyn Fn(Object) -> Result<Object, Status> + Send + Sync),
+) -> Result<(), Status> {
+    let change = |live: Object| {
+        let mut live = say(live)?;
+        if let Some(list) = live.metadata_mut().get_mut("finalizers").and_then(Value::as_array_mut) {
+            list.retain(|f| f != CLEANUP);
+        }
+        Ok(live)
+    };
+    update_status(server, name, &change).await
+}
+
+/// Returns when there are no objects any more; some may wait for finalizers.
+async fn empty(server: &Arc<Server>, row: &ResourceInfo) -> Result<(), Status> {
+    let all = Target { info: row, namespace: "", name: "", subresource: "" };
+    loop {
+        let list = server.registry.list(&all, &ListOptions::default()).await?;
+        if list.items.is_empty() {
+            return Ok(());
+        }
+        let options = WatchOptions { resource_version: list.resource_version.to_string(), ..WatchOptions::default() };
+        let mut changes = server.registry.watch(&all, &options).await?;
+        delete_all(server, row, &list).await?;
+        loop {
+            if server.registry.list(&all, &ListOptions::default()).await?.items.is_empty() {
+                return Ok(());
+            }
+            if changes.next().await.is_none() {
+                break;
+            }
+        }
+    }
+}
+
+async fn delete_all(server: &Arc<Server>, row: &ResourceInfo, list: &List) -> Result<(), Status> {
+    let user = UserInfo::new("system:apiserver", [UserInfo::MASTERS]);
+    let options = WriteOptions { user: &user, field_manager: "kube-apiserver", dry_run: false };
+    let namespaces: BTreeSet<&str> = list.items.iter().map(edge_registry::Stored::namespace).collect();
+    for namespace in namespaces {
+        let target = Target { info: row, namespace, name: "", subresource: "" };
+        let everything = ListOptions::default();
+        server.registry.delete_collection(&target, &options, &everything, &DeleteOptions::default()).await?;
+    }
+    Ok(())
+}
