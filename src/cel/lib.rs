@@ -6,6 +6,7 @@
 //!
 //! The parser is our own: crates.io's `cel` brings the runtime of ANTLR, has no cost limit, and no optional types of Kubernetes' kind.
 
+pub mod admission;
 mod ast;
 mod budget;
 mod check;
@@ -15,6 +16,7 @@ mod eval;
 mod fold;
 mod functions;
 mod lexer;
+pub mod openapi;
 mod parse;
 mod program;
 mod types;

@@ -78,7 +78,6 @@ impl ObjectType {
 }
 
 pub(crate) static DYN: Type = Type::Dyn;
-pub(crate) static STRING: Type = Type::String;
 
 impl Type {
     /// A list of these.
@@ -99,10 +98,6 @@ impl Type {
     /// What is inside of an optional, or the type itself.
     pub(crate) fn unwrapped(&self) -> &Type {
         if let Type::Optional(inner) = self { inner } else { self }
-    }
-
-    pub(crate) fn is_dyn(&self) -> bool {
-        *self == Type::Dyn
     }
 }
 

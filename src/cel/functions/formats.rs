@@ -34,7 +34,7 @@ fn of<'a>(name: &'static str) -> Result<Value<'a>, Error> {
 
 fn named<'a>(_: &mut Context<'_>, a: &[Value<'a>]) -> Result<Value<'a>, Error> {
     let wanted = text(a, 0)?;
-    let found = NAMES.iter().find(|n| **n == **wanted);
+    let found = NAMES.iter().find(|n| **n == &**wanted);
     Ok(found.map_or(Value::Optional(None), |name| Value::some(Value::opaque(Opaque::Format(name)))))
 }
 

@@ -1,7 +1,7 @@
 //! The functions of expressions: for each name its types, and what it does.
 
 pub(crate) mod arithmetic;
-pub mod authorizer;
+pub(crate) mod authorizer;
 pub(crate) mod convert;
 mod format;
 mod formats;
@@ -11,7 +11,7 @@ mod net;
 mod optional;
 mod quantity;
 pub(crate) mod regex;
-pub mod semver;
+pub(crate) mod semver;
 mod sets;
 mod strings;
 mod time;

@@ -56,7 +56,7 @@ fn weight(pattern: &str) -> u64 {
         }
         // what a repetition multiplies is what stands before it
     }
-    open.iter().fold(0, |sum, n| sum.saturating_add(*n)).max(1)
+    open.iter().fold(0_u64, |sum, n| sum.saturating_add(*n)).max(1)
 }
 
 /// Runs a function with the pattern of the call.

@@ -2,20 +2,8 @@
 
 use super::matching::Constraints;
 use edge_api::field::{ErrorKind, ErrorList, Path};
-use edge_cel::{Env, ObjectType, Program, Type};
+use edge_cel::{Env, Program, Type};
 use serde_json::Value;
-use std::sync::{Arc, LazyLock};
-
-/// The places of the variables that every expression of a policy may have.
-pub(super) const OBJECT: usize = 0;
-pub(super) const OLD_OBJECT: usize = 1;
-pub(super) const REQUEST: usize = 2;
-pub(super) const PARAMS: usize = 3;
-pub(super) const NAMESPACE: usize = 4;
-pub(super) const AUTHORIZER: usize = 5;
-pub(super) const REQUEST_RESOURCE: usize = 6;
-/// Those of the policy's own begin here.
-pub(super) const OWN: usize = 7;
 
 /// A field that an expression is in, for what is wrong with it.
 type At<'p> = (&'p Path, &'p mut ErrorList);
@@ -57,58 +45,8 @@ pub(super) struct Binding {
     pub(super) audits: bool,
 }
 
-static REQUEST_TYPE: LazyLock<Type> = LazyLock::new(|| {
-    let object = |name: &str, fields: &[(&str, Type)]| {
-        let fields = fields.iter().map(|(n, t)| ((*n).to_owned(), t.clone()));
-        Type::Object(Arc::new(ObjectType::new(format!("kubernetes.{name}"), fields)))
-    };
-    let text = || Type::String;
-    let kind = object("GroupVersionKind", &[("group", text()), ("version", text()), ("kind", text())]);
-    let resource = object("GroupVersionResource", &[("group", text()), ("version", text()), ("resource", text())]);
-    let user = object(
-        "UserInfo",
-        &[
-            ("username", text()),
-            ("uid", text()),
-            ("groups", Type::list(text())),
-            ("extra", Type::map(Type::list(text()))),
-        ],
-    );
-    object(
-        "AdmissionRequest",
-        &[
-            ("kind", kind.clone()),
-            ("resource", resource.clone()),
-            ("subResource", text()),
-            ("requestKind", kind),
-            ("requestResource", resource),
-            ("requestSubResource", text()),
-            ("name", text()),
-            ("namespace", text()),
-            ("operation", text()),
-            ("userInfo", user),
-            ("dryRun", Type::Bool),
-            ("options", Type::Dyn),
-        ],
-    )
-});
-
-/// What expressions see as `request`.
-pub(super) fn request_type() -> &'static Type {
-    &REQUEST_TYPE
-}
-
-/// The variables, at their places. A name that is not to be seen leaves its place.
-fn env(params: bool, authorizer: bool) -> Env {
-    let asks = |name: &'static str, seen: bool| if seen { name } else { "" };
-    Env::new()
-        .with("object", Type::Dyn)
-        .with("oldObject", Type::Dyn)
-        .with("request", REQUEST_TYPE.clone())
-        .with(asks("params", params), Type::Dyn)
-        .with("namespaceObject", Type::Dyn)
-        .with(asks("authorizer", authorizer), Type::Opaque("kubernetes.authorization.Authorizer"))
-        .with(asks("authorizer.requestResource", authorizer), Type::Opaque("kubernetes.authorization.ResourceCheck"))
+fn env(params: bool, asks: bool) -> Env {
+    edge_cel::admission::env(Type::Dyn, params.then_some(Type::Dyn), asks)
 }
 
 fn items<'v>(value: &'v Value, field: &str) -> &'v [Value] {

@@ -1,12 +1,13 @@
 //! One policy's expressions about one write.
 
 use super::super::Cluster;
-use super::compiled::{
-    AUTHORIZER, NAMESPACE, OBJECT, OLD_OBJECT, OWN, PARAMS, Policy, REQUEST, REQUEST_RESOURCE, Validation, request_type,
-};
+use super::compiled::{Policy, Validation};
 use super::matching::operation_name;
 use super::{differs, in_version, is_deletion};
 use edge_api::{Object, UserInfo};
+use edge_cel::admission::{
+    AUTHORIZER, NAMESPACE, OBJECT, OLD_OBJECT, OWN, PARAMS, REQUEST, REQUEST_RESOURCE, request_type,
+};
 use edge_cel::{Authorizer, Budget, Check, Decision, Error, Program, Value, Variables};
 use edge_registry::{Attributes, ResourceInfo};
 use serde_json::{Value as Json, json};
