@@ -19,6 +19,7 @@ mod lexer;
 pub mod openapi;
 mod parse;
 mod program;
+pub mod rules;
 mod types;
 mod value;
 

@@ -157,7 +157,8 @@ impl Constraints {
                 is_namespaced: info.namespaced,
             })
         };
-        let mut rows: Vec<Arc<ResourceInfo>> = vec![Arc::new(a.info.clone())];
+        let own = cluster.catalog().resource(&a.info.group, &a.info.version, &a.info.plural);
+        let mut rows: Vec<Arc<ResourceInfo>> = own.into_iter().collect();
         if self.equivalent {
             let same = |row: &&Arc<ResourceInfo>| {
                 row.prefix == a.info.prefix && row.plural == a.info.plural && (&row.group, &row.version) != (&a.info.group, &a.info.version)

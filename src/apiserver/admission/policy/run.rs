@@ -168,7 +168,7 @@ fn error(policy: &Policy, message: String, is_validation: bool) -> Option<Findin
 }
 
 /// Whether all conditions hold. One that does not makes up for errors of others.
-fn is_met(policy: &Policy, activation: &Activation<'_>, budget: &mut Budget) -> Result<bool, String> {
+fn is_met<'s>(policy: &'s Policy, activation: &Activation<'s>, budget: &mut Budget) -> Result<bool, String> {
     let mut errors = Vec::new();
     for (name, program) in &policy.conditions {
         match program.run(activation, budget) {
@@ -181,7 +181,7 @@ fn is_met(policy: &Policy, activation: &Activation<'_>, budget: &mut Budget) -> 
     if errors.is_empty() { Ok(true) } else { Err(errors.join(", ")) }
 }
 
-fn failure(validation: &Validation, activation: &Activation<'_>, budget: &mut Budget) -> Finding {
+fn failure<'s>(validation: &'s Validation, activation: &Activation<'s>, budget: &mut Budget) -> Finding {
     let made = validation.message_expression.as_ref().and_then(|program| {
         let value = program.run(activation, budget).ok()?;
         let text = value.as_str()?.trim().to_owned();

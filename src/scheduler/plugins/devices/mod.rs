@@ -17,7 +17,7 @@ use crate::pod::Pending;
 use crate::world::World;
 use allocate::Search;
 use edge_client::placement::selector_matches;
-use edge_client::{Key, ResourceExt};
+use edge_client::Key;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim};
 use pools::Pools;
