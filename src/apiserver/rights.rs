@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 
 const RBAC: &str = "rbac.authorization.k8s.io";
 /// Group and plural.
-const RESOURCES: [(&str, &str); 9] = [
+const RESOURCES: [(&str, &str); 11] = [
     (RBAC, "roles"),
     (RBAC, "clusterroles"),
     (RBAC, "rolebindings"),
@@ -25,8 +25,10 @@ const RESOURCES: [(&str, &str); 9] = [
     NodeAuthorizer::FOLLOWS[0],
     NodeAuthorizer::FOLLOWS[1],
     NodeAuthorizer::FOLLOWS[2],
-    (policy::GROUP, policy::POLICIES),
-    (policy::GROUP, policy::BINDINGS),
+    (policy::GROUP, policy::RESOURCES[0]),
+    (policy::GROUP, policy::RESOURCES[1]),
+    (policy::GROUP, policy::RESOURCES[2]),
+    (policy::GROUP, policy::RESOURCES[3]),
 ];
 /// Before a resource that cannot be read is tried again.
 const RETRY: Duration = Duration::from_secs(1);

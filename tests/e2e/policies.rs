@@ -1,4 +1,4 @@
-//! ValidatingAdmissionPolicy, as Kubernetes' conformance suite asks for it and beyond.
+//! ValidatingAdmissionPolicy and MutatingAdmissionPolicy, as Kubernetes' conformance suite asks for it and beyond.
 
 use crate::conformance::{ApiKind, Flow, every_verb, together};
 use crate::harness::space::Space;
@@ -7,8 +7,13 @@ use serde_json::{Value, json};
 
 #[test]
 fn admission_policies() {
-    let flows: [(&str, Flow); 4] =
-        [("operations", operations), ("deployments", deployments), ("types", types), ("parameters", parameters)];
+    let flows: [(&str, Flow); 5] = [
+        ("operations", operations),
+        ("deployments", deployments),
+        ("types", types),
+        ("parameters", parameters),
+        ("mutations", mutations),
+    ];
     together(&Cluster::start(), &flows);
 }
 
@@ -54,9 +59,20 @@ fn operations(cluster: &Cluster) {
     let spec = json!({"spec": {"matchConstraints": {"resourceRules": [rule("none.io", "things")]}, "validations": [{"expression": "true"}]}});
     let bound = json!({"spec": {"policyName": "nobody", "validationActions": ["Deny"]}});
     let names = ["op-one", "op-two", "op-three"];
-    let kinds: [ApiKind; 2] = [
+    let mutation = json!({"patchType": "JSONPatch", "jsonPatch": {"expression": "[]"}});
+    let changing = json!({"spec": {"matchConstraints": {"resourceRules": [rule("none.io", "things")]}, "mutations": [mutation], "reinvocationPolicy": "Never"}});
+    let kinds: [ApiKind; 4] = [
         ("admissionregistration.k8s.io/v1", "validatingadmissionpolicies", false, true, names, spec),
         ("admissionregistration.k8s.io/v1", "validatingadmissionpolicybindings", false, false, names, bound),
+        ("admissionregistration.k8s.io/v1", "mutatingadmissionpolicies", false, false, names, changing),
+        (
+            "admissionregistration.k8s.io/v1",
+            "mutatingadmissionpolicybindings",
+            false,
+            false,
+            names,
+            json!({"spec": {"policyName": "nobody"}}),
+        ),
     ];
     for kind in kinds {
         every_verb(&space, kind);
@@ -160,4 +176,25 @@ fn parameters(cluster: &Cluster) {
     apply(&space, &two).unwrap();
     cluster.kubectl(&["delete", "validatingadmissionpolicy", "sized"]);
     apply(&space, &config("three", "sized", json!({"a": "1", "b": "2", "c": "3"}))).unwrap();
+}
+
+fn mutations(cluster: &Cluster) {
+    let space = Space::new(cluster, "policy-mutations");
+    let apply_label = "Object{metadata: Object.metadata{labels: {'made-by': 'policy'}}}";
+    let more = "[JSONPatch{op: 'replace', path: '/spec/replicas', value: object.spec.replicas + 1}]";
+    let spec = json!({"reinvocationPolicy": "Never", "mutations": [
+        {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": apply_label}},
+        {"patchType": "JSONPatch", "jsonPatch": {"expression": more}}]});
+    let mut own = policy(&space, "changes", ("apps", "deployments"), spec);
+    own["kind"] = "MutatingAdmissionPolicy".into();
+    own["spec"]["matchConstraints"]["resourceRules"][0]["operations"] = json!(["CREATE"]);
+    apply(&space, &own).unwrap();
+    let bound = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingAdmissionPolicyBinding", "metadata": {"name": "changes"}, "spec": {"policyName": "changes"}});
+    apply(&space, &bound).unwrap();
+    apply(&space, &deployment("web", 2)).unwrap();
+    assert_eq!(space.field("deployment/web", ".spec.replicas"), "3");
+    assert_eq!(space.field("deployment/web", ".metadata.labels.made-by"), "policy");
+    own["spec"]["mutations"][1]["jsonPatch"]["expression"] = "[JSONPatch{op: 'test', path: '/kind', value: 'x'}]".into();
+    apply(&space, &own).unwrap();
+    refused(&space, &deployment("other", 1), "policy 'changes' with binding 'changes' denied request: JSON Patch");
 }

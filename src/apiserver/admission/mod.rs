@@ -104,7 +104,7 @@ pub(crate) async fn mutate(cluster: &dyn Cluster, a: &Attributes<'_>, object: &m
         storage::default_class(cluster, a, object).await?;
         storage::protect(a, object);
     }
-    Ok(())
+    policy::mutate(cluster, a, object).await
 }
 
 /// The plugins that only judge, on the object as it will be stored.

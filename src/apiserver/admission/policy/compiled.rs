@@ -17,6 +17,14 @@ pub(super) struct Validation {
     pub(super) reason: String,
 }
 
+/// One change.
+#[derive(Debug)]
+pub(super) struct Mutation {
+    /// It makes operations of a JSON patch; otherwise a configuration to apply.
+    pub(super) is_patch: bool,
+    pub(super) program: Program,
+}
+
 /// A compiled policy.
 #[derive(Debug)]
 pub(super) struct Policy {
@@ -25,6 +33,9 @@ pub(super) struct Policy {
     pub(super) conditions: Vec<(String, Program)>,
     pub(super) variables: Vec<(String, Program)>,
     pub(super) validations: Vec<Validation>,
+    pub(super) mutations: Vec<Mutation>,
+    /// It is asked again when others have changed the object after it.
+    pub(super) is_asked_again: bool,
     /// Keys and values.
     pub(super) annotations: Vec<(String, Program)>,
     /// Whether errors refuse.
@@ -69,6 +80,8 @@ fn compile(expression: &str, env: &Env, wanted: &[Type], (path, errors): At<'_>)
     program.map_err(|error| errors.invalid(path, &expression.into(), &error.detail())).ok()
 }
 
+/// The kind of policies that change objects.
+pub(super) const MUTATING: &str = "MutatingAdmissionPolicy";
 /// Kubernetes' limits.
 const MAX_CONDITIONS: usize = 64;
 const MAX_AUDIT_ANNOTATIONS: usize = 20;
@@ -114,9 +127,15 @@ impl Policy {
                 variables.push((name.to_owned(), program));
             }
         }
+        let is_mutating = text(value, "kind") == MUTATING;
+        let structured = asking.clone().with_structures();
+        let mutations = mutations(spec, &path.child("mutations"), &structured, errors);
         let validations = validations(spec, &path.child("validations"), (&asking, &silent), errors);
         let annotations = annotations(spec, &path.child("auditAnnotations"), &asking, errors);
-        if items(spec, "validations").is_empty() && items(spec, "auditAnnotations").is_empty() {
+        if is_mutating && items(spec, "mutations").is_empty() {
+            errors.required(&path.child("mutations"), "");
+        }
+        if !is_mutating && items(spec, "validations").is_empty() && items(spec, "auditAnnotations").is_empty() {
             errors.required(&path.child("validations"), "validations or auditAnnotations must contain at least one item");
         }
         if !matches!(text(spec, "failurePolicy"), "" | "Fail" | "Ignore") {
@@ -128,6 +147,8 @@ impl Policy {
             conditions,
             variables,
             validations,
+            mutations,
+            is_asked_again: text(spec, "reinvocationPolicy") == "IfNeeded",
             annotations,
             fails: text(spec, "failurePolicy") != "Ignore",
             param_kind,
@@ -207,6 +228,33 @@ fn validations(spec: &Value, path: &Path, (asking, silent): (&Env, &Env), errors
     out
 }
 
+fn mutations(spec: &Value, path: &Path, env: &Env, errors: &mut ErrorList) -> Vec<Mutation> {
+    let mut out = Vec::new();
+    for (i, mutation) in items(spec, "mutations").iter().enumerate() {
+        let at = path.index(i);
+        let (field, is_patch) = match text(mutation, "patchType") {
+            "JSONPatch" => ("jsonPatch", true),
+            "ApplyConfiguration" => ("applyConfiguration", false),
+            "" => {
+                errors.required(&at.child("patchType"), "");
+                continue;
+            }
+            other => {
+                errors.not_supported(&at.child("patchType"), &other.into(), &["ApplyConfiguration", "JSONPatch"]);
+                continue;
+            }
+        };
+        if mutation[field].is_null() {
+            errors.required(&at.child(field), &format!("must be specified when patchType is {}", text(mutation, "patchType")));
+            continue;
+        }
+        let expression = text(&mutation[field], "expression");
+        let program = compile(expression, env, &[], (&at.child(field).child("expression"), errors));
+        out.extend(program.map(|program| Mutation { is_patch, program }));
+    }
+    out
+}
+
 fn annotations(spec: &Value, path: &Path, env: &Env, errors: &mut ErrorList) -> Vec<(String, Program)> {
     let all = items(spec, "auditAnnotations");
     if all.len() > MAX_AUDIT_ANNOTATIONS {
@@ -241,7 +289,7 @@ impl Binding {
         }
         let actions: Vec<&str> = items(spec, "validationActions").iter().filter_map(Value::as_str).collect();
         let at = path.child("validationActions");
-        if actions.is_empty() {
+        if actions.is_empty() && text(value, "kind") == "ValidatingAdmissionPolicyBinding" {
             errors.required(&at, "at least one validation action is required");
         }
         for (i, action) in actions.iter().enumerate() {

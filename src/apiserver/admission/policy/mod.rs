@@ -1,20 +1,23 @@
-//! ValidatingAdmissionPolicy: expressions of administrators that refuse writes.
+//! ValidatingAdmissionPolicy and MutatingAdmissionPolicy: expressions of administrators that refuse writes, or change what is written.
 //!
-//! In: a write, and the policies with their bindings. Out: nothing, warnings, or a refusal in kube-apiserver's words. Policies are
+//! In: a write, and the policies with their bindings. Out: another object, warnings, or a refusal in kube-apiserver's words. Policies are
 //! compiled when they change ([`Policies`]); where there are none, a write pays for nothing.
 
 mod compiled;
 mod matching;
+mod mutate;
 mod params;
 mod run;
 
 use super::{AttributesExt, Cluster};
-use compiled::{Binding, Policy};
+use compiled::{Binding, MUTATING, Policy};
+pub(super) use mutate::mutate;
 use edge_api::field::ErrorList;
 use edge_api::status::StatusCause;
 use edge_api::{Object, Reason, Status};
 use edge_cel::Budget;
-use edge_registry::{Attributes, Operation};
+use edge_registry::{Attributes, Operation, ResourceInfo};
+use matching::Constraints;
 use parking_lot::RwLock;
 use run::{Finding, Subject};
 use serde_json::Value;
@@ -23,26 +26,37 @@ use std::sync::Arc;
 
 /// The group of policies and bindings.
 pub(crate) const GROUP: &str = "admissionregistration.k8s.io";
-/// The policies' resource.
-pub(crate) const POLICIES: &str = "validatingadmissionpolicies";
-/// The bindings' resource.
-pub(crate) const BINDINGS: &str = "validatingadmissionpolicybindings";
+const POLICIES: &str = "validatingadmissionpolicies";
+const BINDINGS: &str = "validatingadmissionpolicybindings";
+const MUTATING_POLICIES: &str = "mutatingadmissionpolicies";
+const MUTATING_BINDINGS: &str = "mutatingadmissionpolicybindings";
+/// Their resources.
+pub(crate) const RESOURCES: [&str; 4] = [POLICIES, BINDINGS, MUTATING_POLICIES, MUTATING_BINDINGS];
+
+/// Whether it changes objects, and its name.
+type Id = (bool, String);
 
 /// The policies with their bindings.
 #[derive(Debug, Default)]
 pub(crate) struct Set {
-    policies: BTreeMap<String, Arc<Policy>>,
-    bindings: BTreeMap<String, Arc<Binding>>,
-    /// Each binding with its policy.
+    policies: BTreeMap<Id, Arc<Policy>>,
+    bindings: BTreeMap<Id, Arc<Binding>>,
+    /// Each binding with its policy: those that refuse.
     pairs: Vec<(Arc<Policy>, Arc<Binding>)>,
+    /// Those that change.
+    mutating: Vec<(Arc<Policy>, Arc<Binding>)>,
 }
 
 impl Set {
     fn changed(&self, change: impl FnOnce(&mut Set)) -> Option<Arc<Self>> {
-        let mut next = Set { policies: self.policies.clone(), bindings: self.bindings.clone(), pairs: Vec::new() };
+        let mut next = Set { policies: self.policies.clone(), bindings: self.bindings.clone(), ..Set::default() };
         change(&mut next);
-        let pair = |b: &Arc<Binding>| Some((next.policies.get(&b.policy)?.clone(), b.clone()));
-        next.pairs = next.bindings.values().filter_map(pair).collect();
+        for ((is_mutating, _), binding) in &next.bindings {
+            let Some(policy) = next.policies.get(&(*is_mutating, binding.policy.clone())) else { continue };
+            let pair = (policy.clone(), binding.clone());
+            if *is_mutating { next.mutating.push(pair) } else { next.pairs.push(pair) }
+        }
+        next.mutating.sort_by(|a, b| (&a.0.name, &a.1.name).cmp(&(&b.0.name, &b.1.name)));
         let is_empty = next.policies.is_empty() && next.bindings.is_empty();
         (!is_empty).then(|| Arc::new(next))
     }
@@ -62,16 +76,14 @@ impl Policies {
     pub(crate) fn upsert(&self, value: &Value) {
         let name = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         let mut errors = ErrorList::new();
-        match value["kind"].as_str() {
-            Some("ValidatingAdmissionPolicy") => {
-                let policy = Arc::new(Policy::new(value, &mut errors));
-                self.change(|set| drop(set.policies.insert(name, policy)));
-            }
-            Some("ValidatingAdmissionPolicyBinding") => {
-                let binding = Arc::new(Binding::new(value, &mut errors));
-                self.change(|set| drop(set.bindings.insert(name, binding)));
-            }
-            _ => {}
+        let kind = value["kind"].as_str().unwrap_or_default();
+        let id = (kind.starts_with(MUTATING), name);
+        if kind.ends_with("Binding") {
+            let binding = Arc::new(Binding::new(value, &mut errors));
+            self.change(|set| drop(set.bindings.insert(id, binding)));
+        } else {
+            let policy = Arc::new(Policy::new(value, &mut errors));
+            self.change(|set| drop(set.policies.insert(id, policy)));
         }
         if !errors.is_empty() {
             // what was not refused when it was written: another version's, perhaps
@@ -81,9 +93,13 @@ impl Policies {
 
     /// Forgets one.
     pub(crate) fn remove(&self, kind: &str, name: &str) {
-        self.change(|set| match kind {
-            "ValidatingAdmissionPolicy" => drop(set.policies.remove(name)),
-            _ => drop(set.bindings.remove(name)),
+        let id = (kind.starts_with(MUTATING), name.to_owned());
+        self.change(|set| {
+            if kind.ends_with("Binding") {
+                set.bindings.remove(&id);
+            } else {
+                set.policies.remove(&id);
+            }
         });
     }
 
@@ -106,8 +122,8 @@ pub(super) fn check(a: &Attributes<'_>, object: &Object) -> Result<(), Status> {
     }
     let value = Value::Object(object.fields().clone());
     match a.info.plural.as_ref() {
-        POLICIES => drop(Policy::new(&value, &mut errors)),
-        BINDINGS => drop(Binding::new(&value, &mut errors)),
+        POLICIES | MUTATING_POLICIES => drop(Policy::new(&value, &mut errors)),
+        BINDINGS | MUTATING_BINDINGS => drop(Binding::new(&value, &mut errors)),
         _ => {}
     }
     if errors.is_empty() { Ok(()) } else { Err(Status::invalid(&a.info.group_kind(), object.name(), &errors)) }
@@ -160,6 +176,28 @@ fn denial(status: Status, reason: &str, message: String) -> Status {
     status
 }
 
+/// Whether a policy and its binding are about a write: as which version of the resource, and with which parameters.
+///
+/// # Errors
+/// Why that cannot be said.
+async fn applies(
+    cluster: &dyn Cluster,
+    a: &Attributes<'_>,
+    object: Option<&Object>,
+    (policy, binding): (&Policy, &Binding),
+) -> Result<Option<(Arc<ResourceInfo>, Vec<Option<Object>>)>, String> {
+    let misconfigured = |why: String| format!("failed to configure binding: {why}");
+    let matches = |c: &Constraints| c.matches(cluster, a, object).map_err(|status| misconfigured(status.message));
+    let Some(matched) = matches(&policy.constraints)? else { return Ok(None) };
+    if let Some(constraints) = &binding.constraints
+        && matches(constraints)?.is_none()
+    {
+        return Ok(None);
+    }
+    let params = params::collect(cluster, a, policy, binding).await.map_err(misconfigured)?;
+    Ok(Some((matched, params)))
+}
+
 /// Asks one policy, under one binding.
 async fn judge(
     cluster: &dyn Cluster,
@@ -168,24 +206,10 @@ async fn judge(
     (policy, binding): (&Policy, &Binding),
     budget: &mut Budget,
 ) -> Option<Denial> {
-    let misconfigured = |why: String| {
-        policy.fails.then(|| Denial { message: format!("failed to configure binding: {why}"), reason: String::new() })
-    };
-    let matched = match policy.constraints.matches(cluster, a, object) {
-        Ok(Some(row)) => row,
+    let (matched, params) = match applies(cluster, a, object, (policy, binding)).await {
+        Ok(Some(found)) => found,
         Ok(None) => return None,
-        Err(status) => return misconfigured(status.message),
-    };
-    if let Some(constraints) = &binding.constraints {
-        match constraints.matches(cluster, a, object) {
-            Ok(Some(_)) => {}
-            Ok(None) => return None,
-            Err(status) => return misconfigured(status.message),
-        }
-    }
-    let params = match params::collect(cluster, a, policy, binding).await {
-        Ok(params) => params,
-        Err(why) => return misconfigured(why),
+        Err(message) => return policy.fails.then(|| Denial { message, reason: String::new() }),
     };
     let subject = Subject::new(cluster, a, object, &matched);
     let mut denied = None;
@@ -216,7 +240,7 @@ fn act(policy: &Policy, binding: &Binding, finding: Finding) -> Option<Denial> {
 }
 
 /// The object in the version of a row; it may be in the stored one.
-fn in_version(row: &edge_registry::ResourceInfo, object: &Object) -> Object {
+fn in_version(row: &ResourceInfo, object: &Object) -> Object {
     let mut object = object.clone();
     if let Some(conversion) = row.conversion
         && object.api_version() == conversion.stored_api_version
@@ -227,7 +251,7 @@ fn in_version(row: &edge_registry::ResourceInfo, object: &Object) -> Object {
 }
 
 /// Whether the object has to be converted for a row.
-fn differs(row: &edge_registry::ResourceInfo, object: &Object) -> bool {
+fn differs(row: &ResourceInfo, object: &Object) -> bool {
     object.kind() == row.kind && object.api_version() != row.api_version()
 }
 

@@ -1,7 +1,7 @@
 //! One policy's expressions about one write.
 
 use super::super::Cluster;
-use super::compiled::{Policy, Validation};
+use super::compiled::{Mutation, Policy, Validation};
 use super::matching::operation_name;
 use super::{differs, in_version, is_deletion};
 use edge_api::{Object, UserInfo};
@@ -110,6 +110,26 @@ impl<'a> Subject<'a> {
             }
         }
         out
+    }
+
+    /// What one mutation of a policy makes; `None` when the policy's conditions do not hold.
+    ///
+    /// # Errors
+    /// Why nothing can be made.
+    pub(super) fn mutation(
+        &self,
+        policy: &Policy,
+        mutation: &Mutation,
+        param: Option<&Object>,
+        budget: &mut Budget,
+    ) -> Result<Option<Json>, String> {
+        let activation = self.activation(policy, param);
+        if !is_met(policy, &activation, budget)? {
+            return Ok(None);
+        }
+        let value = mutation.program.run(&activation, budget).map_err(|e| failed(&mutation.program, &e))?;
+        let made = value.to_json();
+        made.map(Some).ok_or_else(|| format!("expression '{}' made what JSON cannot say", mutation.program.source()))
     }
 
     fn activation<'s>(&'s self, policy: &'s Policy, param: Option<&'s Object>) -> Activation<'s> {

@@ -198,3 +198,81 @@ fn a_request_does_not_compute_for_ever() {
     let message = create(&p, &binding(json!({})), 1).unwrap_err().message;
     assert!(message.contains("nested too deeply"), "{}", message.get(..500).unwrap_or(&message));
 }
+
+fn mutating(mutations: Value, more: Value) -> Value {
+    let mut value = policy(more);
+    value["kind"] = "MutatingAdmissionPolicy".into();
+    value["spec"]["mutations"] = mutations;
+    value
+}
+
+fn mutated(policy: &Value) -> Result<Value, String> {
+    let cluster = cluster();
+    let mut bound = binding(json!({}));
+    bound["kind"] = "MutatingAdmissionPolicyBinding".into();
+    bound["spec"].as_object_mut().unwrap().remove("validationActions");
+    for value in [policy, &bound] {
+        cluster.policies.upsert(value);
+    }
+    let containers = json!([{"name": "c", "image": "i", "env": [{"name": "A", "value": "1"}]}]);
+    let object = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web", "namespace": "ns"},
+        "spec": {"replicas": 1, "template": {"spec": {"containers": containers}}}});
+    let mut object = Object::from_value(object).unwrap();
+    attributes(Operation::Create, DEPLOYMENT, "ns", "web", |a| {
+        futures::executor::block_on(mutate(&cluster, a, &mut object)).map_err(|s| s.message)
+    })?;
+    Ok(object.into_value())
+}
+
+#[test]
+fn policies_change_objects() {
+    let apply = |expression: &str| json!([{"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": expression}}]);
+    let patch = |expression: &str| json!([{"patchType": "JSONPatch", "jsonPatch": {"expression": expression}}]);
+    for (mutations, pointer, want) in [
+        (apply("Object{spec: Object.spec{replicas: object.spec.replicas + 1}}"), "/spec/replicas", json!(2)),
+        (apply("Object{metadata: Object.metadata{labels: {'a/b': request.userInfo.username}}}"), "/metadata/labels/a~1b", json!("jane")),
+        (
+            apply("Object{spec: Object.spec{template: Object.spec.template{spec: Object.spec.template.spec{containers: [Object.spec.template.spec.containers{name: 'side', image: 'x'}]}}}}"),
+            "/spec/template/spec/containers/1/name",
+            json!("side"),
+        ),
+        (patch("[JSONPatch{op: 'replace', path: '/spec/replicas', value: 7}]"), "/spec/replicas", json!(7)),
+        (patch("[JSONPatch{op: 'add', path: '/metadata/labels', value: {'x': 'y'}}]"), "/metadata/labels/x", json!("y")),
+        (patch("has(object.metadata.nope) ? [JSONPatch{op: 'remove', path: '/spec'}] : []"), "/spec/replicas", json!(1)),
+    ] {
+        let p = mutating(mutations.clone(), json!({}));
+        assert_eq!(complaint_of(&p), "", "{mutations}");
+        let changed = mutated(&p).unwrap();
+        assert_eq!(changed.pointer(pointer), Some(&want), "{mutations}: {changed}");
+        assert!(changed["metadata"]["managedFields"].is_null());
+    }
+    let no = mutating(patch("[JSONPatch{op: 'remove', path: '/spec'}]"), json!({"matchConditions": [{"name": "c", "expression": "false"}]}));
+    assert_eq!(mutated(&no).unwrap()["spec"]["replicas"], 1);
+    for (mutations, why) in [
+        (patch("[JSONPatch{op: 'replace', path: '/metadata/name', value: 'other'}]"), "must not change what the object is"),
+        (patch("[JSONPatch{op: 'test', path: '/spec/replicas', value: 9}]"), "JSON Patch"),
+        (patch("object.nope"), "resulted in error: no such key: nope"),
+        (apply("'x'"), "the apply configuration is no object"),
+    ] {
+        let p = mutating(mutations.clone(), json!({}));
+        let error = mutated(&p).unwrap_err();
+        assert!(error.contains("is forbidden: policy 'p' with binding 'b' denied request:") && error.contains(why), "{mutations}: {error}");
+        let ignoring = mutating(mutations, json!({"failurePolicy": "Ignore"}));
+        assert_eq!(mutated(&ignoring).unwrap()["spec"]["replicas"], 1);
+    }
+    for (mutations, why) in [
+        (json!([]), "spec.mutations: Required value"),
+        (json!([{"patchType": "Nope"}]), "spec.mutations[0].patchType: Unsupported value"),
+        (json!([{"patchType": "JSONPatch"}]), "spec.mutations[0].jsonPatch: Required value"),
+        (apply("Other{}"), "undeclared reference to 'Other'"),
+        (patch("[JSONPatch{nope: 1}]"), "undefined field 'nope'"),
+    ] {
+        let message = complaint_of(&mutating(mutations.clone(), json!({})));
+        assert!(message.contains(why), "{mutations}: {message}");
+    }
+}
+
+fn complaint_of(value: &Value) -> String {
+    let object = Object::from_value(value.clone()).unwrap();
+    attributes(Operation::Create, (GROUP, MUTATING_POLICIES, "X"), "", "p", |a| check(a, &object).map_err(|s| s.message).err().unwrap_or_default())
+}
