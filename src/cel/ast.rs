@@ -106,10 +106,21 @@ pub(crate) enum Kind {
     Variable(u16),
     /// A variable of a macro, by its place on the stack.
     Local(u16),
-    Select { operand: Box<Expr>, field: Box<str>, optional: bool },
+    Select {
+        operand: Box<Expr>,
+        field: Box<str>,
+        optional: bool,
+    },
     /// `has(a.b)`.
-    Has { operand: Box<Expr>, field: Box<str> },
-    Index { operand: Box<Expr>, key: Box<Expr>, optional: bool },
+    Has {
+        operand: Box<Expr>,
+        field: Box<str>,
+    },
+    Index {
+        operand: Box<Expr>,
+        key: Box<Expr>,
+        optional: bool,
+    },
     Call(Box<Call>),
     Binary(Op, Box<[Expr; 2]>),
     And(Vec<Expr>),
@@ -124,7 +135,16 @@ pub(crate) enum Kind {
     Struct(Box<str>, Vec<(Box<str>, Expr, bool)>),
     Fold(Box<Fold>),
     /// `cel.bind(name, value, body)`.
-    Bind { name: Box<str>, value: Box<Expr>, body: Box<Expr> },
+    Bind {
+        name: Box<str>,
+        value: Box<Expr>,
+        body: Box<Expr>,
+    },
     /// `optional.optMap(name, body)`, and `optFlatMap` when `flat`.
-    OptionalMap { operand: Box<Expr>, name: Box<str>, body: Box<Expr>, flat: bool },
+    OptionalMap {
+        operand: Box<Expr>,
+        name: Box<str>,
+        body: Box<Expr>,
+        flat: bool,
+    },
 }

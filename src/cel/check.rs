@@ -82,7 +82,11 @@ impl Checker<'_> {
                 }
                 let of = self.expr(operand);
                 let found = self.field(at, &of, field);
-                if *optional || matches!(of, Type::Optional(_)) { Type::optional(found.unwrapped().clone()) } else { found }
+                if *optional || matches!(of, Type::Optional(_)) {
+                    Type::optional(found.unwrapped().clone())
+                } else {
+                    found
+                }
             }
             Kind::Has { operand, field } => {
                 if let Kind::Name(root) = &operand.kind
@@ -101,7 +105,9 @@ impl Checker<'_> {
                 let found = match (of.unwrapped(), &by) {
                     (Type::Dyn, _) => Type::Dyn,
                     (Type::List(item), Type::Int | Type::Dyn | Type::Uint | Type::Double) => (**item).clone(),
-                    (Type::Map(wanted, value), given) if assignable(wanted, given, &mut [None, None]) => (**value).clone(),
+                    (Type::Map(wanted, value), given) if assignable(wanted, given, &mut [None, None]) => {
+                        (**value).clone()
+                    }
                     _ => self.no_overload(at, "_[_]", &[of.clone(), by]),
                 };
                 if *optional || matches!(of, Type::Optional(_)) { Type::optional(found) } else { found }
@@ -125,7 +131,8 @@ impl Checker<'_> {
                 let given = [self.expr(&mut three[0]), self.expr(&mut three[1]), self.expr(&mut three[2])];
                 let [condition, yes, no] = &given;
                 let mut params = [None, None];
-                let fits = assignable(&Type::Param(0), yes, &mut params) && assignable(&Type::Param(0), no, &mut params);
+                let fits =
+                    assignable(&Type::Param(0), yes, &mut params) && assignable(&Type::Param(0), no, &mut params);
                 if !matches!(condition, Type::Bool | Type::Dyn) || !fits {
                     return self.no_overload(at, "_?_:_", &given);
                 }
@@ -174,7 +181,9 @@ impl Checker<'_> {
                 let of = match self.expr(operand) {
                     Type::Optional(of) => (*of).clone(),
                     Type::Dyn => Type::Dyn,
-                    other => return self.issue(operand.at, format!("expected type 'optional_type' but found '{other}'")),
+                    other => {
+                        return self.issue(operand.at, format!("expected type 'optional_type' but found '{other}'"));
+                    }
                 };
                 self.scope.push((name.clone(), of));
                 let out = self.expr(body);
@@ -249,7 +258,9 @@ impl Checker<'_> {
             (Op::In, ..) => None,
             (_, Dyn, Dyn) => Some(Dyn),
             // what it is added to decides
-            (Op::Add | Op::Sub, Dyn, Timestamp | Duration) | (Op::Add | Op::Sub, Timestamp | Duration, Dyn) => Some(Dyn),
+            (Op::Add | Op::Sub, Dyn, Timestamp | Duration) | (Op::Add | Op::Sub, Timestamp | Duration, Dyn) => {
+                Some(Dyn)
+            }
             (Op::Add, Type::String | Bytes, Dyn) => Some(a.clone()),
             (Op::Add, Dyn, Type::String | Bytes) => Some(b.clone()),
             (Op::Add, List(_), Dyn) | (Op::Add, Dyn, List(_)) => Some(Type::list(Dyn)),
@@ -259,7 +270,9 @@ impl Checker<'_> {
             (Op::Add | Op::Sub | Op::Mul | Op::Div, Double, Double) => Some(Double),
             (Op::Add, Type::String | Bytes, b) if a == b => Some(a.clone()),
             (Op::Add, List(x), List(y)) => Some(Type::list(join(Some((**x).clone()), (**y).clone()))),
-            (Op::Add, Timestamp, Duration) | (Op::Add, Duration, Timestamp) | (Op::Sub, Timestamp, Duration) => Some(Timestamp),
+            (Op::Add, Timestamp, Duration) | (Op::Add, Duration, Timestamp) | (Op::Sub, Timestamp, Duration) => {
+                Some(Timestamp)
+            }
             (Op::Add | Op::Sub, Duration, Duration) | (Op::Sub, Timestamp, Timestamp) => Some(Duration),
             _ => None,
         };
@@ -275,7 +288,9 @@ impl Checker<'_> {
             (Type::Map(key, value), _) => ((**key).clone(), (**value).clone()),
             (Type::Object(_), _) => (Type::String, Type::Dyn),
             (other, _) => {
-                let message = format!("expression of type '{other}' cannot be range of a comprehension (must be list, map, or dynamic)");
+                let message = format!(
+                    "expression of type '{other}' cannot be range of a comprehension (must be list, map, or dynamic)"
+                );
                 self.issue(fold.range.at, message);
                 (Type::Dyn, Type::Dyn)
             }
@@ -342,7 +357,9 @@ impl Checker<'_> {
 
     /// Compiles the pattern of a call, when the expression says it.
     fn pattern(&mut self, call: &mut Call) {
-        let Some(Expr { at, kind: Kind::Literal(Literal::String(pattern)), .. }) = call.arguments.get(1) else { return };
+        let Some(Expr { at, kind: Kind::Literal(Literal::String(pattern)), .. }) = call.arguments.get(1) else {
+            return;
+        };
         match functions::regex::compile(pattern) {
             Ok(regex) => call.regex = Some(Arc::new(regex)),
             Err(error) => {

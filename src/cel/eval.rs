@@ -147,9 +147,8 @@ impl<'a> Machine<'a, '_> {
     fn binary(&mut self, op: Op, left: &'a Expr, right: &'a Expr) -> Result<Value<'a>, Error> {
         let (a, b) = (self.eval(left)?, self.eval(right)?);
         self.budget.pay(1)?;
-        let order = |m: &mut Self, fits: fn(Ordering) -> bool| {
-            Ok(Value::Bool(compare(&a, &b, m.budget)?.is_some_and(fits)))
-        };
+        let order =
+            |m: &mut Self, fits: fn(Ordering) -> bool| Ok(Value::Bool(compare(&a, &b, m.budget)?.is_some_and(fits)));
         match op {
             Op::Eq => Ok(Value::Bool(equal(&a, &b, self.budget)?)),
             Op::Ne => Ok(Value::Bool(!equal(&a, &b, self.budget)?)),

@@ -74,9 +74,7 @@ impl<'a> Machine<'a, '_> {
             }
         }
         match fold.kind {
-            FoldKind::All | FoldKind::Exists => {
-                out.error.map_or(Ok(Value::Bool(fold.kind == FoldKind::All)), Err)
-            }
+            FoldKind::All | FoldKind::Exists => out.error.map_or(Ok(Value::Bool(fold.kind == FoldKind::All)), Err),
             FoldKind::ExistsOne => Ok(Value::Bool(out.count == 1)),
             FoldKind::Map | FoldKind::Filter | FoldKind::TransformList => Ok(Value::list(out.items)),
             FoldKind::TransformMap | FoldKind::TransformMapEntry => Ok(Value::Map(Map::Shared(Arc::new(out.entries)))),

@@ -27,7 +27,9 @@ impl<'d> Document<'d> {
         let suffix = format!("/{plural}");
         let all = paths.iter().filter(|(path, _)| path.ends_with(&suffix)).map(|(_, path)| path);
         let kind = |path: &Value| {
-            ["post", "get"].iter().find_map(|verb| path[verb]["x-kubernetes-group-version-kind"]["kind"].as_str().map(str::to_owned))
+            ["post", "get"]
+                .iter()
+                .find_map(|verb| path[verb]["x-kubernetes-group-version-kind"]["kind"].as_str().map(str::to_owned))
         };
         all.filter_map(kind).next()
     }
@@ -124,7 +126,14 @@ mod tests {
         assert_eq!(document.kind_of("ks").as_deref(), Some("K"));
         let Some(Type::Object(object)) = document.kind("g", "v1", "K") else { panic!("an object") };
         let ty = |field: &str| object.fields.get(field).unwrap().ty.to_string();
-        for (field, want) in [("n", "int"), ("t", "timestamp"), ("self", "dyn"), ("m", "map(string, string)"), ("l", "list(g.I)"), ("any", "dyn")] {
+        for (field, want) in [
+            ("n", "int"),
+            ("t", "timestamp"),
+            ("self", "dyn"),
+            ("m", "map(string, string)"),
+            ("l", "list(g.I)"),
+            ("any", "dyn"),
+        ] {
             assert_eq!(ty(field), want, "{field}");
         }
         assert_eq!(document.kind("g", "v1", "Other"), None);

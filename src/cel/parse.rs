@@ -10,8 +10,25 @@ const LONGEST: usize = 100_000;
 pub(crate) const DEEPEST: u16 = 150;
 /// Words that are no names.
 const RESERVED: [&str; 19] = [
-    "as", "break", "const", "continue", "else", "false", "for", "function", "if", "import", "in", "let", "loop", "namespace",
-    "null", "package", "return", "true", "void",
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "false",
+    "for",
+    "function",
+    "if",
+    "import",
+    "in",
+    "let",
+    "loop",
+    "namespace",
+    "null",
+    "package",
+    "return",
+    "true",
+    "void",
 ];
 
 /// The tree of an expression.
@@ -210,9 +227,13 @@ impl Parser {
         if signs == 0 {
             return self.member();
         }
-        if symbol == "-" && let Token::Int(value) = *self.peek() && signs % 2 == 1 {
+        if symbol == "-"
+            && let Token::Int(value) = *self.peek()
+            && signs % 2 == 1
+        {
             // so that the least number can be written
-            let literal = 0_i64.checked_sub_unsigned(value).ok_or_else(|| Issue { at, message: "invalid int literal".into() })?;
+            let literal =
+                0_i64.checked_sub_unsigned(value).ok_or_else(|| Issue { at, message: "invalid int literal".into() })?;
             self.take();
             let number = node(at, Kind::Literal(Literal::Int(literal)), 0)?;
             return self.member_of(number);
@@ -240,7 +261,10 @@ impl Parser {
                     Token::Quoted(name) => name,
                     _ => {
                         self.next -= 1;
-                        return Err(Issue { at: self.at(), message: "Syntax error: no viable alternative at input '.'".into() });
+                        return Err(Issue {
+                            at: self.at(),
+                            message: "Syntax error: no viable alternative at input '.'".into(),
+                        });
                     }
                 };
                 if self.is("(") && !optional {
@@ -413,12 +437,17 @@ fn global_call(at: u32, name: String, arguments: Vec<Expr>) -> Result<Expr, Issu
 
 fn call(at: u32, name: String, is_member: bool, arguments: Vec<Expr>) -> Result<Expr, Issue> {
     let children = deepest(&arguments);
-    node(at, Kind::Call(Box::new(Call { name: name.into(), is_member, arguments, function: None, regex: None })), children)
+    node(
+        at,
+        Kind::Call(Box::new(Call { name: name.into(), is_member, arguments, function: None, regex: None })),
+        children,
+    )
 }
 
 /// A call with something before the dot: a macro, or a function.
 fn member_call(at: u32, target: Expr, name: String, mut arguments: Vec<Expr>) -> Result<Expr, Issue> {
-    let is_bind = matches!(&target.kind, Kind::Name(n) if n.as_ref() == "cel") && name == "bind" && arguments.len() == 3;
+    let is_bind =
+        matches!(&target.kind, Kind::Name(n) if n.as_ref() == "cel") && name == "bind" && arguments.len() == 3;
     if is_bind {
         let children = deepest(&arguments);
         let (Some(body), Some(value), Some(first)) = (arguments.pop(), arguments.pop(), arguments.pop()) else {
@@ -429,7 +458,9 @@ fn member_call(at: u32, target: Expr, name: String, mut arguments: Vec<Expr>) ->
     }
     if matches!(name.as_str(), "optMap" | "optFlatMap") && arguments.len() == 2 {
         let children = deepest(&arguments).max(target.depth);
-        let (Some(body), Some(first)) = (arguments.pop(), arguments.pop()) else { return call(at, name, true, arguments) };
+        let (Some(body), Some(first)) = (arguments.pop(), arguments.pop()) else {
+            return call(at, name, true, arguments);
+        };
         let variable = variable(&first, &format!("{name}() variable name must be a simple identifier"))?;
         let flat = name == "optFlatMap";
         let kind = Kind::OptionalMap { operand: Box::new(target), name: variable, body: Box::new(body), flat };

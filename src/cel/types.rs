@@ -129,8 +129,24 @@ impl fmt::Display for Type {
 /// written at all.
 pub fn escape(name: &str) -> Option<String> {
     const WORDS: [&str; 18] = [
-        "true", "false", "null", "in", "as", "break", "const", "continue", "else", "for", "function", "if", "import", "let",
-        "loop", "package", "namespace", "return",
+        "true",
+        "false",
+        "null",
+        "in",
+        "as",
+        "break",
+        "const",
+        "continue",
+        "else",
+        "for",
+        "function",
+        "if",
+        "import",
+        "let",
+        "loop",
+        "package",
+        "namespace",
+        "return",
     ];
     let starts_well = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
     if WORDS.contains(&name) || name == "void" {
@@ -169,7 +185,10 @@ pub(crate) fn parse_type(text: &str) -> Type {
             let (key, value) = inner.split_once(',').unwrap_or((inner, "dyn"));
             Type::Map(Arc::new(parse_type(key)), Arc::new(parse_type(value)))
         }
-        _ => crate::value::OPAQUE.iter().find(|(short, _)| *short == name).map_or(Type::Dyn, |(_, long)| Type::Opaque(long)),
+        _ => crate::value::OPAQUE
+            .iter()
+            .find(|(short, _)| *short == name)
+            .map_or(Type::Dyn, |(_, long)| Type::Opaque(long)),
     }
 }
 
@@ -190,7 +209,9 @@ pub(crate) fn assignable(wanted: &Type, given: &Type, params: &mut [Option<Type>
         }
         (Type::Dyn, _) | (_, Type::Dyn) => true,
         (Type::Null, Type::Object(_) | Type::Opaque(_) | Type::Timestamp | Type::Duration | Type::Optional(_))
-        | (Type::Object(_) | Type::Opaque(_) | Type::Timestamp | Type::Duration | Type::Optional(_), Type::Null) => true,
+        | (Type::Object(_) | Type::Opaque(_) | Type::Timestamp | Type::Duration | Type::Optional(_), Type::Null) => {
+            true
+        }
         (Type::List(a), Type::List(b)) | (Type::Optional(a), Type::Optional(b)) => assignable(a, b, params),
         (Type::Map(ka, va), Type::Map(kb, vb)) => assignable(ka, kb, params) && assignable(va, vb, params),
         (a, b) => a == b,

@@ -72,7 +72,11 @@ struct Kinds {
 }
 
 async fn document(client: &Client, group: &str, version: &str) -> Result<Option<Value>, Error> {
-    let path = if group.is_empty() { format!("/openapi/v3/api/{version}") } else { format!("/openapi/v3/apis/{group}/{version}") };
+    let path = if group.is_empty() {
+        format!("/openapi/v3/api/{version}")
+    } else {
+        format!("/openapi/v3/apis/{group}/{version}")
+    };
     let request = http::Request::get(path).header(http::header::ACCEPT, "application/json").body(Vec::new());
     let request = request.map_err(|e| Error::Service(Box::new(e)))?;
     match client.request::<Value>(request).await {
@@ -95,7 +99,8 @@ async fn kinds(client: &Client, policy: &ValidatingAdmissionPolicy) -> Result<Ki
     }
     let param = policy.spec.as_ref().and_then(|s| s.param_kind.as_ref());
     if let Some(param) = param {
-        let (api_version, kind) = (param.api_version.clone().unwrap_or_default(), param.kind.clone().unwrap_or_default());
+        let (api_version, kind) =
+            (param.api_version.clone().unwrap_or_default(), param.kind.clone().unwrap_or_default());
         let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
         let document = document(client, group, version).await?;
         let ty = document.as_ref().and_then(|d| Document::new(d).kind(group, version, &kind));
@@ -109,7 +114,10 @@ fn warnings(policy: &ValidatingAdmissionPolicy, kinds: &Kinds) -> Vec<Expression
     let Some(spec) = &policy.spec else { return Vec::new() };
     let mut out = Vec::new();
     for (i, validation) in spec.validations.iter().flatten().enumerate() {
-        let expressions = [("expression", Some(&validation.expression)), ("messageExpression", validation.message_expression.as_ref())];
+        let expressions = [
+            ("expression", Some(&validation.expression)),
+            ("messageExpression", validation.message_expression.as_ref()),
+        ];
         for (field, expression) in expressions {
             let Some(expression) = expression.filter(|e| !e.trim().is_empty()) else { continue };
             let complaints: Vec<String> = kinds
@@ -169,7 +177,14 @@ mod tests {
         }));
         let warnings = warnings(&policy, &kinds);
         let fields: Vec<&str> = warnings.iter().map(|w| w.field_ref.as_str()).collect();
-        assert_eq!(fields, ["spec.validations[0].messageExpression", "spec.validations[1].expression", "spec.validations[2].expression"]);
+        assert_eq!(
+            fields,
+            [
+                "spec.validations[0].messageExpression",
+                "spec.validations[1].expression",
+                "spec.validations[2].expression"
+            ]
+        );
         assert_eq!(
             warnings[1].warning,
             "apps/v1, Kind=Deployment: ERROR: <input>:1:22: found no matching overload for '_>_' applied to '(int, string)'\n | object.spec.replicas > '1'\n | .....................^"

@@ -8,8 +8,8 @@ use edge_client::claims::{BOUND_BY_CONTROLLER, SELECTED_NODE, is_fully_bound};
 use edge_client::{Api, Client, Error, Informer, Key, Patch, PatchParams, ResourceExt, object_reference};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimConsumerReference};
-use std::sync::Arc;
 use serde_json::json;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Why the volumes of a pod were not bound.

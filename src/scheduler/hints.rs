@@ -241,7 +241,8 @@ mod tests {
     fn claims_to_devices_help_who_uses_them_and_devices_everybody_who_needs_some() {
         let c = Cluster::default();
         let pod = pending(json!({"resourceClaims": [{"name": "gpu", "resourceClaimName": "mine"}]}));
-        let claim = |name: &str| helps(&c, &Event::DeviceClaim(&Key::new("ns", name)), &pod, by(Plugin::DynamicResources));
+        let claim =
+            |name: &str| helps(&c, &Event::DeviceClaim(&Key::new("ns", name)), &pod, by(Plugin::DynamicResources));
         assert!(claim("mine") && !claim("other"));
         assert!(helps(&c, &Event::Devices, &pod, by(Plugin::DynamicResources)));
         assert!(!helps(&c, &Event::Devices, &pod, by(Plugin::NodeResourcesFit)));

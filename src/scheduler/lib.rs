@@ -394,7 +394,8 @@ impl Scheduler {
             let refused = verdict.refusals.iter().filter(|(_, r)| r.plugin == Plugin::DynamicResources);
             let mut refused = refused.filter_map(|(id, _)| self.cluster.node(*id).node.clone());
             frees = devices::to_free(pod, &*self.world, &mut refused);
-            let done = if frees.is_some() { "deallocation of ResourceClaim completed" } else { "still not schedulable" };
+            let done =
+                if frees.is_some() { "deallocation of ResourceClaim completed" } else { "still not schedulable" };
             message = format!("{message} {done}");
             comma = ",";
         }

@@ -418,7 +418,10 @@ fn allocation_by_the_scheduler(cluster: &Cluster) {
     let template = |name: &str, exactly: Value| {
         let spec = json!({"spec": {"devices": {"requests": [{"name": "gpu", "exactly": exactly}]}}});
         let kind = "ResourceClaimTemplate";
-        space.apply(&json!({"apiVersion": "resource.k8s.io/v1", "kind": kind, "metadata": {"name": name}, "spec": spec}).to_string());
+        space.apply(
+            &json!({"apiVersion": "resource.k8s.io/v1", "kind": kind, "metadata": {"name": name}, "spec": spec})
+                .to_string(),
+        );
     };
     let from = |template: &str| json!({"name": "gpu", "resourceClaimTemplateName": template});
     // nothing to choose from, not even a class
@@ -445,7 +448,9 @@ fn allocation_by_the_scheduler(cluster: &Cluster) {
     assert_eq!(space.field(&what, selector), "dra-1");
     // one of a kind, and one that needs more than there is
     let of_model = |model: &str| {
-        let expression = format!("device.attributes['sched.io'].model == '{model}' && device.capacity['sched.io'].memory.compareTo(quantity('10Gi')) > 0");
+        let expression = format!(
+            "device.attributes['sched.io'].model == '{model}' && device.capacity['sched.io'].memory.compareTo(quantity('10Gi')) > 0"
+        );
         json!({"deviceClassName": "scheduled", "selectors": [{"cel": {"expression": expression}}]})
     };
     template("large", of_model("b"));

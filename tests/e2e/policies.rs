@@ -49,7 +49,8 @@ fn refused(space: &Space<'_>, object: &Value, part: &str) {
 
 fn deployment(name: &str, replicas: i64) -> Value {
     let labels = json!({"app": name});
-    let pods = json!({"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "busybox:test"}]}});
+    let pods =
+        json!({"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "busybox:test"}]}});
     json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "labels": labels},
         "spec": {"replicas": replicas, "selector": {"matchLabels": labels}, "template": pods, "paused": true}})
 }
@@ -78,7 +79,10 @@ fn operations(cluster: &Cluster) {
         every_verb(&space, kind);
     }
     for (expression, why) in [
-        ("object.spec.", "spec.validations[0].expression: Invalid value: \"object.spec.\": compilation failed: ERROR: <input>:1:13: Syntax error"),
+        (
+            "object.spec.",
+            "spec.validations[0].expression: Invalid value: \"object.spec.\": compilation failed: ERROR: <input>:1:13: Syntax error",
+        ),
         ("object.spec.replicas + 1 == nope", "undeclared reference to 'nope' (in container '')"),
         ("1", "must evaluate to bool"),
         (&"(".repeat(10_000), "expression recursion limit exceeded"),
@@ -125,7 +129,12 @@ fn deployments(cluster: &Cluster) {
     assert!(said.contains(warning), "{said}");
     assert!(!apply(&space, &deployment("web", 5)).unwrap().contains("Warning"));
     // what cannot be worked out refuses, or does not, as the policy says
-    let mut broken = policy(&space, "broken", ("apps", "deployments"), json!({"validations": [{"expression": "object.spec.nope == 1"}]}));
+    let mut broken = policy(
+        &space,
+        "broken",
+        ("apps", "deployments"),
+        json!({"validations": [{"expression": "object.spec.nope == 1"}]}),
+    );
     apply(&space, &broken).unwrap();
     apply(&space, &binding("broken", &["Deny"], json!({}))).unwrap();
     refused(&space, &deployment("web", 7), "expression 'object.spec.nope == 1' resulted in error: no such key: nope");
@@ -148,9 +157,16 @@ fn types(cluster: &Cluster) {
     let what = "validatingadmissionpolicy/typed";
     let fields = eventually("types are checked", || {
         let observed = space.field(what, ".status.observedGeneration");
-        if observed == "1" { Ok(space.field(what, ".status.typeChecking.expressionWarnings[*].fieldRef")) } else { Err(observed) }
+        if observed == "1" {
+            Ok(space.field(what, ".status.typeChecking.expressionWarnings[*].fieldRef"))
+        } else {
+            Err(observed)
+        }
     });
-    assert_eq!(fields, "spec.validations[1].expression spec.validations[1].messageExpression spec.validations[2].expression");
+    assert_eq!(
+        fields,
+        "spec.validations[1].expression spec.validations[1].messageExpression spec.validations[2].expression"
+    );
     let first = space.field(what, ".status.typeChecking.expressionWarnings[0].warning");
     let want = "apps/v1, Kind=Deployment: ERROR: <input>:1:22: found no matching overload for '_>_' applied to '(int, string)'";
     assert!(first.starts_with(want), "{first}");
@@ -162,9 +178,7 @@ fn parameters(cluster: &Cluster) {
         {"expression": "object.data.size() <= int(params.data.most)", "messageExpression": "'at most ' + params.data.most"}]});
     let mut own = policy(&space, "sized", ("", "configmaps"), spec);
     own["spec"]["matchConstraints"]["objectSelector"] = json!({"matchLabels": {"sized": "yes"}});
-    let config = |name: &str, label: &str, data: Value| {
-        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "labels": {label: "yes"}}, "data": data})
-    };
+    let config = |name: &str, label: &str, data: Value| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "labels": {label: "yes"}}, "data": data});
     apply(&space, &own).unwrap();
     let reference = json!({"paramRef": {"name": "limit", "parameterNotFoundAction": "Deny"}});
     apply(&space, &binding("sized", &["Deny"], reference)).unwrap();
@@ -194,7 +208,8 @@ fn mutations(cluster: &Cluster) {
     apply(&space, &deployment("web", 2)).unwrap();
     assert_eq!(space.field("deployment/web", ".spec.replicas"), "3");
     assert_eq!(space.field("deployment/web", ".metadata.labels.made-by"), "policy");
-    own["spec"]["mutations"][1]["jsonPatch"]["expression"] = "[JSONPatch{op: 'test', path: '/kind', value: 'x'}]".into();
+    own["spec"]["mutations"][1]["jsonPatch"]["expression"] =
+        "[JSONPatch{op: 'test', path: '/kind', value: 'x'}]".into();
     apply(&space, &own).unwrap();
     refused(&space, &deployment("other", 1), "policy 'changes' with binding 'changes' denied request: JSON Patch");
 }

@@ -25,8 +25,8 @@ pub(crate) use policy::Policies;
 use async_trait::async_trait;
 use edge_api::{GroupResource, Object, Status, UserInfo};
 use edge_registry::{Attributes, Catalog, Operation};
-use std::sync::Arc;
 use serde_json::Value;
+use std::sync::Arc;
 
 /// What the plugins ask of the facts of a write.
 trait AttributesExt {

@@ -10,9 +10,13 @@ const AT: &[&str] = &["resourcecheck string : resourcecheck"];
 
 pub(super) static FUNCTIONS: &[Function] = &[
     member("path", &["authorizer string : pathcheck"], path),
-    member("group", &["authorizer string : groupcheck"], |_, a| said(a, Stage::Start, Stage::Group, |k, t| k.group = t)),
+    member("group", &["authorizer string : groupcheck"], |_, a| {
+        said(a, Stage::Start, Stage::Group, |k, t| k.group = t)
+    }),
     member("serviceAccount", &["authorizer string string : authorizer"], service_account),
-    member("resource", &["groupcheck string : resourcecheck"], |_, a| said(a, Stage::Group, Stage::Resource, |k, t| k.resource = t)),
+    member("resource", &["groupcheck string : resourcecheck"], |_, a| {
+        said(a, Stage::Group, Stage::Resource, |k, t| k.resource = t)
+    }),
     member("subresource", AT, |_, a| said(a, Stage::Resource, Stage::Resource, |k, t| k.subresource = t)),
     member("namespace", AT, |_, a| said(a, Stage::Resource, Stage::Resource, |k, t| k.namespace = t)),
     member("name", AT, |_, a| said(a, Stage::Resource, Stage::Resource, |k, t| k.name = t)),

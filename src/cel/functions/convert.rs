@@ -12,14 +12,26 @@ const SIZES: &[&str] = &["string : int", "bytes : int", "list<A> : int", "map<A,
 pub(super) static FUNCTIONS: &[Function] = &[
     global("size", SIZES, size),
     member("size", SIZES, size),
-    global("int", &["int : int", "uint : int", "double : int", "string : int", "timestamp : int", "duration : int"], to_int),
+    global(
+        "int",
+        &["int : int", "uint : int", "double : int", "string : int", "timestamp : int", "duration : int"],
+        to_int,
+    ),
     global("uint", &["uint : uint", "int : uint", "double : uint", "string : uint"], to_uint),
     global("double", &["double : double", "int : double", "uint : double", "string : double"], to_double),
     global(
         "string",
         &[
-            "string : string", "bool : string", "int : string", "uint : string", "double : string", "bytes : string",
-            "timestamp : string", "duration : string", "ip : string", "cidr : string",
+            "string : string",
+            "bool : string",
+            "int : string",
+            "uint : string",
+            "double : string",
+            "bytes : string",
+            "timestamp : string",
+            "duration : string",
+            "ip : string",
+            "cidr : string",
         ],
         to_string,
     ),
@@ -132,11 +144,17 @@ fn to_string<'a>(c: &mut Context<'_>, a: &[Value<'a>]) -> Result<Value<'a>, Erro
         text @ Value::String(_) => Ok(text.clone()),
         Value::Bytes(bytes) => {
             c.budget.pay_bytes(bytes.len())?;
-            let text = std::str::from_utf8(bytes).map_err(|_| Error::new("invalid UTF-8 in bytes, cannot convert to string"))?;
+            let text = std::str::from_utf8(bytes)
+                .map_err(|_| Error::new("invalid UTF-8 in bytes, cannot convert to string"))?;
             Ok(Value::owned(text))
         }
-        value @ (Value::Bool(_) | Value::Int(_) | Value::Uint(_) | Value::Double(_) | Value::Timestamp(_)
-        | Value::Duration(_) | Value::Opaque(_)) => Ok(Value::owned(value.to_string())),
+        value @ (Value::Bool(_)
+        | Value::Int(_)
+        | Value::Uint(_)
+        | Value::Double(_)
+        | Value::Timestamp(_)
+        | Value::Duration(_)
+        | Value::Opaque(_)) => Ok(Value::owned(value.to_string())),
         _ => Err(Error::no_overload()),
     }
 }

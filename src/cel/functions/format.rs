@@ -52,8 +52,15 @@ fn format<'a>(c: &mut Context<'_>, a: &[Value<'a>]) -> Result<Value<'a>, Error> 
     Ok(Value::owned(out))
 }
 
-fn clause(verb: char, digits: Option<usize>, item: &Value<'_>, out: &mut String, c: &mut Context<'_>) -> Result<(), Error> {
-    let wrong = || Error::new(format!("error during formatting: %{verb} clause cannot be used on {}", item.type_name()));
+fn clause(
+    verb: char,
+    digits: Option<usize>,
+    item: &Value<'_>,
+    out: &mut String,
+    c: &mut Context<'_>,
+) -> Result<(), Error> {
+    let wrong =
+        || Error::new(format!("error during formatting: %{verb} clause cannot be used on {}", item.type_name()));
     let precision = digits.unwrap_or(6);
     let written = match (verb, item) {
         ('s', item) => return plain(item, out, c),
@@ -82,7 +89,11 @@ fn clause(verb: char, digits: Option<usize>, item: &Value<'_>, out: &mut String,
         ('x', Value::Bytes(t)) => t.iter().try_for_each(|b| write!(out, "{b:02x}")),
         ('X', Value::Bytes(t)) => t.iter().try_for_each(|b| write!(out, "{b:02X}")),
         ('d' | 'f' | 'e' | 'b' | 'o' | 'x' | 'X', _) => return Err(wrong()),
-        _ => return Err(Error::new(format!("could not parse formatting clause: unrecognized formatting clause \"{verb}\""))),
+        _ => {
+            return Err(Error::new(format!(
+                "could not parse formatting clause: unrecognized formatting clause \"{verb}\""
+            )));
+        }
     };
     written.map_err(|_| wrong())
 }

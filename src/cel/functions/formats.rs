@@ -24,8 +24,19 @@ pub(super) static FUNCTIONS: &[Function] = &[
 ];
 
 const NAMES: [&str; 13] = [
-    "dns1123Label", "dns1123Subdomain", "dns1035Label", "qualifiedName", "dns1123LabelPrefix", "dns1123SubdomainPrefix",
-    "dns1035LabelPrefix", "labelValue", "uri", "uuid", "byte", "date", "datetime",
+    "dns1123Label",
+    "dns1123Subdomain",
+    "dns1035Label",
+    "qualifiedName",
+    "dns1123LabelPrefix",
+    "dns1123SubdomainPrefix",
+    "dns1035LabelPrefix",
+    "labelValue",
+    "uri",
+    "uuid",
+    "byte",
+    "date",
+    "datetime",
 ];
 
 fn of<'a>(name: &'static str) -> Result<Value<'a>, Error> {

@@ -27,7 +27,9 @@ pub(super) static FUNCTIONS: &[Function] = &[
 type Out<'a> = Result<Value<'a>, Error>;
 
 fn read_ip(text: &str) -> Result<IpAddr, Error> {
-    let ip: IpAddr = text.parse().map_err(|_| Error::new(format!("IP Address {text:?} parse error during conversion from string")))?;
+    let ip: IpAddr = text
+        .parse()
+        .map_err(|_| Error::new(format!("IP Address {text:?} parse error during conversion from string")))?;
     match ip {
         IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
             Err(Error::new(format!("IPv4-mapped IPv6 address {text:?} is not allowed")))
@@ -40,7 +42,8 @@ fn read_cidr(text: &str) -> Result<(IpAddr, u8), Error> {
     let bad = || Error::new(format!("network address parse error during conversion from string: {text:?}"));
     let (ip, bits) = text.split_once('/').ok_or_else(bad)?;
     let ip = read_ip(ip).map_err(|_| bad())?;
-    let is_plain = !bits.is_empty() && bits.bytes().all(|b| b.is_ascii_digit()) && (bits == "0" || !bits.starts_with('0'));
+    let is_plain =
+        !bits.is_empty() && bits.bytes().all(|b| b.is_ascii_digit()) && (bits == "0" || !bits.starts_with('0'));
     let bits: u8 = bits.parse().ok().filter(|_| is_plain).ok_or_else(bad)?;
     if bits > width(&ip) { Err(bad()) } else { Ok((ip, bits)) }
 }
@@ -59,7 +62,9 @@ fn prefix(ip: &IpAddr, bits: u8) -> u128 {
 }
 
 fn within(inner: (IpAddr, u8), outer: (IpAddr, u8)) -> bool {
-    inner.0.is_ipv4() == outer.0.is_ipv4() && inner.1 >= outer.1 && prefix(&inner.0, outer.1) == prefix(&outer.0, outer.1)
+    inner.0.is_ipv4() == outer.0.is_ipv4()
+        && inner.1 >= outer.1
+        && prefix(&inner.0, outer.1) == prefix(&outer.0, outer.1)
 }
 
 fn to_ip<'a>(_: &mut Context<'_>, a: &[Value<'a>]) -> Out<'a> {
@@ -83,7 +88,13 @@ fn address(a: &[Value<'_>]) -> Result<IpAddr, Error> {
 fn network(a: &[Value<'_>], i: usize) -> Result<(IpAddr, u8), Error> {
     match a.get(i) {
         Some(Value::String(text)) if i > 0 => read_cidr(text),
-        _ => if let Opaque::Cidr(ip, bits) = opaque(a, i)? { Ok((*ip, *bits)) } else { Err(Error::no_overload()) },
+        _ => {
+            if let Opaque::Cidr(ip, bits) = opaque(a, i)? {
+                Ok((*ip, *bits))
+            } else {
+                Err(Error::no_overload())
+            }
+        }
     }
 }
 
@@ -113,7 +124,13 @@ fn is_global(ip: &IpAddr) -> bool {
 fn contains_ip<'a>(_: &mut Context<'_>, a: &[Value<'a>]) -> Out<'a> {
     let inner = match a.get(1) {
         Some(Value::String(text)) => read_ip(text)?,
-        _ => if let Opaque::Ip(ip) = opaque(a, 1)? { *ip } else { return Err(Error::no_overload()) },
+        _ => {
+            if let Opaque::Ip(ip) = opaque(a, 1)? {
+                *ip
+            } else {
+                return Err(Error::no_overload());
+            }
+        }
     };
     Ok(Value::Bool(within((inner, width(&inner)), network(a, 0)?)))
 }

@@ -33,7 +33,13 @@ fn of(a: &[Value<'_>], i: usize) -> Result<Quantity, Error> {
 
 fn sign<'a>(_: &mut Context<'_>, a: &[Value<'a>]) -> Out<'a> {
     let q = of(a, 0)?;
-    Ok(Value::Int(if q.is_zero() { 0 } else if q.is_negative() { -1 } else { 1 }))
+    Ok(Value::Int(if q.is_zero() {
+        0
+    } else if q.is_negative() {
+        -1
+    } else {
+        1
+    }))
 }
 
 fn sum<'a>(a: &[Value<'a>], how: fn(&Quantity, &Quantity) -> Quantity) -> Out<'a> {

@@ -167,7 +167,13 @@ fn substring<'a>(c: &mut Context<'_>, a: &[Value<'a>]) -> Out<'a> {
     let from = byte_of(this, int(a, 1)?)?;
     let until = if a.len() > 2 { byte_of(this, int(a, 2)?)? } else { this.len() };
     let found = this.get(from..until);
-    found.map(Value::owned).ok_or_else(|| Error::new(format!("invalid substring range. start: {}, end: {}", int(a, 1).unwrap_or(0), int(a, 2).unwrap_or(0))))
+    found.map(Value::owned).ok_or_else(|| {
+        Error::new(format!(
+            "invalid substring range. start: {}, end: {}",
+            int(a, 1).unwrap_or(0),
+            int(a, 2).unwrap_or(0)
+        ))
+    })
 }
 
 fn trim<'a>(c: &mut Context<'_>, a: &[Value<'a>]) -> Out<'a> {

@@ -10,7 +10,10 @@ use url::Url;
 pub(super) static FUNCTIONS: &[Function] = &[
     global("url", &["string : url"], parse),
     global("isURL", &["string : bool"], |c, a| Ok(Value::Bool(read(c, a)?.is_some()))),
-    member("getScheme", &["url : string"], |_, a| { let s = url(a)?.scheme(); Ok(Value::owned(if NOWHERE.starts_with(s) { "" } else { s })) }),
+    member("getScheme", &["url : string"], |_, a| {
+        let s = url(a)?.scheme();
+        Ok(Value::owned(if NOWHERE.starts_with(s) { "" } else { s }))
+    }),
     member("getHost", &["url : string"], host),
     member("getHostname", &["url : string"], hostname),
     member("getPort", &["url : string"], port),

@@ -123,7 +123,9 @@ fn below(schema: &Value, shapes: &Shapes, path: &Path, errors: &mut ErrorList, d
         }
     }
     let other = &schema["additionalProperties"];
-    let others = other.is_object().then(|| node(other, shapes.of(other), shapes, &path.child("additionalProperties"), errors, depth + 1));
+    let others = other
+        .is_object()
+        .then(|| node(other, shapes.of(other), shapes, &path.child("additionalProperties"), errors, depth + 1));
     let others = others.filter(|n| !n.is_empty()).map(Box::new);
     if fields.is_empty() && others.is_none() { Below::Nothing } else { Below::Fields(fields, others) }
 }
@@ -148,7 +150,8 @@ fn rules(schema: &Value, ty: &Type, path: &Path, errors: &mut ErrorList) -> Vec<
             continue;
         }
         let program = compile("rule", &[Type::Bool]);
-        let message_expression = (!text("messageExpression").is_empty()).then(|| compile("messageExpression", &[Type::String])).flatten();
+        let message_expression =
+            (!text("messageExpression").is_empty()).then(|| compile("messageExpression", &[Type::String])).flatten();
         let kind = match text("reason") {
             "" | "FieldValueInvalid" => ErrorKind::Invalid,
             "FieldValueForbidden" => ErrorKind::Forbidden,

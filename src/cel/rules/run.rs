@@ -88,7 +88,8 @@ impl Run {
                     let text = made.as_str()?.trim().to_owned();
                     (!text.is_empty() && text.len() <= MAX_MESSAGE && !text.contains('\n')).then_some(text)
                 });
-                let given = || if rule.message.is_empty() { format!("failed rule: {source}") } else { rule.message.clone() };
+                let given =
+                    || if rule.message.is_empty() { format!("failed rule: {source}") } else { rule.message.clone() };
                 self.error(node, rule.kind, &at, &made.unwrap_or_else(given));
                 Ok(())
             }
@@ -134,7 +135,9 @@ impl<'v> Earlier<'v> {
     fn new(items: &'v Items, old: Option<&'v Json>) -> Self {
         match (items, old.and_then(Json::as_array)) {
             (Items::Set, Some(old)) => Self::Set(old),
-            (Items::Map(keys), Some(old)) => Self::Map(keys, old.iter().map(|item| (identity(keys, item), item)).collect()),
+            (Items::Map(keys), Some(old)) => {
+                Self::Map(keys, old.iter().map(|item| (identity(keys, item), item)).collect())
+            }
             _ => Self::Nothing,
         }
     }

@@ -41,19 +41,39 @@ fn objects_are_judged() {
         (json!({"min": 3}), None, "spec.min: Invalid value: \"object\": min 3 is above max"),
         (json!({"secret": "s"}), None, "spec: Forbidden: no secrets"),
         (json!({"a-b": "x"}), None, "spec: Invalid value: \"object\": failed rule: self.a__dash__b != 'x'"),
-        (json!({"since": "2019-01-01T00:00:00Z"}), None, "spec.since: Invalid value: \"string\": failed rule: self > timestamp('2020-01-01T00:00:00Z')"),
+        (
+            json!({"since": "2019-01-01T00:00:00Z"}),
+            None,
+            "spec.since: Invalid value: \"string\": failed rule: self > timestamp('2020-01-01T00:00:00Z')",
+        ),
         (json!({"tags": {"k": "v"}}), None, "spec.tags[k]: Invalid value: \"string\": failed rule: self.size() > 1"),
         (json!({"size": "5%"}), None, ""),
         (json!({"size": 5}), None, ""),
-        (json!({"size": "5"}), None, "spec.size: Invalid value: \"\": failed rule: type(self) == string ? self.endsWith('%') : self > 0"),
+        (
+            json!({"size": "5"}),
+            None,
+            "spec.size: Invalid value: \"\": failed rule: type(self) == string ? self.endsWith('%') : self > 0",
+        ),
         (json!({"size": null}), None, ""),
         // what was there before
         (json!({"min": 1}), Some(json!({"min": 2})), "spec.min: Invalid value: \"integer\": may only grow"),
         (json!({"min": 2}), Some(json!({"min": 1})), ""),
         (json!({"once": "a"}), None, ""),
-        (json!({"once": "b"}), Some(json!({"once": "a"})), "spec.once: Invalid value: \"string\": failed rule: !oldSelf.hasValue() || oldSelf.value() == self"),
-        (json!({"ports": [{"name": "b", "port": 2}, {"name": "a", "port": 1}]}), Some(json!({"ports": [{"name": "a", "port": 1}]})), ""),
-        (json!({"ports": [{"name": "b", "port": 2}, {"name": "a", "port": 3}]}), Some(json!({"ports": [{"name": "a", "port": 1}]})), "spec.ports[1].port: Invalid value: \"integer\": ports stay"),
+        (
+            json!({"once": "b"}),
+            Some(json!({"once": "a"})),
+            "spec.once: Invalid value: \"string\": failed rule: !oldSelf.hasValue() || oldSelf.value() == self",
+        ),
+        (
+            json!({"ports": [{"name": "b", "port": 2}, {"name": "a", "port": 1}]}),
+            Some(json!({"ports": [{"name": "a", "port": 1}]})),
+            "",
+        ),
+        (
+            json!({"ports": [{"name": "b", "port": 2}, {"name": "a", "port": 3}]}),
+            Some(json!({"ports": [{"name": "a", "port": 1}]})),
+            "spec.ports[1].port: Invalid value: \"integer\": ports stay",
+        ),
         // what was wrong before and has not changed may stay
         (json!({"a-b": "x"}), Some(json!({"a-b": "x"})), ""),
         (json!({"tags": {"k": "v"}, "min": 2}), Some(json!({"tags": {"k": "v"}})), ""),
@@ -73,16 +93,24 @@ fn objects_are_judged() {
 fn rules_that_cannot_work_are_refused() {
     let compile = |rule: Value| {
         let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {"n": {"type": "integer"}}, "x-kubernetes-validations": [rule]}}});
-        Rules::compile(&schema, &Path::new("schema")).map(|_| ()).map_err(|e| e.0.iter().map(ToString::to_string).collect::<String>())
+        Rules::compile(&schema, &Path::new("schema"))
+            .map(|_| ())
+            .map_err(|e| e.0.iter().map(ToString::to_string).collect::<String>())
     };
     assert_eq!(compile(json!({"rule": "self.n > 0"})), Ok(()));
     for (rule, why) in [
-        (json!({"rule": "self.nope"}), "schema.properties[spec].x-kubernetes-validations[0].rule: Invalid value: \"self.nope\": compilation failed: ERROR: <input>:1:5: undefined field 'nope'"),
+        (
+            json!({"rule": "self.nope"}),
+            "schema.properties[spec].x-kubernetes-validations[0].rule: Invalid value: \"self.nope\": compilation failed: ERROR: <input>:1:5: undefined field 'nope'",
+        ),
         (json!({"rule": "self.n"}), "must evaluate to bool"),
         (json!({"rule": "self.n == 'a'"}), "found no matching overload for '_==_' applied to '(int, string)'"),
         (json!({"rule": "object.n == 1"}), "undeclared reference to 'object'"),
         (json!({"rule": ""}), "Required value: rule is not specified"),
-        (json!({"rule": "true", "messageExpression": "self.n"}), "messageExpression: Invalid value: \"self.n\": must evaluate to string"),
+        (
+            json!({"rule": "true", "messageExpression": "self.n"}),
+            "messageExpression: Invalid value: \"self.n\": must evaluate to string",
+        ),
         (json!({"rule": "true", "reason": "Nope"}), "reason: Unsupported value"),
         (json!({"rule": "true", "fieldPath": ".nope"}), "fieldPath: Invalid value"),
         (json!({"rule": "true", "fieldPath": "n"}), "fieldPath: Invalid value"),

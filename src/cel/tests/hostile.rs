@@ -69,8 +69,12 @@ fn long_texts_are_refused() {
 
 #[test]
 fn what_costs_too_much_ends() {
-    let doubling = "cel.bind(a, 'x'.replace('', '0123456789'), ".to_owned() + &"cel.bind(a, a.replace('', a), ".repeat(8) + "a.size() > 0" + &")".repeat(9);
-    let lists = "cel.bind(a, [1, 2], ".to_owned() + &"cel.bind(a, a + a, ".repeat(40) + "a.size() > 0" + &")".repeat(41);
+    let doubling = "cel.bind(a, 'x'.replace('', '0123456789'), ".to_owned()
+        + &"cel.bind(a, a.replace('', a), ".repeat(8)
+        + "a.size() > 0"
+        + &")".repeat(9);
+    let lists =
+        "cel.bind(a, [1, 2], ".to_owned() + &"cel.bind(a, a + a, ".repeat(40) + "a.size() > 0" + &")".repeat(41);
     for text in [
         "o.list.all(a, o.list.all(b, a != -b - 1))",
         "o.list.map(a, o.list.map(b, o.list.map(c, [a, b, c]))).size() > 0",
@@ -86,7 +90,11 @@ fn what_costs_too_much_ends() {
         "o.list.all(x, o.text.replace('a', 'bb').size() > 0)",
     ] {
         let error = run(text).unwrap_err();
-        assert!(matches!(error, Error::TooExpensive | Error::BudgetSpent), "{}: {error}", text.get(..40).unwrap_or(text));
+        assert!(
+            matches!(error, Error::TooExpensive | Error::BudgetSpent),
+            "{}: {error}",
+            text.get(..40).unwrap_or(text)
+        );
     }
 }
 
@@ -104,10 +112,22 @@ fn a_request_has_a_budget_of_its_own() {
 
 #[test]
 fn patterns_do_no_harm() {
-    for pattern in ["(((a{1000}){1000}){1000})", "a{1000000}", "(?x", "[", "\\\\p{Greek}", "(a|b|c", &"(".repeat(1000), &"a?".repeat(5000)] {
+    for pattern in [
+        "(((a{1000}){1000}){1000})",
+        "a{1000000}",
+        "(?x",
+        "[",
+        "\\\\p{Greek}",
+        "(a|b|c",
+        &"(".repeat(1000),
+        &"a?".repeat(5000),
+    ] {
         let _ = Program::compile(&format!("o.text.matches('{pattern}')"), &env());
     }
-    let random = ["'", "\"", "\\", "`", "(", ")", "[", "]", "{", "}", "o", ".", "?", ":", "1", "0x", "e", "-", "in", "b'", "r\"", "\u{0}", "é", "//", "\n", ","];
+    let random = [
+        "'", "\"", "\\", "`", "(", ")", "[", "]", "{", "}", "o", ".", "?", ":", "1", "0x", "e", "-", "in", "b'", "r\"",
+        "\u{0}", "é", "//", "\n", ",",
+    ];
     let mut state = 12345_u64;
     for _ in 0..20_000 {
         let mut text = String::new();

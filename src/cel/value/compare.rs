@@ -146,10 +146,9 @@ pub(crate) fn compare(a: &Value<'_>, b: &Value<'_>, budget: &mut Budget) -> Resu
         }
         (Value::Timestamp(a), Value::Timestamp(b)) => Some(a.cmp(b)),
         (Value::Duration(a), Value::Duration(b)) => Some(a.cmp(b)),
-        (
-            Value::Int(_) | Value::Uint(_) | Value::Double(_),
-            Value::Int(_) | Value::Uint(_) | Value::Double(_),
-        ) => numbers(a, b),
+        (Value::Int(_) | Value::Uint(_) | Value::Double(_), Value::Int(_) | Value::Uint(_) | Value::Double(_)) => {
+            numbers(a, b)
+        }
         _ => return Err(Error::no_overload()),
     })
 }

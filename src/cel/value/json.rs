@@ -18,7 +18,9 @@ impl<'a> Value<'a> {
                 (None, n) => Value::Double(n.unwrap_or(f64::NAN)),
             },
             (Json::String(text), Type::Timestamp) => time(text).unwrap_or(Value::text(text)),
-            (Json::String(text), Type::Duration) => edge_api::duration::parse(text).map_or(Value::text(text), Value::Duration),
+            (Json::String(text), Type::Duration) => {
+                edge_api::duration::parse(text).map_or(Value::text(text), Value::Duration)
+            }
             (Json::String(text), Type::Bytes) => {
                 STANDARD.decode(text).map_or(Value::text(text), |bytes| Value::Bytes(bytes.into()))
             }

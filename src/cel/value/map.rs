@@ -134,7 +134,9 @@ impl<'a> Map<'a> {
     /// All entries.
     pub fn entries(&self) -> Vec<(Value<'a>, Value<'a>)> {
         match self {
-            Map::Shared(entries) | Map::Lenient(entries) => entries.iter().map(|(k, v)| (k.value(), v.clone())).collect(),
+            Map::Shared(entries) | Map::Lenient(entries) => {
+                entries.iter().map(|(k, v)| (k.value(), v.clone())).collect()
+            }
             Map::Json(fields, ty) => {
                 let value = |name: &str, json: &'a serde_json::Value| match ty {
                     Type::Object(object) => {

@@ -143,9 +143,27 @@ pub(crate) const OPAQUE: [(&str, &str); 11] = [
 
 /// Types that expressions may name.
 pub(crate) const TYPE_NAMES: [&str; 22] = [
-    "bool", "int", "uint", "double", "string", "bytes", "list", "map", "null_type", "type", "optional_type",
-    "google.protobuf.Timestamp", "google.protobuf.Duration", "kubernetes.Quantity", "net.IP", "net.CIDR", "kubernetes.URL",
-    "kubernetes.Semver", "kubernetes.NamedFormat", "kubernetes.authorization.Authorizer", "kubernetes.authorization.Decision",
+    "bool",
+    "int",
+    "uint",
+    "double",
+    "string",
+    "bytes",
+    "list",
+    "map",
+    "null_type",
+    "type",
+    "optional_type",
+    "google.protobuf.Timestamp",
+    "google.protobuf.Duration",
+    "kubernetes.Quantity",
+    "net.IP",
+    "net.CIDR",
+    "kubernetes.URL",
+    "kubernetes.Semver",
+    "kubernetes.NamedFormat",
+    "kubernetes.authorization.Authorizer",
+    "kubernetes.authorization.Decision",
     "dyn",
 ];
 

@@ -136,7 +136,8 @@ impl Policy {
             errors.required(&path.child("mutations"), "");
         }
         if !is_mutating && items(spec, "validations").is_empty() && items(spec, "auditAnnotations").is_empty() {
-            errors.required(&path.child("validations"), "validations or auditAnnotations must contain at least one item");
+            errors
+                .required(&path.child("validations"), "validations or auditAnnotations must contain at least one item");
         }
         if !matches!(text(spec, "failurePolicy"), "" | "Fail" | "Ignore") {
             errors.not_supported(&path.child("failurePolicy"), &spec["failurePolicy"], &["Fail", "Ignore"]);
@@ -183,7 +184,11 @@ fn selectable(found: Result<Constraints, String>, path: &Path, errors: &mut Erro
 fn conditions(spec: &Value, path: &Path, env: &Env, errors: &mut ErrorList) -> Vec<(String, Program)> {
     let all = items(spec, "matchConditions");
     if all.len() > MAX_CONDITIONS {
-        errors.push(ErrorKind::TooMany, path, format!("Too many: {}: must have at most {MAX_CONDITIONS} items", all.len()));
+        errors.push(
+            ErrorKind::TooMany,
+            path,
+            format!("Too many: {}: must have at most {MAX_CONDITIONS} items", all.len()),
+        );
     }
     let mut out: Vec<(String, Program)> = Vec::new();
     for (i, condition) in all.iter().enumerate() {
@@ -245,7 +250,10 @@ fn mutations(spec: &Value, path: &Path, env: &Env, errors: &mut ErrorList) -> Ve
             }
         };
         if mutation[field].is_null() {
-            errors.required(&at.child(field), &format!("must be specified when patchType is {}", text(mutation, "patchType")));
+            errors.required(
+                &at.child(field),
+                &format!("must be specified when patchType is {}", text(mutation, "patchType")),
+            );
             continue;
         }
         let expression = text(&mutation[field], "expression");
@@ -258,7 +266,11 @@ fn mutations(spec: &Value, path: &Path, env: &Env, errors: &mut ErrorList) -> Ve
 fn annotations(spec: &Value, path: &Path, env: &Env, errors: &mut ErrorList) -> Vec<(String, Program)> {
     let all = items(spec, "auditAnnotations");
     if all.len() > MAX_AUDIT_ANNOTATIONS {
-        errors.invalid(path, &all.len().into(), &format!("must not have more than {MAX_AUDIT_ANNOTATIONS} auditAnnotations"));
+        errors.invalid(
+            path,
+            &all.len().into(),
+            &format!("must not have more than {MAX_AUDIT_ANNOTATIONS} auditAnnotations"),
+        );
     }
     let mut out = Vec::new();
     for (i, annotation) in all.iter().enumerate() {
@@ -268,7 +280,8 @@ fn annotations(spec: &Value, path: &Path, env: &Env, errors: &mut ErrorList) -> 
             errors.invalid(&at.child("key"), &key.into(), &why);
         }
         let wanted = [Type::String, Type::Null];
-        let program = compile(text(annotation, "valueExpression"), env, &wanted, (&at.child("valueExpression"), errors));
+        let program =
+            compile(text(annotation, "valueExpression"), env, &wanted, (&at.child("valueExpression"), errors));
         out.extend(program.map(|program| (key.to_owned(), program)));
     }
     out
@@ -276,7 +289,9 @@ fn annotations(spec: &Value, path: &Path, env: &Env, errors: &mut ErrorList) -> 
 
 fn is_identifier(name: &str) -> bool {
     let starts = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-    starts && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') && edge_cel::escape(name).is_some_and(|e| !e.starts_with("__") || name.starts_with("__"))
+    starts
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+        && edge_cel::escape(name).is_some_and(|e| !e.starts_with("__") || name.starts_with("__"))
 }
 
 impl Binding {
@@ -325,7 +340,9 @@ fn param(reference: &Value, path: &Path, errors: &mut ErrorList) {
     }
     match (text(reference, "name"), reference["selector"].is_null()) {
         ("", true) => errors.required(path, "one of name or selector must be specified"),
-        (name, false) if !name.is_empty() => errors.forbidden(&path.child("name"), "name and selector are mutually exclusive"),
+        (name, false) if !name.is_empty() => {
+            errors.forbidden(&path.child("name"), "name and selector are mutually exclusive")
+        }
         _ => {}
     }
     match text(reference, "parameterNotFoundAction") {

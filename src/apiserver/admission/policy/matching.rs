@@ -120,7 +120,8 @@ impl Constraints {
         object: Option<&Object>,
     ) -> Result<Option<Arc<ResourceInfo>>, Status> {
         let Some(as_which) = self.by_rules(cluster, a, object) else { return Ok(None) };
-        if !self.objects.is_everything() && ![object, a.old].into_iter().flatten().any(|o| has_labels(&self.objects, o)) {
+        if !self.objects.is_everything() && ![object, a.old].into_iter().flatten().any(|o| has_labels(&self.objects, o))
+        {
             return Ok(None);
         }
         if self.namespaces.is_everything() || self.in_namespace(cluster, a, object)? {
@@ -143,7 +144,12 @@ impl Constraints {
     }
 
     /// The version of the resource that rules are about; the request's own first.
-    fn by_rules(&self, cluster: &dyn Cluster, a: &Attributes<'_>, object: Option<&Object>) -> Option<Arc<ResourceInfo>> {
+    fn by_rules(
+        &self,
+        cluster: &dyn Cluster,
+        a: &Attributes<'_>,
+        object: Option<&Object>,
+    ) -> Option<Arc<ResourceInfo>> {
         let name = object.map_or("", Object::name);
         let name = if a.name.is_empty() { name } else { a.name };
         let place = |info: &ResourceInfo, yes: &mut dyn FnMut(&Place<'_>) -> bool| {
@@ -161,7 +167,9 @@ impl Constraints {
         let mut rows: Vec<Arc<ResourceInfo>> = own.into_iter().collect();
         if self.equivalent {
             let same = |row: &&Arc<ResourceInfo>| {
-                row.prefix == a.info.prefix && row.plural == a.info.plural && (&row.group, &row.version) != (&a.info.group, &a.info.version)
+                row.prefix == a.info.prefix
+                    && row.plural == a.info.plural
+                    && (&row.group, &row.version) != (&a.info.group, &a.info.version)
             };
             rows.extend(cluster.catalog().rows().iter().filter(same).cloned());
         }
@@ -222,7 +230,11 @@ mod tests {
             (json!({"resourceNames": ["web"]}), "deployments", "", true),
             (json!({"resourceNames": ["other"]}), "deployments", "", false),
         ] {
-            assert_eq!(rule(value.clone()).matches(&place(resource, subresource)), want, "{value} {resource}/{subresource}");
+            assert_eq!(
+                rule(value.clone()).matches(&place(resource, subresource)),
+                want,
+                "{value} {resource}/{subresource}"
+            );
         }
     }
 }

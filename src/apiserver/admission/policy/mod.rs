@@ -11,13 +11,13 @@ mod run;
 
 use super::{AttributesExt, Cluster};
 use compiled::{Binding, MUTATING, Policy};
-pub(super) use mutate::mutate;
 use edge_api::field::ErrorList;
 use edge_api::status::StatusCause;
 use edge_api::{Object, Reason, Status};
 use edge_cel::Budget;
 use edge_registry::{Attributes, Operation, ResourceInfo};
 use matching::Constraints;
+pub(super) use mutate::mutate;
 use parking_lot::RwLock;
 use run::{Finding, Subject};
 use serde_json::Value;
@@ -229,11 +229,17 @@ fn act(policy: &Policy, binding: &Binding, finding: Finding) -> Option<Denial> {
     }
     if binding.audits {
         // there is no audit log to annotate
-        tracing::info!(policy = policy.name, binding = binding.name, message, "validation.policy.admission.k8s.io/validation_failure");
+        tracing::info!(
+            policy = policy.name,
+            binding = binding.name,
+            message,
+            "validation.policy.admission.k8s.io/validation_failure"
+        );
     }
     if binding.warns {
         let (policy, binding) = (&policy.name, &binding.name);
-        let warning = format!("Validation failed for ValidatingAdmissionPolicy '{policy}' with binding '{binding}': {message}");
+        let warning =
+            format!("Validation failed for ValidatingAdmissionPolicy '{policy}' with binding '{binding}': {message}");
         crate::warnings::add(warning);
     }
     binding.denies.then_some(Denial { message, reason })

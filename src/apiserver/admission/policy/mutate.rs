@@ -21,7 +21,11 @@ const IDENTITY: [&str; 5] = ["/apiVersion", "/kind", "/metadata/name", "/metadat
 ///
 /// # Errors
 /// When a policy cannot do what it says.
-pub(in super::super) async fn mutate(cluster: &dyn Cluster, a: &Attributes<'_>, object: &mut Object) -> Result<(), Status> {
+pub(in super::super) async fn mutate(
+    cluster: &dyn Cluster,
+    a: &Attributes<'_>,
+    object: &mut Object,
+) -> Result<(), Status> {
     let Some(set) = cluster.policies().filter(|set| !set.mutating.is_empty()) else { return Ok(()) };
     if is_exempt(a) || a.operation == Operation::Delete {
         return Ok(());

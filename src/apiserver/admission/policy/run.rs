@@ -52,8 +52,14 @@ impl Authorizer for Rights<'_> {
 
 impl<'a> Subject<'a> {
     /// `matched` is the version of the resource that the policy is about.
-    pub(super) fn new(cluster: &'a dyn Cluster, a: &Attributes<'a>, object: Option<&'a Object>, matched: &ResourceInfo) -> Self {
-        let seen = |o: &'a Object| if differs(matched, o) { Cow::Owned(in_version(matched, o)) } else { Cow::Borrowed(o) };
+    pub(super) fn new(
+        cluster: &'a dyn Cluster,
+        a: &Attributes<'a>,
+        object: Option<&'a Object>,
+        matched: &ResourceInfo,
+    ) -> Self {
+        let seen =
+            |o: &'a Object| if differs(matched, o) { Cow::Owned(in_version(matched, o)) } else { Cow::Borrowed(o) };
         let object = object.filter(|_| !is_deletion(a));
         let name = if a.name.is_empty() { object.map_or("", Object::name) } else { a.name };
         let namespace = (!a.namespace.is_empty()).then(|| cluster.get("", "namespaces", "", a.namespace)).flatten();
@@ -103,7 +109,11 @@ impl<'a> Subject<'a> {
                 }
                 Ok(Value::Null) => {}
                 Ok(other) => {
-                    let why = format!("valueExpression '{}' resulted in unsupported return type: {}. Return type must be either string or null.", program.source(), other.type_name());
+                    let why = format!(
+                        "valueExpression '{}' resulted in unsupported return type: {}. Return type must be either string or null.",
+                        program.source(),
+                        other.type_name()
+                    );
                     out.extend(error(policy, why, false));
                 }
                 Err(e) => out.extend(error(policy, failed(program, &e), false)),

@@ -48,13 +48,18 @@ fn denials_are_worded_as_in_kubernetes() {
     let p = policy(json!({"validations": [{"expression": "object.spec.replicas <= 5"}]}));
     create(&p, &binding(json!({})), 5).unwrap();
     let status = create(&p, &binding(json!({})), 6).unwrap_err();
-    let by = "ValidatingAdmissionPolicy 'p' with binding 'b' denied request: failed expression: object.spec.replicas <= 5";
+    let by =
+        "ValidatingAdmissionPolicy 'p' with binding 'b' denied request: failed expression: object.spec.replicas <= 5";
     assert_eq!(status.message, format!("deployments.apps \"web\" is forbidden: {by}"));
     assert_eq!((status.code, status.reason), (422, Reason::Invalid));
     assert_eq!(status.details.unwrap().causes[0].message, by);
     for (validation, message, code) in [
         (json!({"expression": "false", "message": " no "}), "no", 422),
-        (json!({"expression": "false", "message": "x", "messageExpression": "'n: ' + string(object.spec.replicas)"}), "n: 9", 422),
+        (
+            json!({"expression": "false", "message": "x", "messageExpression": "'n: ' + string(object.spec.replicas)"}),
+            "n: 9",
+            422,
+        ),
         (json!({"expression": "false", "message": "x", "messageExpression": "object.nope"}), "x", 422),
         (json!({"expression": "false", "message": "x", "messageExpression": "'a\\nb'"}), "x", 422),
         (json!({"expression": "false", "message": "x", "reason": "Forbidden"}), "x", 403),
@@ -95,36 +100,89 @@ fn what_policies_are_about() {
     for (policy, of_binding, refused) in [
         (no(json!({})), json!({}), true),
         (no(json!({"matchConstraints": {"resourceRules": [rule("pods")]}})), json!({}), false),
-        (no(json!({"matchConstraints": {"resourceRules": [rule("*")], "excludeResourceRules": [rule("deployments")]}})), json!({}), false),
-        (no(json!({"matchConstraints": {"resourceRules": [rule("*")], "namespaceSelector": {"matchLabels": {"env": "prod"}}}})), json!({}), true),
-        (no(json!({"matchConstraints": {"resourceRules": [rule("*")], "namespaceSelector": {"matchLabels": {"env": "test"}}}})), json!({}), false),
-        (no(json!({"matchConstraints": {"resourceRules": [rule("*")], "objectSelector": {"matchLabels": {"app": "db"}}}})), json!({}), false),
+        (
+            no(
+                json!({"matchConstraints": {"resourceRules": [rule("*")], "excludeResourceRules": [rule("deployments")]}}),
+            ),
+            json!({}),
+            false,
+        ),
+        (
+            no(
+                json!({"matchConstraints": {"resourceRules": [rule("*")], "namespaceSelector": {"matchLabels": {"env": "prod"}}}}),
+            ),
+            json!({}),
+            true,
+        ),
+        (
+            no(
+                json!({"matchConstraints": {"resourceRules": [rule("*")], "namespaceSelector": {"matchLabels": {"env": "test"}}}}),
+            ),
+            json!({}),
+            false,
+        ),
+        (
+            no(
+                json!({"matchConstraints": {"resourceRules": [rule("*")], "objectSelector": {"matchLabels": {"app": "db"}}}}),
+            ),
+            json!({}),
+            false,
+        ),
         (no(json!({})), json!({"matchResources": {"namespaceSelector": {"matchLabels": {"env": "test"}}}}), false),
         (no(json!({})), json!({"matchResources": {"objectSelector": {"matchLabels": {"app": "web"}}}}), true),
-        (no(json!({"matchConditions": [{"name": "c", "expression": "request.userInfo.username != 'jane'"}]})), json!({}), false),
-        (no(json!({"matchConditions": [{"name": "c", "expression": "object.nope"}, {"name": "d", "expression": "false"}]})), json!({}), false),
+        (
+            no(json!({"matchConditions": [{"name": "c", "expression": "request.userInfo.username != 'jane'"}]})),
+            json!({}),
+            false,
+        ),
+        (
+            no(
+                json!({"matchConditions": [{"name": "c", "expression": "object.nope"}, {"name": "d", "expression": "false"}]}),
+            ),
+            json!({}),
+            false,
+        ),
         (no(json!({"matchConditions": [{"name": "c", "expression": "object.nope"}]})), json!({}), true),
-        (no(json!({"failurePolicy": "Ignore", "matchConditions": [{"name": "c", "expression": "object.nope"}]})), json!({}), false),
+        (
+            no(json!({"failurePolicy": "Ignore", "matchConditions": [{"name": "c", "expression": "object.nope"}]})),
+            json!({}),
+            false,
+        ),
         (policy(json!({"failurePolicy": "Ignore", "validations": [{"expression": "object.nope"}]})), json!({}), false),
-        (policy(json!({"auditAnnotations": [{"key": "k", "valueExpression": "object.nope"}]})), json!({"validationActions": ["Audit"]}), true),
+        (
+            policy(json!({"auditAnnotations": [{"key": "k", "valueExpression": "object.nope"}]})),
+            json!({"validationActions": ["Audit"]}),
+            true,
+        ),
         (policy(json!({"auditAnnotations": [{"key": "k", "valueExpression": "'v'"}]})), json!({}), false),
         (no(json!({})), json!({"validationActions": ["Warn"]}), false),
         (no(json!({})), json!({"validationActions": ["Audit"]}), false),
         (no(json!({})), json!({"validationActions": ["Audit", "Deny"]}), true),
     ] {
-        assert_eq!(create(&policy, &binding(of_binding.clone()), 1).is_err(), refused, "{} {of_binding}", policy["spec"]);
+        assert_eq!(
+            create(&policy, &binding(of_binding.clone()), 1).is_err(),
+            refused,
+            "{} {of_binding}",
+            policy["spec"]
+        );
     }
 }
 
 #[test]
 fn parameters_come_from_the_binding() {
     let kind = json!({"apiVersion": "v1", "kind": "ConfigMap"});
-    let p = policy(json!({"paramKind": kind, "validations": [{"expression": "params == null || object.spec.replicas <= int(params.data.most)"}]}));
+    let p = policy(
+        json!({"paramKind": kind, "validations": [{"expression": "params == null || object.spec.replicas <= int(params.data.most)"}]}),
+    );
     let missing = "failed to configure binding: no params found for policy binding with `Deny` parameterNotFoundAction";
     for (reference, replicas, why) in [
         (json!({"name": "limits", "parameterNotFoundAction": "Deny"}), 3, None),
         (json!({"name": "limits", "parameterNotFoundAction": "Deny"}), 4, Some("failed expression")),
-        (json!({"selector": {"matchLabels": {"l": "1"}}, "parameterNotFoundAction": "Deny"}), 4, Some("failed expression")),
+        (
+            json!({"selector": {"matchLabels": {"l": "1"}}, "parameterNotFoundAction": "Deny"}),
+            4,
+            Some("failed expression"),
+        ),
         (json!({"selector": {}, "parameterNotFoundAction": "Deny"}), 3, None),
         (json!({"name": "nope", "parameterNotFoundAction": "Allow"}), 99, None),
         (json!({"name": "nope", "parameterNotFoundAction": "Deny"}), 1, Some(missing)),
@@ -137,7 +195,8 @@ fn parameters_come_from_the_binding() {
             Some(why) => assert!(result.unwrap_err().contains(why), "{reference}"),
         }
     }
-    let unknown = policy(json!({"paramKind": {"apiVersion": "x.io/v1", "kind": "No"}, "validations": [{"expression": "true"}]}));
+    let unknown =
+        policy(json!({"paramKind": {"apiVersion": "x.io/v1", "kind": "No"}, "validations": [{"expression": "true"}]}));
     let b = binding(json!({"paramRef": {"name": "x", "parameterNotFoundAction": "Allow"}}));
     assert!(create(&unknown, &b, 1).unwrap_err().message.contains("not known"));
 }
@@ -145,7 +204,9 @@ fn parameters_come_from_the_binding() {
 fn complaint(value: &Value) -> String {
     let object = Object::from_value(value.clone()).unwrap();
     let plural = if value["kind"] == "ValidatingAdmissionPolicy" { POLICIES } else { BINDINGS };
-    attributes(Operation::Create, (GROUP, plural, "X"), "", "p", |a| check(a, &object).map_err(|s| s.message).err().unwrap_or_default())
+    attributes(Operation::Create, (GROUP, plural, "X"), "", "p", |a| {
+        check(a, &object).map_err(|s| s.message).err().unwrap_or_default()
+    })
 }
 
 #[test]
@@ -153,20 +214,47 @@ fn policies_that_cannot_work_are_refused() {
     assert_eq!(complaint(&policy(json!({"validations": [{"expression": "true"}]}))), "");
     assert_eq!(complaint(&binding(json!({}))), "");
     for (spec, why) in [
-        (json!({"validations": [{"expression": "object."}]}), "spec.validations[0].expression: Invalid value: \"object.\": compilation failed: ERROR: <input>:1:8: Syntax error"),
-        (json!({"validations": [{"expression": "1"}]}), "spec.validations[0].expression: Invalid value: \"1\": must evaluate to bool"),
+        (
+            json!({"validations": [{"expression": "object."}]}),
+            "spec.validations[0].expression: Invalid value: \"object.\": compilation failed: ERROR: <input>:1:8: Syntax error",
+        ),
+        (
+            json!({"validations": [{"expression": "1"}]}),
+            "spec.validations[0].expression: Invalid value: \"1\": must evaluate to bool",
+        ),
         (json!({"validations": [{"expression": "params.x"}]}), "undeclared reference to 'params'"),
         (json!({"validations": [{"expression": "request.nope"}]}), "undefined field 'nope'"),
         (json!({"validations": [{"expression": "variables.x"}]}), "undeclared reference to 'variables'"),
-        (json!({"validations": [{"expression": "true", "messageExpression": "1"}]}), "spec.validations[0].messageExpression: Invalid value: \"1\": must evaluate to string"),
-        (json!({"validations": [{"expression": "true", "messageExpression": "authorizer.path('/').check('get').reason()"}]}), "undeclared reference to 'authorizer'"),
-        (json!({"validations": [{"expression": "true", "reason": "Nope"}]}), "spec.validations[0].reason: Unsupported value"),
+        (
+            json!({"validations": [{"expression": "true", "messageExpression": "1"}]}),
+            "spec.validations[0].messageExpression: Invalid value: \"1\": must evaluate to string",
+        ),
+        (
+            json!({"validations": [{"expression": "true", "messageExpression": "authorizer.path('/').check('get').reason()"}]}),
+            "undeclared reference to 'authorizer'",
+        ),
+        (
+            json!({"validations": [{"expression": "true", "reason": "Nope"}]}),
+            "spec.validations[0].reason: Unsupported value",
+        ),
         (json!({"validations": [{"expression": ""}]}), "spec.validations[0].expression: Required value"),
         (json!({}), "spec.validations: Required value: validations or auditAnnotations must contain at least one item"),
-        (json!({"variables": [{"name": "a-b", "expression": "1"}], "validations": [{"expression": "true"}]}), "name is not a valid CEL identifier"),
-        (json!({"variables": [{"name": "a", "expression": "variables.b"}, {"name": "b", "expression": "1"}], "validations": [{"expression": "true"}]}), "undeclared reference"),
-        (json!({"matchConstraints": {}, "validations": [{"expression": "true"}]}), "spec.matchConstraints.resourceRules: Required value"),
-        (json!({"matchConditions": [{"name": "c", "expression": "'x'"}], "validations": [{"expression": "true"}]}), "must evaluate to bool"),
+        (
+            json!({"variables": [{"name": "a-b", "expression": "1"}], "validations": [{"expression": "true"}]}),
+            "name is not a valid CEL identifier",
+        ),
+        (
+            json!({"variables": [{"name": "a", "expression": "variables.b"}, {"name": "b", "expression": "1"}], "validations": [{"expression": "true"}]}),
+            "undeclared reference",
+        ),
+        (
+            json!({"matchConstraints": {}, "validations": [{"expression": "true"}]}),
+            "spec.matchConstraints.resourceRules: Required value",
+        ),
+        (
+            json!({"matchConditions": [{"name": "c", "expression": "'x'"}], "validations": [{"expression": "true"}]}),
+            "must evaluate to bool",
+        ),
         (json!({"auditAnnotations": [{"key": "k", "valueExpression": "1"}]}), "must evaluate to one of: [string null]"),
     ] {
         let message = complaint(&policy(spec.clone()));
@@ -189,8 +277,12 @@ fn a_request_does_not_compute_for_ever() {
     let p = policy(json!({"validations": [{"expression": expression}]}));
     let message = create(&p, &binding(json!({})), 1).unwrap_err().message;
     assert!(message.contains("actual cost limit exceeded"), "{message}");
-    let many: Vec<Value> = (0..30).map(|_| json!({"expression": "lists.range(900).all(a, lists.range(900).all(b, a + b >= 0 || true))"})).collect();
-    let message = create(&policy(json!({"validations": many, "failurePolicy": "Fail"})), &binding(json!({})), 1).unwrap_err().message;
+    let many: Vec<Value> = (0..30)
+        .map(|_| json!({"expression": "lists.range(900).all(a, lists.range(900).all(b, a + b >= 0 || true))"}))
+        .collect();
+    let message = create(&policy(json!({"validations": many, "failurePolicy": "Fail"})), &binding(json!({})), 1)
+        .unwrap_err()
+        .message;
     assert!(message.contains("cost"), "{message}");
     // a long chain of variables uses no more stack than is there
     let variables: Vec<Value> = (0..5000).map(|i| json!({"name": format!("v{i}"), "expression": if i == 0 { "1".to_owned() } else { format!("variables.v{}", i - 1) }})).collect();
@@ -230,15 +322,29 @@ fn policies_change_objects() {
     let patch = |expression: &str| json!([{"patchType": "JSONPatch", "jsonPatch": {"expression": expression}}]);
     for (mutations, pointer, want) in [
         (apply("Object{spec: Object.spec{replicas: object.spec.replicas + 1}}"), "/spec/replicas", json!(2)),
-        (apply("Object{metadata: Object.metadata{labels: {'a/b': request.userInfo.username}}}"), "/metadata/labels/a~1b", json!("jane")),
         (
-            apply("Object{spec: Object.spec{template: Object.spec.template{spec: Object.spec.template.spec{containers: [Object.spec.template.spec.containers{name: 'side', image: 'x'}]}}}}"),
+            apply("Object{metadata: Object.metadata{labels: {'a/b': request.userInfo.username}}}"),
+            "/metadata/labels/a~1b",
+            json!("jane"),
+        ),
+        (
+            apply(
+                "Object{spec: Object.spec{template: Object.spec.template{spec: Object.spec.template.spec{containers: [Object.spec.template.spec.containers{name: 'side', image: 'x'}]}}}}",
+            ),
             "/spec/template/spec/containers/1/name",
             json!("side"),
         ),
         (patch("[JSONPatch{op: 'replace', path: '/spec/replicas', value: 7}]"), "/spec/replicas", json!(7)),
-        (patch("[JSONPatch{op: 'add', path: '/metadata/labels', value: {'x': 'y'}}]"), "/metadata/labels/x", json!("y")),
-        (patch("has(object.metadata.nope) ? [JSONPatch{op: 'remove', path: '/spec'}] : []"), "/spec/replicas", json!(1)),
+        (
+            patch("[JSONPatch{op: 'add', path: '/metadata/labels', value: {'x': 'y'}}]"),
+            "/metadata/labels/x",
+            json!("y"),
+        ),
+        (
+            patch("has(object.metadata.nope) ? [JSONPatch{op: 'remove', path: '/spec'}] : []"),
+            "/spec/replicas",
+            json!(1),
+        ),
     ] {
         let p = mutating(mutations.clone(), json!({}));
         assert_eq!(complaint_of(&p), "", "{mutations}");
@@ -246,17 +352,26 @@ fn policies_change_objects() {
         assert_eq!(changed.pointer(pointer), Some(&want), "{mutations}: {changed}");
         assert!(changed["metadata"]["managedFields"].is_null());
     }
-    let no = mutating(patch("[JSONPatch{op: 'remove', path: '/spec'}]"), json!({"matchConditions": [{"name": "c", "expression": "false"}]}));
+    let no = mutating(
+        patch("[JSONPatch{op: 'remove', path: '/spec'}]"),
+        json!({"matchConditions": [{"name": "c", "expression": "false"}]}),
+    );
     assert_eq!(mutated(&no).unwrap()["spec"]["replicas"], 1);
     for (mutations, why) in [
-        (patch("[JSONPatch{op: 'replace', path: '/metadata/name', value: 'other'}]"), "must not change what the object is"),
+        (
+            patch("[JSONPatch{op: 'replace', path: '/metadata/name', value: 'other'}]"),
+            "must not change what the object is",
+        ),
         (patch("[JSONPatch{op: 'test', path: '/spec/replicas', value: 9}]"), "JSON Patch"),
         (patch("object.nope"), "resulted in error: no such key: nope"),
         (apply("'x'"), "the apply configuration is no object"),
     ] {
         let p = mutating(mutations.clone(), json!({}));
         let error = mutated(&p).unwrap_err();
-        assert!(error.contains("is forbidden: policy 'p' with binding 'b' denied request:") && error.contains(why), "{mutations}: {error}");
+        assert!(
+            error.contains("is forbidden: policy 'p' with binding 'b' denied request:") && error.contains(why),
+            "{mutations}: {error}"
+        );
         let ignoring = mutating(mutations, json!({"failurePolicy": "Ignore"}));
         assert_eq!(mutated(&ignoring).unwrap()["spec"]["replicas"], 1);
     }
@@ -274,5 +389,7 @@ fn policies_change_objects() {
 
 fn complaint_of(value: &Value) -> String {
     let object = Object::from_value(value.clone()).unwrap();
-    attributes(Operation::Create, (GROUP, MUTATING_POLICIES, "X"), "", "p", |a| check(a, &object).map_err(|s| s.message).err().unwrap_or_default())
+    attributes(Operation::Create, (GROUP, MUTATING_POLICIES, "X"), "", "p", |a| {
+        check(a, &object).map_err(|s| s.message).err().unwrap_or_default()
+    })
 }

@@ -129,14 +129,22 @@ impl<'a> Search<'a> {
         }
         let claim = self.plans.get(plan).map_or("", |p| p.claim.as_str());
         for device in &wanted {
-            let Some(pool) = self.pools.devices.get(*device).and_then(|d| self.pools.pools.get(d.pool)) else { continue };
+            let Some(pool) = self.pools.devices.get(*device).and_then(|d| self.pools.pools.get(d.pool)) else {
+                continue;
+            };
             if !pool.is_complete {
                 let of = format!("{}/{}", pool.driver, pool.name);
-                return Err(format!("claim {claim}, request {}: asks for all devices, but resource pool {of} is currently being updated", alternative.name));
+                return Err(format!(
+                    "claim {claim}, request {}: asks for all devices, but resource pool {of} is currently being updated",
+                    alternative.name
+                ));
             }
         }
         if wanted.len() > MAX_RESULTS {
-            return Err(format!("claim {claim}: {} devices are more than the {MAX_RESULTS} that a claim can have", wanted.len()));
+            return Err(format!(
+                "claim {claim}: {} devices are more than the {MAX_RESULTS} that a claim can have",
+                wanted.len()
+            ));
         }
         let before = self.picks.len();
         let mut fits = !wanted.is_empty();
@@ -317,7 +325,8 @@ impl<'a> Search<'a> {
                 return Some(NodeSelector { node_selector_terms: vec![term] });
             }
             for other in selector.into_iter().flat_map(|s| &s.node_selector_terms) {
-                let add = |to: &mut Option<Vec<NodeSelectorRequirement>>, from: &Option<Vec<NodeSelectorRequirement>>| {
+                let add = |to: &mut Option<Vec<NodeSelectorRequirement>>,
+                           from: &Option<Vec<NodeSelectorRequirement>>| {
                     for requirement in from.iter().flatten() {
                         let all = to.get_or_insert_default();
                         if !all.contains(requirement) {

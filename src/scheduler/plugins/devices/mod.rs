@@ -16,8 +16,8 @@ use crate::decide::Attempt;
 use crate::pod::Pending;
 use crate::world::World;
 use allocate::Search;
-use edge_client::placement::selector_matches;
 use edge_client::Key;
+use edge_client::placement::selector_matches;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim};
 use pools::Pools;
@@ -201,7 +201,11 @@ fn is_away(claim: &ResourceClaim, node: &Node) -> bool {
 }
 
 /// A claim of a pod that fits nowhere which has devices that nobody else uses and that keep the pod from some node: without them it may fit.
-pub(crate) fn to_free(pod: &Pending, world: &dyn World, nodes: &mut dyn Iterator<Item = Arc<Node>>) -> Option<Arc<ResourceClaim>> {
+pub(crate) fn to_free(
+    pod: &Pending,
+    world: &dyn World,
+    nodes: &mut dyn Iterator<Item = Arc<Node>>,
+) -> Option<Arc<ResourceClaim>> {
     let mut claims = claims(pod, world).ok()?;
     claims.retain(|claim| {
         let only_this = users(claim) == 0 || (users(claim) == 1 && is_reserved_for(claim, &pod.pod));

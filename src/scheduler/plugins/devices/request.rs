@@ -55,7 +55,11 @@ pub(super) fn plan(
     selectors: &Selectors,
 ) -> Result<Plan, String> {
     let metadata = &claim.metadata;
-    let of = format!("{}/{}", metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default());
+    let of = format!(
+        "{}/{}",
+        metadata.namespace.as_deref().unwrap_or_default(),
+        metadata.name.as_deref().unwrap_or_default()
+    );
     let alternative = |name: String,
                        class: &str,
                        mode: Option<&str>,

@@ -95,7 +95,8 @@ fn view<'d>(driver: &'d str, device: &'d Device) -> Value<'d> {
     let attributes = device.attributes.iter().flatten();
     let attributes = by_domain(driver, attributes.filter_map(|(name, a)| Some((name.as_str(), attribute(a)?))));
     let capacity = device.capacity.iter().flatten();
-    let capacity = by_domain(driver, capacity.filter_map(|(name, c)| Some((name.as_str(), Value::quantity(&c.value.0)?))));
+    let capacity =
+        by_domain(driver, capacity.filter_map(|(name, c)| Some((name.as_str(), Value::quantity(&c.value.0)?))));
     let fields = [
         ("driver", Value::text(driver)),
         ("allowMultipleAllocations", Value::Bool(device.allow_multiple_allocations == Some(true))),
@@ -146,7 +147,10 @@ mod tests {
             ("device.attributes['other.io'].?numa.orValue(7) == 7", Ok(true)),
             ("has(device.attributes['d.io'].model) && !has(device.attributes['d.io'].nope)", Ok(true)),
             ("device.attributes['d.io'].nope == 1", Err("selector #0: CEL runtime error: no such key: nope")),
-            ("device.nope", Err("selector #0: CEL compile error: compilation failed: ERROR: <input>:1:7: undefined field 'nope'")),
+            (
+                "device.nope",
+                Err("selector #0: CEL compile error: compilation failed: ERROR: <input>:1:7: undefined field 'nope'"),
+            ),
             ("1", Err("selector #0: CEL compile error: must evaluate to bool")),
         ] {
             let selectors = Selectors::default();

@@ -10,7 +10,8 @@ fn node(name: &str) -> Node {
 }
 
 fn slice(name: &str, more: Value) -> Arc<ResourceSlice> {
-    let mut spec = json!({"driver": "d.io", "nodeName": "a", "pool": {"name": "p", "generation": 1, "resourceSliceCount": 1}});
+    let mut spec =
+        json!({"driver": "d.io", "nodeName": "a", "pool": {"name": "p", "generation": 1, "resourceSliceCount": 1}});
     spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     if spec["nodeName"].is_null() {
         spec.as_object_mut().unwrap().remove("nodeName");
@@ -24,12 +25,17 @@ fn gpus(names: &[(&str, i64)]) -> Value {
 }
 
 fn claim(devices: Value) -> ResourceClaim {
-    serde_json::from_value(json!({"metadata": {"name": "c", "namespace": "ns", "uid": "c"}, "spec": {"devices": devices}})).unwrap()
+    serde_json::from_value(
+        json!({"metadata": {"name": "c", "namespace": "ns", "uid": "c"}, "spec": {"devices": devices}}),
+    )
+    .unwrap()
 }
 
 fn classes(name: &str) -> Option<Arc<DeviceClass>> {
     let spec = match name {
-        "gpu" => json!({"selectors": [{"cel": {"expression": "device.driver == 'd.io'"}}], "config": [{"opaque": {"driver": "d.io", "parameters": {"a": 1}}}]}),
+        "gpu" => {
+            json!({"selectors": [{"cel": {"expression": "device.driver == 'd.io'"}}], "config": [{"opaque": {"driver": "d.io", "parameters": {"a": 1}}}]})
+        }
         "any" => json!({}),
         _ => return None,
     };
@@ -95,8 +101,11 @@ fn requests_get_what_they_ask_for() {
             "r/small=g0",
         ),
         (
-            vec![json!({"requests": [{"name": "r", "firstAvailable": [
-                {"name": "two", "deviceClassName": "gpu", "count": 2}, {"name": "one", "deviceClassName": "gpu"}]}]}), one(json!({}))],
+            vec![
+                json!({"requests": [{"name": "r", "firstAvailable": [
+                {"name": "two", "deviceClassName": "gpu", "count": 2}, {"name": "one", "deviceClassName": "gpu"}]}]}),
+                one(json!({})),
+            ],
             vec![],
             "r/one=g0;r=g1",
         ),
@@ -106,7 +115,10 @@ fn requests_get_what_they_ask_for() {
     }
     for (devices, why) in [
         (one(json!({"deviceClassName": "nope"})), "request r: device class nope does not exist"),
-        (one(cel("device.attributes['d.io'].nope")), "claim ns/c, request r: selector #1: CEL runtime error: no such key: nope"),
+        (
+            one(cel("device.attributes['d.io'].nope")),
+            "claim ns/c, request r: selector #1: CEL runtime error: no such key: nope",
+        ),
         (one(cel("1 +")), "claim ns/c, request r: selector #1: CEL compile error: compilation failed"),
         (json!({"requests": [{"name": "r"}]}), "request r: unsupported request type"),
         (one(json!({"count": 100_000})), "the claims of the pod need more than 512 devices"),
@@ -141,13 +153,19 @@ fn devices_are_where_their_slices_say() {
         spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         [slice("s", spec)]
     };
-    let zone = json!({"nodeSelectorTerms": [{"matchExpressions": [{"key": "zone", "operator": "In", "values": ["zone-b"]}]}]});
-    let pool = |generation: i64, count: i64| json!({"name": "p", "generation": generation, "resourceSliceCount": count});
+    let zone =
+        json!({"nodeSelectorTerms": [{"matchExpressions": [{"key": "zone", "operator": "In", "values": ["zone-b"]}]}]});
+    let pool =
+        |generation: i64, count: i64| json!({"name": "p", "generation": generation, "resourceSliceCount": count});
     for (more, on_a, on_b) in [
         (json!({}), "r=g0", "none"),
         (json!({"nodeName": null, "allNodes": true}), "r=g0", "r=g0"),
         (json!({"nodeName": null, "nodeSelector": zone}), "none", "r=g0"),
-        (json!({"nodeName": null, "perDeviceNodeSelection": true, "devices": [{"name": "g0", "nodeName": "b"}]}), "none", "r=g0"),
+        (
+            json!({"nodeName": null, "perDeviceNodeSelection": true, "devices": [{"name": "g0", "nodeName": "b"}]}),
+            "none",
+            "r=g0",
+        ),
         (json!({"pool": pool(1, 2)}), "none", "none"),
     ] {
         for (node, want) in [("a", on_a), ("b", on_b)] {
@@ -161,7 +179,10 @@ fn devices_are_where_their_slices_say() {
     assert_eq!(allocate(&both, &[one(json!({}))], &[], "a").as_deref(), Ok("r=g9"));
     let half = of(json!({"pool": pool(1, 2)}));
     let error = allocate(&half, &[one(json!({"allocationMode": "All"}))], &[], "a").unwrap_err();
-    assert_eq!(error, "claim ns/c, request r: asks for all devices, but resource pool d.io/p is currently being updated");
+    assert_eq!(
+        error,
+        "claim ns/c, request r: asks for all devices, but resource pool d.io/p is currently being updated"
+    );
     let twice = [slice("s", gpus(&[("g0", 0), ("g0", 1)]))];
     let error = allocate(&twice, &[one(json!({}))], &[], "a").unwrap_err();
     assert_eq!(error, "pool d.io/p is invalid: duplicate device name g0");
@@ -169,7 +190,12 @@ fn devices_are_where_their_slices_say() {
 
 #[test]
 fn taints_keep_away_who_does_not_tolerate_them() {
-    let of = |effect: &str| [slice("s", json!({"devices": [{"name": "g0", "taints": [{"key": "broken", "value": "yes", "effect": effect}]}]}))];
+    let of = |effect: &str| {
+        [slice(
+            "s",
+            json!({"devices": [{"name": "g0", "taints": [{"key": "broken", "value": "yes", "effect": effect}]}]}),
+        )]
+    };
     for (effect, tolerations, want) in [
         ("NoSchedule", json!([]), "none"),
         ("NoExecute", json!([]), "none"),
@@ -199,7 +225,11 @@ fn partitions_share_counters() {
         (1, vec!["half-0"], "r=half-1"),
         (1, vec!["whole"], "none"),
     ] {
-        assert_eq!(allocate(&slices, &[one(json!({"count": count}))], &taken, "a").as_deref(), Ok(want), "{count} {taken:?}");
+        assert_eq!(
+            allocate(&slices, &[one(json!({"count": count}))], &taken, "a").as_deref(),
+            Ok(want),
+            "{count} {taken:?}"
+        );
     }
 }
 
@@ -240,7 +270,8 @@ fn a_search_without_end_ends() {
     let named: Vec<(&str, i64)> = names.iter().enumerate().map(|(i, n)| (n.as_str(), i as i64 % 2)).collect();
     let slices = [slice("s", gpus(&named))];
     // no combination of 31 with one that is not there
-    let requests = json!([exactly("x", json!({"count": 31})), exactly("y", cel("device.attributes['d.io'].numa == 7"))]);
+    let requests =
+        json!([exactly("x", json!({"count": 31})), exactly("y", cel("device.attributes['d.io'].numa == 7"))]);
     let result = allocate(&slices, &[json!({"requests": requests})], &[], "a");
     assert_eq!(result, Err("timed out trying to allocate devices".into()));
 }
