@@ -110,12 +110,12 @@ impl<'a> Value<'a> {
     /// The variable `authorizer`.
     pub fn authorizer(authorizer: &'a dyn Authorizer) -> Self {
         let asking = Asking { authorizer, stage: Stage::Start, check: Check::default(), decision: None };
-        Value::opaque(Opaque::Authorizer(asking))
+        Value::opaque(Opaque::Authorizer(Box::new(asking)))
     }
 
     /// The variable `authorizer.requestResource`.
     pub fn resource_check(authorizer: &'a dyn Authorizer, check: Check) -> Self {
-        Value::opaque(Opaque::Authorizer(Asking { authorizer, stage: Stage::Resource, check, decision: None }))
+        Value::opaque(Opaque::Authorizer(Box::new(Asking { authorizer, stage: Stage::Resource, check, decision: None })))
     }
 }
 
@@ -136,7 +136,7 @@ fn said<'a>(a: &[Value<'a>], from: Stage, to: Stage, set: fn(&mut Check, String)
     }
     next.stage = to;
     set(&mut next.check, text(a, 1)?.to_string());
-    Ok(Value::Opaque(Arc::new(Opaque::Authorizer(next))))
+    Ok(Value::Opaque(Arc::new(Opaque::Authorizer(Box::new(next)))))
 }
 
 fn path<'a>(_: &mut Context<'_>, a: &[Value<'a>]) -> Result<Value<'a>, Error> {
@@ -156,7 +156,7 @@ fn service_account<'a>(_: &mut Context<'_>, a: &[Value<'a>]) -> Result<Value<'a>
         return Err(Error::new("invalid service account"));
     }
     next.check.service_account = Some((namespace.to_string(), name.to_string()));
-    Ok(Value::Opaque(Arc::new(Opaque::Authorizer(next))))
+    Ok(Value::Opaque(Arc::new(Opaque::Authorizer(Box::new(next)))))
 }
 
 fn check<'a>(c: &mut Context<'_>, a: &[Value<'a>]) -> Result<Value<'a>, Error> {
@@ -167,7 +167,7 @@ fn check<'a>(c: &mut Context<'_>, a: &[Value<'a>]) -> Result<Value<'a>, Error> {
     }
     next.check.verb = text(a, 1)?.to_string();
     next.decision = Some(next.authorizer.decide(&next.check));
-    Ok(Value::Opaque(Arc::new(Opaque::Authorizer(next))))
+    Ok(Value::Opaque(Arc::new(Opaque::Authorizer(Box::new(next)))))
 }
 
 fn decided<'a>(a: &[Value<'a>], what: fn(&Decision) -> Value<'a>) -> Result<Value<'a>, Error> {

@@ -90,7 +90,7 @@ pub enum Opaque<'a> {
     /// A format of text, by name.
     Format(&'static str),
     /// A question about rights, as far as it is said.
-    Authorizer(Asking<'a>),
+    Authorizer(Box<Asking<'a>>),
 }
 
 /// A value.
