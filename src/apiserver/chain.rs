@@ -5,7 +5,7 @@ use crate::in_flight::Slot;
 use crate::negotiate::{self, Accepted, Scope, Shape};
 use crate::query::Query;
 use crate::request_info::RequestInfo;
-use crate::{Peer, Server, agents, discovery, encode, handler, impersonation};
+use crate::{Peer, Server, agents, discovery, encode, handler, impersonation, warnings};
 use edge_api::{Reason, Status, UserInfo};
 use edge_auth::node_of;
 use futures::FutureExt;
@@ -43,12 +43,15 @@ pub(crate) async fn handle(server: &Arc<Server>, origin: Origin<'_>, request: Re
     let uri = request.uri().clone();
     let query = Query::parse(uri.query().unwrap_or_default());
     let accepted = accepted_for_errors(request.headers(), &query);
+    let mut warned = Vec::new();
     let (info, result) = match RequestInfo::parse(request.method(), uri.path(), &query) {
         Ok(info) => {
             let passing: BoxFuture<'_, Result<Response<Body>, Status>> =
                 Box::pin(pass(server, origin, &info, &query, request));
             let passing = AssertUnwindSafe(passing);
-            let result = passing.catch_unwind().await.unwrap_or_else(|_| {
+            let (result, heard) = warnings::collect(passing.catch_unwind()).await;
+            warned = heard;
+            let result = result.unwrap_or_else(|_| {
                 tracing::error!(?audit_id, verb = info.verb, path = info.path, "request handler panicked");
                 Err(Status::new(
                     500,
@@ -62,6 +65,7 @@ pub(crate) async fn handle(server: &Arc<Server>, origin: Origin<'_>, request: Re
     };
     let mut response = result.unwrap_or_else(|status| encode::failure(&accepted, &status));
     server.metrics.observe(&info, server.serves(&info), response.status().as_u16(), started.elapsed());
+    encode::add_warnings(&mut response, warned.iter().map(String::as_str));
     response.headers_mut().insert(AUDIT_ID, audit_id);
     response
 }

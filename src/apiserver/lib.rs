@@ -34,6 +34,7 @@ mod reviews;
 mod rights;
 mod server;
 mod usage;
+mod warnings;
 
 pub use body::{Body, BodyError, BoxError};
 pub use health::Component;

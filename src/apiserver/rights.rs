@@ -1,9 +1,11 @@
-//! Keeps the authorizers' indexes in step with what is stored: roles and bindings, and what nodes' rights follow from.
+//! Keeps in step with what is stored what every request depends on: roles and bindings, what nodes' rights follow from, and
+//! admission policies.
 //!
 //! One task follows all these resources. Whoever has just written one of them can wait until the index shows it
 //! ([`Rights::settle`]): a binding that was created holds for the next request.
 
 use crate::Server;
+use crate::admission::policy;
 use edge_api::Status;
 use edge_auth::NodeAuthorizer;
 use edge_registry::{EventKind, ListOptions, Registry, ResourceInfo, Stored, Target, WatchEvent, WatchOptions};
@@ -15,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 
 const RBAC: &str = "rbac.authorization.k8s.io";
 /// Group and plural.
-const RESOURCES: [(&str, &str); 7] = [
+const RESOURCES: [(&str, &str); 11] = [
     (RBAC, "roles"),
     (RBAC, "clusterroles"),
     (RBAC, "rolebindings"),
@@ -23,6 +25,10 @@ const RESOURCES: [(&str, &str); 7] = [
     NodeAuthorizer::FOLLOWS[0],
     NodeAuthorizer::FOLLOWS[1],
     NodeAuthorizer::FOLLOWS[2],
+    (policy::GROUP, policy::RESOURCES[0]),
+    (policy::GROUP, policy::RESOURCES[1]),
+    (policy::GROUP, policy::RESOURCES[2]),
+    (policy::GROUP, policy::RESOURCES[3]),
 ];
 /// Before a resource that cannot be read is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -147,6 +153,9 @@ fn upsert(server: &Server, stored: &Stored) {
         Ok(value) if value["apiVersion"].as_str().is_some_and(|v| v.starts_with(RBAC)) => {
             server.access.rbac.upsert(&value);
         }
+        Ok(value) if value["apiVersion"].as_str().is_some_and(|v| v.starts_with(policy::GROUP)) => {
+            server.policies.upsert(&value);
+        }
         Ok(value) => server.access.nodes.upsert(&value),
         Err(error) => {
             tracing::error!(%error, name = stored.name(), "stored object that rights depend on cannot be read")
@@ -157,6 +166,8 @@ fn upsert(server: &Server, stored: &Stored) {
 fn remove(server: &Server, row: &ResourceInfo, namespace: &str, name: &str) {
     if row.group == RBAC {
         server.access.rbac.remove(&row.kind, namespace, name);
+    } else if row.group == policy::GROUP {
+        server.policies.remove(&row.kind, name);
     } else {
         server.access.nodes.remove(&row.kind, namespace, name);
     }

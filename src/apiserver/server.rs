@@ -1,7 +1,7 @@
 //! The server itself: what a request can reach, and the two ways in.
 
 use crate::access::Access;
-use crate::admission::AdmissionControl;
+use crate::admission::{AdmissionControl, Policies};
 use crate::agents::{self, Routes, Tunnels};
 use crate::body::Body;
 use crate::chain::{self, Origin};
@@ -63,6 +63,8 @@ pub(crate) struct Server {
     pub(crate) metrics: Arc<Metrics>,
     /// What nodes and pods use.
     pub(crate) usage: Usage,
+    /// The policies that writes must satisfy, compiled.
+    pub(crate) policies: Policies,
     /// Where the server is reached at this moment.
     pub(crate) advertised: RwLock<IpAddr>,
     rights: OnceLock<Rights>,
@@ -99,6 +101,7 @@ impl ApiServer {
             options: parts.options,
             metrics: Arc::new(Metrics::new()),
             usage: Usage::default(),
+            policies: Policies::default(),
             rights: OnceLock::new(),
             ready: AtomicBool::new(false),
         });

@@ -33,6 +33,7 @@ mod owners;
 mod pod_control;
 mod pod_gc;
 mod pods;
+mod policy_types;
 mod protection;
 mod quota;
 mod replicaset;
@@ -133,6 +134,7 @@ pub async fn run(identities: Identities, options: Options, supervisor: Superviso
     all.start("attachdetach-controller", attach_detach::run);
     all.start("resource-claim-controller", resource_claims::run);
     all.start("device-taint-eviction-controller", device_taints::run);
+    all.start("validatingadmissionpolicy-status-controller", policy_types::run);
     all.start("pod-garbage-collector", pod_gc::run);
     let (clusters, services, masks) = (options.cluster_cidrs, options.service_cidrs, options.node_masks);
     all.start("node-controller", move |context| node_ipam::run(context, clusters.clone(), services.clone(), masks));

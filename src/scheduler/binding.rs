@@ -1,12 +1,15 @@
 //! Tells the API what was decided: which volumes a pod's claims get, and its node.
 
 use crate::extender::ExtenderError;
+use crate::plugins::devices::DeviceChoice;
 use crate::plugins::volumes::Choice;
 use crate::pod::Pending;
 use edge_client::claims::{BOUND_BY_CONTROLLER, SELECTED_NODE, is_fully_bound};
 use edge_client::{Api, Client, Error, Informer, Key, Patch, PatchParams, ResourceExt, object_reference};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimConsumerReference};
 use serde_json::json;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Why the volumes of a pod were not bound.
@@ -16,6 +19,8 @@ pub(crate) enum BindError {
     Api(#[from] Error),
     #[error(transparent)]
     Extender(#[from] ExtenderError),
+    #[error("claim {0} got allocated elsewhere in the meantime")]
+    Elsewhere(Key),
     #[error("claim {0} is gone")]
     Gone(Key),
     #[error("the volume of claim {0} cannot be made on this node")]
@@ -92,6 +97,128 @@ async fn announce(client: &Client, choice: &Choice, node: &str) -> Result<(), Er
             api.patch(&claim.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
         }
     }
+}
+
+/// The finalizer of claims that have devices.
+const PROTECTION: &str = "resource.kubernetes.io/delete-protection";
+/// A claim that somebody else writes at the same time is tried again so often.
+const ATTEMPTS: usize = 5;
+
+/// Says which devices the claims of a pod get and that the pod uses them, and waits until that is known here, so that no other decision
+/// takes them for free.
+pub(crate) async fn devices(
+    client: &Client,
+    claims: &Informer<ResourceClaim>,
+    choices: &[DeviceChoice],
+    pod: &Pending,
+    timeout: Duration,
+) -> Result<(), BindError> {
+    if choices.is_empty() {
+        return Ok(());
+    }
+    let mut changes = claims.subscribe();
+    for choice in choices {
+        allocate(client, choice, pod).await?;
+    }
+    let is_known = |choice: &DeviceChoice| {
+        let known = claims.get_key(&Key::of(&*choice.claim));
+        // one that is gone meanwhile has its devices no more
+        known.is_none_or(|claim| claim.metadata.uid != choice.claim.metadata.uid || is_user(&claim, pod))
+    };
+    let known = async {
+        while !choices.iter().all(is_known) {
+            if changes.recv().await.is_none() {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(timeout, known).await.map_err(|_| BindError::Timeout(timeout))
+}
+
+fn is_user(claim: &ResourceClaim, pod: &Pending) -> bool {
+    let users = claim.status.as_ref().and_then(|s| s.reserved_for.as_deref()).unwrap_or_default();
+    users.iter().any(|user| user.uid == pod.info.uid)
+}
+
+async fn allocate(client: &Client, choice: &DeviceChoice, pod: &Pending) -> Result<(), BindError> {
+    let key = Key::of(&*choice.claim);
+    let api: Api<ResourceClaim> = Api::namespaced(client.clone(), &key.namespace);
+    let mut claim: Arc<ResourceClaim> = choice.claim.clone();
+    let mut attempts = 0;
+    loop {
+        match try_allocate(&api, &claim, choice, pod).await {
+            Err(BindError::Api(Error::Api(status))) if status.code == 409 && attempts < ATTEMPTS => {
+                attempts += 1;
+                claim = Arc::new(api.get(&key.name).await?);
+                if claim.metadata.uid != choice.claim.metadata.uid {
+                    return Err(BindError::Gone(key));
+                }
+            }
+            other => return other,
+        }
+    }
+}
+
+async fn try_allocate(
+    api: &Api<ResourceClaim>,
+    claim: &ResourceClaim,
+    choice: &DeviceChoice,
+    pod: &Pending,
+) -> Result<(), BindError> {
+    let key = Key::of(claim);
+    if claim.metadata.deletion_timestamp.is_some() {
+        return Err(BindError::Gone(key));
+    }
+    if is_user(claim, pod) {
+        return Ok(());
+    }
+    let mut version = claim.resource_version();
+    let mut status = json!({});
+    if let Some(allocation) = &choice.allocation {
+        if claim.status.as_ref().is_some_and(|s| s.allocation.is_some()) {
+            return Err(BindError::Elsewhere(key));
+        }
+        let mut finalizers = claim.metadata.finalizers.clone().unwrap_or_default();
+        if !finalizers.iter().any(|f| f == PROTECTION) {
+            finalizers.push(PROTECTION.to_owned());
+            let metadata = json!({"uid": claim.uid(), "resourceVersion": version, "finalizers": finalizers});
+            let patch = Patch::Merge(json!({"metadata": metadata}));
+            version = api.patch(&key.name, &PatchParams::default(), &patch).await?.resource_version();
+        }
+        status["allocation"] = serde_json::to_value(allocation).map_err(Error::SerdeError)?;
+    }
+    let mut users = claim.status.as_ref().and_then(|s| s.reserved_for.clone()).unwrap_or_default();
+    users.push(ResourceClaimConsumerReference {
+        api_group: None,
+        resource: "pods".into(),
+        name: pod.key().name.clone(),
+        uid: pod.info.uid.clone(),
+    });
+    status["reservedFor"] = serde_json::to_value(users).map_err(Error::SerdeError)?;
+    let patch = json!({"metadata": {"uid": claim.uid(), "resourceVersion": version}, "status": status});
+    api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop).map_err(BindError::from)
+}
+
+/// A pod that has not got its node uses its claims no more.
+pub(crate) async fn release(client: &Client, choices: &[DeviceChoice], pod: &Pending) {
+    for choice in choices {
+        let key = Key::of(&*choice.claim);
+        let api: Api<ResourceClaim> = Api::namespaced(client.clone(), &key.namespace);
+        let users = json!([{"$patch": "delete", "uid": pod.info.uid}]);
+        let patch = json!({"metadata": {"uid": choice.claim.uid()}, "status": {"reservedFor": users}});
+        match api.patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+            Ok(_) => {}
+            Err(error) => tracing::debug!(claim = %key, pod = %pod.key(), %error, "claim not released"),
+        }
+    }
+}
+
+/// Takes its devices from a claim that nobody uses, so that others may fit somewhere else.
+pub(crate) async fn free(client: &Client, claim: &ResourceClaim) -> Result<(), Error> {
+    let api: Api<ResourceClaim> = Api::namespaced(client.clone(), &claim.namespace().unwrap_or_default());
+    let metadata = json!({"uid": claim.uid(), "resourceVersion": claim.resource_version()});
+    let patch = json!({"metadata": metadata, "status": {"allocation": null, "reservedFor": null}});
+    api.patch_status(&claim.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
 }
 
 /// Gives the pod its node.

@@ -14,8 +14,8 @@ use serde::de::IgnoredAny;
 use std::time::Duration;
 
 /// Plugins that Kubernetes has and that cannot be switched off here or have no part here.
-const WITHOUT_EFFECT: [&str; 6] =
-    ["DefaultBinder", "DynamicResources", "GangScheduling", "NodeDeclaredFeatures", "PrioritySort", "SchedulingGates"];
+const WITHOUT_EFFECT: [&str; 5] =
+    ["DefaultBinder", "GangScheduling", "NodeDeclaredFeatures", "PrioritySort", "SchedulingGates"];
 /// The highest score of a point of a shape; it stands for [`MAX_SCORE`].
 const MAX_SHAPE_SCORE: i64 = 10;
 

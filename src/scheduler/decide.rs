@@ -1,6 +1,7 @@
 //! The decision about one pod: which nodes are possible, and which of them is best. Nothing here waits or writes.
 
 use crate::cluster::{Cluster, NodeId, NodeState};
+use crate::plugins::devices::{self, Allocating, DeviceChoice};
 use crate::plugins::volumes::{self, Choice, Reserved, Wanted};
 use crate::plugins::{Plugin, Plugins, Refusal, images, near, node, resources, spread};
 use crate::pod::{Pending, PodInfo};
@@ -17,6 +18,7 @@ pub(crate) struct Question<'a> {
     pub(crate) profile: &'a Profile,
     pub(crate) world: &'a dyn World,
     pub(crate) reserved: &'a Reserved,
+    pub(crate) allocating: &'a Allocating,
 }
 
 /// A question about a cluster as it is, or would be.
@@ -54,6 +56,7 @@ pub(crate) struct Prepared {
     constraints: spread::Constraints,
     spread: spread::Required,
     near: near::Required,
+    devices: devices::Wanted,
 }
 
 impl Prepared {
@@ -77,6 +80,7 @@ impl Prepared {
             } else {
                 near::Required::default()
             },
+            devices: if enabled(Plugin::DynamicResources) { devices::wanted(a)? } else { devices::Wanted::default() },
             constraints,
         })
     }
@@ -143,7 +147,8 @@ pub(crate) fn check(a: &Attempt<'_>, prepared: &Prepared, id: NodeId) -> Result<
         }
     }
     prepared.spread.check(id)?;
-    prepared.near.check(id)
+    prepared.near.check(id)?;
+    devices::choose(&prepared.devices, &a.q.pod.pod, node).map(drop)
 }
 
 /// Judges a node again as if the pods that it is kept free for were on it already, as far as they are not less important.
@@ -249,10 +254,20 @@ pub(crate) fn best(nodes: &[NodeId], scores: &[i64], turn: usize) -> Option<Node
     at.rev().max_by_key(|i| scores.get(*i).copied().unwrap_or(0)).map(|i| nodes[i])
 }
 
+/// What a pod's claims get on a node.
+#[derive(Clone, Default)]
+pub(crate) struct Choices {
+    pub(crate) volumes: Vec<Choice>,
+    pub(crate) devices: Vec<DeviceChoice>,
+}
+
 /// What the pod's claims get on the node that was chosen.
-pub(crate) fn choices(a: &Attempt<'_>, prepared: &Prepared, id: NodeId) -> Vec<Choice> {
-    let Some(node) = a.cluster.node(id).node.as_deref() else { return Vec::new() };
-    volumes::choose(a, &prepared.volumes, node).unwrap_or_default()
+pub(crate) fn choices(a: &Attempt<'_>, prepared: &Prepared, id: NodeId) -> Choices {
+    let Some(node) = a.cluster.node(id).node.as_deref() else { return Choices::default() };
+    Choices {
+        volumes: volumes::choose(a, &prepared.volumes, node).unwrap_or_default(),
+        devices: devices::choose(&prepared.devices, &a.q.pod.pod, node).unwrap_or_default(),
+    }
 }
 
 #[cfg(test)]
@@ -263,8 +278,8 @@ mod tests {
     use serde_json::json;
 
     fn decide(cluster: &mut Cluster, pod: &Pending, turn: usize) -> Result<String, Verdict> {
-        let (profile, reserved) = (Profile::default(), Reserved::new());
-        let q = Question { pod, profile: &profile, world: &Nothing, reserved: &reserved };
+        let (profile, reserved, allocating) = (Profile::default(), Reserved::new(), Allocating::default());
+        let q = Question { pod, profile: &profile, world: &Nothing, reserved: &reserved, allocating: &allocating };
         let Possible { prepared, nodes, .. } = possible(q, cluster)?;
         let totals = scores(&q.on(cluster), &prepared, &nodes);
         Ok(cluster.node(best(&nodes, &totals, turn).unwrap()).name.to_string())

@@ -39,6 +39,10 @@ pub(crate) enum Event<'a> {
     Claim(&'a Key),
     /// Volumes, their classes or what drivers can do changed.
     Storage,
+    /// A claim to devices changed.
+    DeviceClaim(&'a Key),
+    /// Devices, or classes of them, are there, or were given back.
+    Devices,
     /// Labels of a namespace changed.
     Namespace,
 }
@@ -76,6 +80,10 @@ impl Hints<'_> {
                 refused(&OF_VOLUMES) && key.namespace == pod.namespace() && pod.info.claims.contains(&key.name)
             }
             Event::Storage => refused(&OF_VOLUMES),
+            Event::DeviceClaim(key) => {
+                by.has(Plugin::DynamicResources) && key.namespace == pod.namespace() && uses_claim(pod, &key.name)
+            }
+            Event::Devices => by.has(Plugin::DynamicResources),
             Event::Namespace => by.has(Plugin::InterPodAffinity),
         }
     }
@@ -133,6 +141,14 @@ impl Hints<'_> {
                 required.any(|t| t.matches(&look.namespace, &labels, &look.labels))
             })
     }
+}
+
+/// Whether a pod has a claim to devices, as far as it is known which one is its own.
+fn uses_claim(pod: &Pending, name: &str) -> bool {
+    let noted = pod.pod.status.as_ref().and_then(|s| s.resource_claim_statuses.as_deref()).unwrap_or_default();
+    let own = noted.iter().filter_map(|s| s.resource_claim_name.as_deref());
+    let entries = pod.spec().resource_claims.as_deref().unwrap_or_default();
+    entries.iter().filter_map(|e| e.resource_claim_name.as_deref()).chain(own).any(|n| n == name)
 }
 
 #[cfg(test)]
@@ -219,5 +235,16 @@ mod tests {
         assert!(claim("data") && !claim("other"));
         assert!(helps(&c, &Event::Storage, &pod, by(Plugin::VolumeBinding)));
         assert!(!helps(&c, &Event::Storage, &pod, by(Plugin::NodeResourcesFit)));
+    }
+
+    #[test]
+    fn claims_to_devices_help_who_uses_them_and_devices_everybody_who_needs_some() {
+        let c = Cluster::default();
+        let pod = pending(json!({"resourceClaims": [{"name": "gpu", "resourceClaimName": "mine"}]}));
+        let claim =
+            |name: &str| helps(&c, &Event::DeviceClaim(&Key::new("ns", name)), &pod, by(Plugin::DynamicResources));
+        assert!(claim("mine") && !claim("other"));
+        assert!(helps(&c, &Event::Devices, &pod, by(Plugin::DynamicResources)));
+        assert!(!helps(&c, &Event::Devices, &pod, by(Plugin::NodeResourcesFit)));
     }
 }

@@ -28,12 +28,15 @@ pub use config::{Config, ConfigError};
 
 use binding::BindError;
 use cluster::{Cluster, NodeId};
-use decide::{Possible, Question, Verdict, best, choices, possible, scores};
+use decide::{Choices, Possible, Question, Verdict, best, choices, possible, scores};
 use edge_client::{Change, Client, EventRecorder, EventType, Informer, Informers, Key, ResourceExt};
 use extender::Extender;
 use hints::{Event, Hints};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
-use plugins::volumes::{Choice, Reserved};
+use k8s_openapi::api::resource::v1::ResourceClaim;
+use plugins::devices::{self, Allocating};
+use plugins::volumes::Reserved;
+use plugins::{Plugin, Plugins};
 use pod::{Pending, PodInfo, differs, is_finished, is_pending, looks_different, node_name};
 use profile::Profile;
 use queue::Queue;
@@ -69,6 +72,7 @@ struct Scheduler {
     queue: Queue,
     cluster: Cluster,
     reserved: Reserved,
+    allocating: Allocating,
     /// UIDs of pods that have been asked to go, until they are gone.
     leaving: HashSet<String>,
     /// Counts decisions, so that equals take turns.
@@ -87,6 +91,8 @@ pub async fn run(informers: Informers, client: Client, config: Config) {
     let (mut claims, mut volumes) = (world.claims.subscribe(), world.volumes.subscribe());
     let (mut classes, mut csi_nodes) = (world.classes.subscribe(), world.csi_nodes.subscribe());
     let mut namespaces = world.namespaces.subscribe();
+    let (mut device_claims, mut slices) = (world.resource_claims.subscribe(), world.slices.subscribe());
+    let mut device_classes = world.device_classes.subscribe();
     nodes.synced().await;
     pods.synced().await;
     world.synced().await;
@@ -99,6 +105,7 @@ pub async fn run(informers: Informers, client: Client, config: Config) {
         queue: Queue::new(config.backoff),
         cluster: Cluster::default(),
         reserved: Reserved::default(),
+        allocating: Allocating::default(),
         leaving: HashSet::new(),
         turn: 0,
         requests: Arc::new(Semaphore::new(REQUESTS)),
@@ -121,6 +128,12 @@ pub async fn run(informers: Informers, client: Client, config: Config) {
         while volumes.try_recv().is_ok() || classes.try_recv().is_ok() || csi_nodes.try_recv().is_ok() {
             s.wake(&Event::Storage);
         }
+        while let Ok(change) = device_claims.try_recv() {
+            s.device_claim_changed(&change);
+        }
+        while slices.try_recv().is_ok() || device_classes.try_recv().is_ok() {
+            s.wake(&Event::Devices);
+        }
         while let Ok(change) = namespaces.try_recv() {
             s.namespace_changed(&change);
         }
@@ -140,6 +153,9 @@ pub async fn run(informers: Informers, client: Client, config: Config) {
             Some(_) = volumes.recv() => s.wake(&Event::Storage),
             Some(_) = classes.recv() => s.wake(&Event::Storage),
             Some(_) = csi_nodes.recv() => s.wake(&Event::Storage),
+            Some(change) = device_claims.recv() => s.device_claim_changed(&change),
+            Some(_) = slices.recv() => s.wake(&Event::Devices),
+            Some(_) = device_classes.recv() => s.wake(&Event::Devices),
             Some(change) = namespaces.recv() => s.namespace_changed(&change),
             () = sleep_until(due), if due.is_some() => {}
             else => return,
@@ -192,6 +208,18 @@ impl Scheduler {
             && old.labels() != new.labels()
         {
             self.wake(&Event::Namespace);
+        }
+    }
+
+    fn device_claim_changed(&mut self, change: &Change<ResourceClaim>) {
+        let gives_back = match change {
+            Change::Applied { old, new } => devices::gives_back(old.as_deref(), Some(new)),
+            Change::Deleted(claim) => devices::gives_back(Some(claim), None),
+        };
+        if gives_back {
+            self.wake(&Event::Devices);
+        } else {
+            self.wake(&Event::DeviceClaim(&Key::of(&**change.object())));
         }
     }
 
@@ -251,6 +279,7 @@ impl Scheduler {
         match done {
             Done::Bound { key, uid, failed } => {
                 self.reserved.retain(|_, pod| *pod != key);
+                self.allocating.end(&key);
                 let is_this = self.cluster.place(&key).is_some_and(|(_, info)| info.uid == uid);
                 if !failed || !is_this {
                     return;
@@ -279,7 +308,16 @@ impl Scheduler {
         self.turn = self.turn.wrapping_add(1);
         let Some(profile) = profile_of(&self.profiles, pod) else { return };
         let world = self.world.clone();
-        let q = Question { pod, profile, world: &*world, reserved: &self.reserved };
+        if profile.filters.has(Plugin::DynamicResources)
+            && let Err(why) = devices::claims(pod, &*world)
+        {
+            // not ready to be tried: nobody is told
+            tracing::debug!(pod = %pod.key(), why, "claims are not there yet");
+            self.queue.refused(pod.key(), Plugins::default().with(Plugin::DynamicResources));
+            return self.queue.park(pod.key(), &pod.info.uid, Instant::now());
+        }
+        let (reserved, allocating) = (&self.reserved, &self.allocating);
+        let q = Question { pod, profile, world: &*world, reserved, allocating };
         let Possible { prepared, mut nodes, mut verdict } = match possible(q, &mut self.cluster) {
             Ok(possible) => possible,
             Err(verdict) => return self.refuse(pod, &verdict).await,
@@ -309,10 +347,12 @@ impl Scheduler {
     }
 
     /// Takes the pod to be on the node from now on, and tells the API meanwhile.
-    fn bind(&mut self, pod: &Pending, node: NodeId, chosen: Vec<Choice>) {
+    fn bind(&mut self, pod: &Pending, node: NodeId, chosen: Choices) {
         self.cluster.assume(pod.info.clone(), node);
         let key = pod.key();
-        self.reserved.extend(chosen.iter().filter_map(|choice| Some((choice.volume_name()?, key.clone()))));
+        let Choices { volumes, devices } = chosen;
+        self.reserved.extend(volumes.iter().filter_map(|choice| Some((choice.volume_name()?, key.clone()))));
+        self.allocating.begin(key, &devices);
         let timeout = profile_of(&self.profiles, pod).map(|p| p.bind_timeout).unwrap_or_default();
         let (client, recorder, done) = (self.client.clone(), self.recorder.clone(), self.done.clone());
         let (pod, world, requests) = (pod.clone(), self.world.clone(), self.requests.clone());
@@ -320,7 +360,8 @@ impl Scheduler {
         let node = self.cluster.node(node).name.clone();
         tokio::spawn(async move {
             let bound = async {
-                binding::volumes(&client, &world.claims, &chosen, &node, timeout).await?;
+                binding::volumes(&client, &world.claims, &volumes, &node, timeout).await?;
+                binding::devices(&client, &world.resource_claims, &devices, &pod, timeout).await?;
                 // closed only with the process
                 let _permit = requests.acquire().await;
                 match extenders.iter().find(|e| e.binds() && e.is_about(&pod)) {
@@ -331,6 +372,9 @@ impl Scheduler {
             let failed = bound.await.inspect_err(|error| {
                 tracing::debug!(pod = %pod.key(), %node, %error, "binding failed");
             });
+            if failed.is_err() {
+                binding::release(&client, &devices, &pod).await;
+            }
             if failed.is_ok() {
                 let message = format!("Successfully assigned {} to {node}", pod.key());
                 recorder.event(&*pod.pod, EventType::Normal, "Scheduled", message);
@@ -347,19 +391,29 @@ impl Scheduler {
         self.queue.refused(pod.key(), verdict.plugins());
         let refusals = verdict.refusals.iter().map(|(_, r)| r);
         let mut message = report::summary(nodes, verdict.general.as_ref(), refusals, (0, ""));
-        let (mut nominated, mut victims) = (None, Vec::new());
+        let (mut nominated, mut victims, mut frees, mut comma) = (None, Vec::new(), None, "");
+        let has_claims = pod.spec().resource_claims.as_ref().is_some_and(|c| !c.is_empty());
+        if nodes > 0 && has_claims && verdict.general.is_none() && verdict.plugins().has(Plugin::DynamicResources) {
+            let refused = verdict.refusals.iter().filter(|(_, r)| r.plugin == Plugin::DynamicResources);
+            let mut refused = refused.filter_map(|(id, _)| self.cluster.node(*id).node.clone());
+            frees = devices::to_free(pod, &*self.world, &mut refused);
+            let done =
+                if frees.is_some() { "deallocation of ResourceClaim completed" } else { "still not schedulable" };
+            message = format!("{message} {done}");
+            comma = ",";
+        }
         if nodes > 0 {
             match self.make_room(pod, verdict).await {
                 Ok((node, pods)) => (nominated, victims) = (Some(node), pods),
                 Err(NoRoom { why, forget }) => {
                     if !why.is_empty() {
-                        message = format!("{message} preemption: {why}");
+                        message = format!("{message}{comma} preemption: {why}");
                     }
                     nominated = forget.then(String::new);
                 }
             }
         }
-        let news = News { pod: pod.clone(), message, nominated, victims };
+        let news = News { pod: pod.clone(), message, nominated, victims, frees };
         let (client, recorder, done) = (self.client.clone(), self.recorder.clone(), self.done.clone());
         let requests = self.requests.clone();
         tokio::spawn(async move {
@@ -378,7 +432,8 @@ impl Scheduler {
         let Some(profile) = profile_of(&self.profiles, pod).filter(|p| p.preempts) else {
             return Err(refused("", false));
         };
-        let q = Question { pod, profile, world: &*self.world, reserved: &self.reserved };
+        let (reserved, allocating) = (&self.reserved, &self.allocating);
+        let q = Question { pod, profile, world: &*self.world, reserved, allocating };
         let is_leaving = |p: &PodInfo| p.is_going || self.leaving.contains(&p.uid);
         preempt::may_preempt(q, &self.cluster, verdict, is_leaving).map_err(|why| refused(why, false))?;
         let found = match preempt::find(q, &mut self.cluster, verdict, self.turn) {

@@ -169,6 +169,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use crate::decide::possible;
+    use crate::plugins::devices::Allocating;
     use crate::plugins::volumes::Reserved;
     use crate::pod::Pending;
     use crate::profile::Profile;
@@ -184,7 +185,13 @@ mod tests {
 
     fn victims(cluster: &mut Cluster, pod: &Pending) -> Result<(String, Vec<String>), String> {
         let (profile, reserved) = (Profile::default(), Reserved::new());
-        let q = Question { pod, profile: &profile, world: &Nothing, reserved: &reserved };
+        let q = Question {
+            pod,
+            profile: &profile,
+            world: &Nothing,
+            reserved: &reserved,
+            allocating: &Allocating::default(),
+        };
         let Err(verdict) = possible(q, cluster) else { return Err("it fits".into()) };
         let before: Vec<usize> = cluster.nodes().map(|(_, s, _)| s.pods.len()).collect();
         let candidate = find(q, cluster, &verdict, 0).map(|all| best(all).unwrap());
@@ -245,7 +252,13 @@ mod tests {
         let pod = asking("p", "900m", 10, "p");
         c.nominate(pod.key(), Some(("a", &pod.info)));
         let (profile, reserved) = (Profile::default(), Reserved::new());
-        let q = Question { pod: &pod, profile: &profile, world: &Nothing, reserved: &reserved };
+        let q = Question {
+            pod: &pod,
+            profile: &profile,
+            world: &Nothing,
+            reserved: &reserved,
+            allocating: &Allocating::default(),
+        };
         let verdict = possible(q, &mut c).err().unwrap();
         assert!(may_preempt(q, &c, &verdict, |_| false).is_ok());
         let refused = may_preempt(q, &c, &verdict, |p| p.key.name == "one").unwrap_err();

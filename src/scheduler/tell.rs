@@ -6,6 +6,7 @@ use edge_client::{
     object_reference,
 };
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
@@ -19,10 +20,17 @@ pub(crate) struct News {
     pub(crate) nominated: Option<String>,
     /// Pods that are to go for it, with the node that they are on.
     pub(crate) victims: Vec<Arc<PodInfo>>,
+    /// A claim that is to give its devices back.
+    pub(crate) frees: Option<Arc<ResourceClaim>>,
 }
 
 /// Tells it. The answer names the victims that could not be asked to go.
 pub(crate) async fn tell(client: &Client, recorder: &EventRecorder, news: &News) -> Vec<Arc<PodInfo>> {
+    if let Some(claim) = &news.frees
+        && let Err(error) = crate::binding::free(client, claim).await
+    {
+        tracing::debug!(pod = %news.pod.key(), %error, "devices of a claim not freed");
+    }
     let mut failed = Vec::new();
     for victim in &news.victims {
         if let Err(error) = evict(client, recorder, news, victim).await {

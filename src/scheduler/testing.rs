@@ -7,6 +7,7 @@ use crate::terms::Labels;
 use crate::world::{Budget, World};
 use edge_api::selector::LabelSelector;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 use k8s_openapi::api::storage::v1::{CSINode, StorageClass};
 use serde_json::{Value, json};
 use std::collections::HashSet;
@@ -72,6 +73,22 @@ impl World for Nothing {
 
     fn csi_node(&self, _: &str) -> Option<Arc<CSINode>> {
         None
+    }
+
+    fn resource_claim(&self, _: &str, _: &str) -> Option<Arc<ResourceClaim>> {
+        None
+    }
+
+    fn resource_claims(&self) -> Vec<Arc<ResourceClaim>> {
+        Vec::new()
+    }
+
+    fn device_class(&self, _: &str) -> Option<Arc<DeviceClass>> {
+        None
+    }
+
+    fn slices(&self) -> Vec<Arc<ResourceSlice>> {
+        Vec::new()
     }
 
     fn kin(&self, _: &Pending) -> Vec<LabelSelector> {

@@ -7,6 +7,7 @@ use edge_client::{Informer, Informers};
 use k8s_openapi::api::apps::v1::{ReplicaSet, StatefulSet};
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, ReplicationController, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 use k8s_openapi::api::storage::v1::{CSINode, StorageClass};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -36,6 +37,14 @@ pub(crate) trait World: Send + Sync {
     fn class(&self, name: &str) -> Option<Arc<StorageClass>>;
     /// What the storage drivers of a node can do.
     fn csi_node(&self, name: &str) -> Option<Arc<CSINode>>;
+    /// A claim to devices.
+    fn resource_claim(&self, namespace: &str, name: &str) -> Option<Arc<ResourceClaim>>;
+    /// All claims to devices.
+    fn resource_claims(&self) -> Vec<Arc<ResourceClaim>>;
+    /// A class of devices.
+    fn device_class(&self, name: &str) -> Option<Arc<DeviceClass>>;
+    /// All that drivers tell of devices.
+    fn slices(&self) -> Vec<Arc<ResourceSlice>>;
     /// Which pods belong together with one, in the eyes of Services and of its owner; empty: nobody says so.
     fn kin(&self, pod: &Pending) -> Vec<LabelSelector>;
     /// The budgets.
@@ -49,6 +58,9 @@ pub(crate) struct Informed {
     pub(crate) volumes: Arc<Informer<PersistentVolume>>,
     pub(crate) classes: Arc<Informer<StorageClass>>,
     pub(crate) csi_nodes: Arc<Informer<CSINode>>,
+    pub(crate) resource_claims: Arc<Informer<ResourceClaim>>,
+    pub(crate) device_classes: Arc<Informer<DeviceClass>>,
+    pub(crate) slices: Arc<Informer<ResourceSlice>>,
     services: Arc<Informer<Service>>,
     replica_sets: Arc<Informer<ReplicaSet>>,
     stateful_sets: Arc<Informer<StatefulSet>>,
@@ -64,6 +76,9 @@ impl Informed {
             volumes: informers.of(),
             classes: informers.of(),
             csi_nodes: informers.of(),
+            resource_claims: informers.of(),
+            device_classes: informers.of(),
+            slices: informers.of(),
             services: informers.of(),
             replica_sets: informers.of(),
             stateful_sets: informers.of(),
@@ -79,6 +94,9 @@ impl Informed {
         self.volumes.synced().await;
         self.classes.synced().await;
         self.csi_nodes.synced().await;
+        self.resource_claims.synced().await;
+        self.device_classes.synced().await;
+        self.slices.synced().await;
         self.services.synced().await;
         self.replica_sets.synced().await;
         self.stateful_sets.synced().await;
@@ -135,6 +153,22 @@ impl World for Informed {
 
     fn csi_node(&self, name: &str) -> Option<Arc<CSINode>> {
         self.csi_nodes.get("", name)
+    }
+
+    fn resource_claim(&self, namespace: &str, name: &str) -> Option<Arc<ResourceClaim>> {
+        self.resource_claims.get(namespace, name)
+    }
+
+    fn resource_claims(&self) -> Vec<Arc<ResourceClaim>> {
+        self.resource_claims.list()
+    }
+
+    fn device_class(&self, name: &str) -> Option<Arc<DeviceClass>> {
+        self.device_classes.get("", name)
+    }
+
+    fn slices(&self) -> Vec<Arc<ResourceSlice>> {
+        self.slices.list()
     }
 
     fn kin(&self, pod: &Pending) -> Vec<LabelSelector> {

@@ -1,4 +1,4 @@
-//! Devices and volumes of drivers: the tests play the scheduler, the drivers and the kubelets, on nodes that exist as objects only.
+//! Devices and volumes of drivers: the tests play the drivers and the kubelets, and in part the scheduler, on nodes that exist as objects only.
 
 use crate::conformance::{ApiKind, Flow, every_verb, get, together};
 use crate::harness::space::Space;
@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 
 #[test]
 fn devices_and_volumes_of_drivers() {
-    let flows: [(&str, Flow); 6] = [
+    let flows: [(&str, Flow); 7] = [
         ("operations", operations),
         ("claims", claims_to_devices),
+        ("allocation", allocation_by_the_scheduler),
         ("taints", taints_of_devices),
         ("attachments", attachments),
         ("growth", growth),
@@ -384,4 +385,96 @@ fn attributes_in_use(cluster: &Cluster) {
     assert!(!space.field("vac/gold", ".metadata.deletionTimestamp").is_empty());
     space.kubectl(&["delete", "pvc", "c"]);
     gone(&space, "vac/gold");
+}
+
+/// A pod for the scheduler, with one claim.
+fn scheduled_pod(space: &Space<'_>, name: &str, claim: &Value) {
+    pod(space, name, &json!({"schedulerName": "default-scheduler", "resourceClaims": [claim]}));
+}
+
+/// The devices of a claim, by their names.
+fn devices_of(space: &Space<'_>, claim: &str) -> String {
+    space.field(&format!("resourceclaim/{claim}"), ".status.allocation.devices.results[*].device")
+}
+
+fn claim_of(space: &Space<'_>, pod: &str) -> String {
+    eventually("the claim is noted", || {
+        let name = space.field(&format!("pod/{pod}"), ".status.resourceClaimStatuses[0].resourceClaimName");
+        if name.is_empty() { Err("not yet".to_owned()) } else { Ok(name) }
+    })
+}
+
+fn allocation_by_the_scheduler(cluster: &Cluster) {
+    let space = Space::new(cluster, "allocation");
+    for name in ["dra-1", "dra-2"] {
+        node(cluster, name);
+        let room = json!({"cpu": "4", "memory": "4Gi", "pods": "20"});
+        patch_status(&space, &format!("node/{name}"), &json!({"capacity": room, "allocatable": room}));
+    }
+    let class = |name: &str, expression: &str| {
+        let spec = json!({"selectors": [{"cel": {"expression": expression}}]});
+        cluster.apply(&json!({"apiVersion": "resource.k8s.io/v1", "kind": "DeviceClass", "metadata": {"name": name}, "spec": spec}).to_string());
+    };
+    let template = |name: &str, exactly: Value| {
+        let spec = json!({"spec": {"devices": {"requests": [{"name": "gpu", "exactly": exactly}]}}});
+        let kind = "ResourceClaimTemplate";
+        space.apply(
+            &json!({"apiVersion": "resource.k8s.io/v1", "kind": kind, "metadata": {"name": name}, "spec": spec})
+                .to_string(),
+        );
+    };
+    let from = |template: &str| json!({"name": "gpu", "resourceClaimTemplateName": template});
+    // nothing to choose from, not even a class
+    template("one", json!({"deviceClassName": "scheduled"}));
+    scheduled_pod(&space, "first", &from("one"));
+    told(&space, "first", "FailedScheduling", "request gpu: device class scheduled does not exist");
+    class("scheduled", "device.driver == 'sched.io'");
+    told(&space, "first", "FailedScheduling", "cannot allocate all claims");
+    // a driver tells of its devices
+    let device = |name: &str, model: &str| json!({"name": name, "attributes": {"model": {"string": model}}, "capacity": {"memory": {"value": "40Gi"}}});
+    let slice = |name: &str, devices: Value| {
+        let pool = json!({"name": name, "generation": 1, "resourceSliceCount": 1});
+        let spec = json!({"driver": "sched.io", "nodeName": name, "pool": pool, "devices": devices});
+        cluster.apply(&json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceSlice", "metadata": {"name": name}, "spec": spec}).to_string());
+    };
+    slice("dra-1", json!([device("small", "a"), device("large", "b")]));
+    reaches(&space, "pod/first", ".spec.nodeName", "dra-1");
+    let claim = claim_of(&space, "first");
+    assert_eq!(devices_of(&space, &claim), "small");
+    let what = format!("resourceclaim/{claim}");
+    assert_eq!(space.field(&what, ".status.reservedFor[*].name"), "first");
+    assert_eq!(space.field(&what, ".metadata.finalizers[*]"), "resource.kubernetes.io/delete-protection");
+    let selector = ".status.allocation.nodeSelector.nodeSelectorTerms[0].matchFields[0].values[0]";
+    assert_eq!(space.field(&what, selector), "dra-1");
+    // one of a kind, and one that needs more than there is
+    let of_model = |model: &str| {
+        let expression = format!(
+            "device.attributes['sched.io'].model == '{model}' && device.capacity['sched.io'].memory.compareTo(quantity('10Gi')) > 0"
+        );
+        json!({"deviceClassName": "scheduled", "selectors": [{"cel": {"expression": expression}}]})
+    };
+    template("large", of_model("b"));
+    scheduled_pod(&space, "second", &from("large"));
+    reaches(&space, "pod/second", ".spec.nodeName", "dra-1");
+    assert_eq!(devices_of(&space, &claim_of(&space, "second")), "large");
+    scheduled_pod(&space, "third", &from("one"));
+    told(&space, "third", "FailedScheduling", "cannot allocate all claims. still not schedulable");
+    // what goes gives its device back
+    space.kubectl(&["delete", "pod", "first", "--force"]);
+    reaches(&space, "pod/third", ".spec.nodeName", "dra-1");
+    assert_eq!(devices_of(&space, &claim_of(&space, "third")), "small");
+    // a claim of several pods keeps them together, and one that is used by none is taken away from where no pod can go
+    let shared = json!({"devices": {"requests": [{"name": "gpu", "exactly": {"deviceClassName": "scheduled"}}]}});
+    space.apply(&json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim", "metadata": {"name": "shared"}, "spec": shared}).to_string());
+    slice("dra-2", json!([device("other", "c")]));
+    for name in ["fourth", "fifth"] {
+        scheduled_pod(&space, name, &json!({"name": "gpu", "resourceClaimName": "shared"}));
+        reaches(&space, &format!("pod/{name}"), ".spec.nodeName", "dra-2");
+    }
+    assert_eq!(devices_of(&space, "shared"), "other");
+    eventually("both use it", || {
+        let users = space.field("resourceclaim/shared", ".status.reservedFor[*].name");
+        if users.contains("fourth") && users.contains("fifth") { Ok(()) } else { Err(users) }
+    });
+    cluster.kubectl(&["delete", "resourceslice", "dra-1", "dra-2"]);
 }

@@ -36,6 +36,7 @@ mod offline;
 mod partition;
 mod pod_network;
 mod pods;
+mod policies;
 mod power;
 mod read_only;
 mod restart;

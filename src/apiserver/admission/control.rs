@@ -5,7 +5,7 @@ use crate::Server;
 use crate::access::Ask;
 use async_trait::async_trait;
 use edge_api::{GroupResource, Object, Status, UserInfo};
-use edge_registry::{Admission, Attributes, Operation, Target, UpdateKind, WriteOptions};
+use edge_registry::{Admission, Attributes, Catalog, Operation, Target, UpdateKind, WriteOptions};
 use serde_json::Value;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -92,5 +92,35 @@ impl Cluster for Server {
     fn may(&self, user: &UserInfo, verb: &str, resource: &GroupResource, namespace: &str, name: &str) -> bool {
         let (group, resource) = (resource.group.as_str(), resource.resource.as_str());
         self.access.decide(user, Ask::Resource { verb, group, resource, subresource: "", namespace, name, node: "" }).0
+    }
+
+    fn decide(&self, user: &UserInfo, check: &edge_cel::Check) -> edge_cel::Decision {
+        let account = check.service_account.as_ref().map(|(namespace, name)| {
+            let groups = ["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")];
+            UserInfo::new(format!("system:serviceaccount:{namespace}:{name}"), groups)
+        });
+        let ask = if check.path.is_empty() {
+            Ask::Resource {
+                verb: &check.verb,
+                group: &check.group,
+                resource: &check.resource,
+                subresource: &check.subresource,
+                namespace: &check.namespace,
+                name: &check.name,
+                node: "",
+            }
+        } else {
+            Ask::Path { verb: &check.verb, path: &check.path }
+        };
+        let (allowed, reason) = self.access.decide(account.as_ref().unwrap_or(user), ask);
+        edge_cel::Decision { allowed, reason, error: String::new() }
+    }
+
+    fn catalog(&self) -> &Catalog {
+        self.registry.catalog()
+    }
+
+    fn policies(&self) -> Option<Arc<super::policy::Set>> {
+        self.policies.current()
     }
 }

@@ -12,6 +12,7 @@ mod node_restriction;
 mod nodes;
 mod pod_security;
 mod pods;
+pub(crate) mod policy;
 mod priority;
 mod quota;
 mod rbac;
@@ -19,11 +20,13 @@ mod service_account;
 mod storage;
 
 pub(crate) use control::AdmissionControl;
+pub(crate) use policy::Policies;
 
 use async_trait::async_trait;
 use edge_api::{GroupResource, Object, Status, UserInfo};
-use edge_registry::{Attributes, Operation};
+use edge_registry::{Attributes, Catalog, Operation};
 use serde_json::Value;
+use std::sync::Arc;
 
 /// What the plugins ask of the facts of a write.
 trait AttributesExt {
@@ -74,6 +77,12 @@ pub(crate) trait Cluster: Send + Sync {
     ) -> Result<(), Status>;
     /// Whether the user may do something to one object.
     fn may(&self, user: &UserInfo, verb: &str, resource: &GroupResource, namespace: &str, name: &str) -> bool;
+    /// What an expression asks about somebody's rights.
+    fn decide(&self, user: &UserInfo, check: &edge_cel::Check) -> edge_cel::Decision;
+    /// The kinds that there are.
+    fn catalog(&self) -> &Catalog;
+    /// The policies in force; `None` when there are none.
+    fn policies(&self) -> Option<Arc<policy::Set>>;
 }
 
 /// The plugins that change the object.
@@ -95,7 +104,7 @@ pub(crate) async fn mutate(cluster: &dyn Cluster, a: &Attributes<'_>, object: &m
         storage::default_class(cluster, a, object).await?;
         storage::protect(a, object);
     }
-    Ok(())
+    policy::mutate(cluster, a, object).await
 }
 
 /// The plugins that only judge, on the object as it will be stored.
@@ -104,6 +113,7 @@ pub(crate) async fn mutate(cluster: &dyn Cluster, a: &Attributes<'_>, object: &m
 /// The `Status` of the first that refuses.
 pub(crate) async fn validate(cluster: &dyn Cluster, a: &Attributes<'_>, object: Option<&Object>) -> Result<(), Status> {
     node_restriction::validate(cluster, a, object)?;
+    policy::validate(cluster, a, object).await?;
     if a.operation == Operation::Delete {
         return lifecycle::admit_deletion(a);
     }
@@ -111,6 +121,7 @@ pub(crate) async fn validate(cluster: &dyn Cluster, a: &Attributes<'_>, object: 
     storage::growth(cluster, a, object)?;
     priority::validate_class(cluster, a, object).await?;
     certificates::validate(cluster, a, object)?;
+    policy::check(a, object)?;
     rbac::no_escalation(cluster, a, object)?;
     pod_security::validate(cluster, a, object)?;
     limits::enforce(cluster, a, object).await?;
@@ -142,6 +153,7 @@ mod testing {
         pub(super) allowed: Vec<String>,
         /// Objects whose status was changed, as they became.
         pub(super) changed: parking_lot::Mutex<Vec<Object>>,
+        pub(super) policies: Policies,
     }
 
     impl Fake {
@@ -178,6 +190,18 @@ mod testing {
         }
         fn may(&self, _: &UserInfo, verb: &str, resource: &GroupResource, _: &str, name: &str) -> bool {
             self.allowed.contains(&format!("{verb} {resource} {name}"))
+        }
+        fn decide(&self, user: &UserInfo, check: &edge_cel::Check) -> edge_cel::Decision {
+            let resource = GroupResource::new(check.group.as_str(), check.resource.as_str());
+            let allowed = self.may(user, &check.verb, &resource, &check.namespace, &check.name);
+            edge_cel::Decision { allowed, ..Default::default() }
+        }
+        fn catalog(&self) -> &Catalog {
+            static CATALOG: std::sync::LazyLock<Catalog> = std::sync::LazyLock::new(Catalog::builtin);
+            &CATALOG
+        }
+        fn policies(&self) -> Option<Arc<policy::Set>> {
+            self.policies.current()
         }
     }
 

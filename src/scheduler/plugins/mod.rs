@@ -1,5 +1,6 @@
 //! The rules by which nodes are possible for a pod and by which one is better than another: Kubernetes' default plugins, by their names.
 
+pub(crate) mod devices;
 pub(crate) mod images;
 pub(crate) mod near;
 pub(crate) mod node;
@@ -30,13 +31,14 @@ pub(crate) enum Plugin {
     InterPodAffinity,
     NodeResourcesBalancedAllocation,
     ImageLocality,
+    DynamicResources,
     DefaultPreemption,
     Extender,
 }
 
 impl Plugin {
     /// All that a configuration can name, with their names.
-    pub(crate) const NAMED: [(&'static str, Self); 15] = [
+    pub(crate) const NAMED: [(&'static str, Self); 16] = [
         ("NodeUnschedulable", Self::NodeUnschedulable),
         ("NodeName", Self::NodeName),
         ("TaintToleration", Self::TaintToleration),
@@ -51,6 +53,7 @@ impl Plugin {
         ("InterPodAffinity", Self::InterPodAffinity),
         ("NodeResourcesBalancedAllocation", Self::NodeResourcesBalancedAllocation),
         ("ImageLocality", Self::ImageLocality),
+        ("DynamicResources", Self::DynamicResources),
         ("DefaultPreemption", Self::DefaultPreemption),
     ];
 
