@@ -13,7 +13,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("storage", &["sys"]),
     ("backup", &["storage", "sys"]),
     ("pki", &["api", "sys"]),
-    ("registry", &["api", "schema", "storage"]),
+    ("registry", &["api", "cel", "schema", "storage"]),
     ("auth", &["api", "pki"]),
     ("apiserver", &["api", "cel", "schema", "registry", "auth", "pki"]),
     ("client", &["api", "sys"]),

@@ -319,3 +319,32 @@ fn a_hundred_definitions_cost_little() {
         println!("100 definitions of {} KiB together: {used} KiB more memory", bytes >> 10);
     }
 }
+
+/// Rules in a schema, in Kubernetes' expression language.
+#[test]
+fn rules_of_a_schema_hold() {
+    let mut cluster = Cluster::start();
+    let ruled = |rules: &str| {
+        DEFINITION.replace("            required: [colour]\n", &format!("            required: [colour]\n            {rules}\n"))
+    };
+    // one that cannot be compiled is refused with the definition
+    let error = refused(&cluster, &ruled("x-kubernetes-validations: [{rule: 'self.replicaz < 3'}]"));
+    assert!(error.contains("x-kubernetes-validations[0].rule") && error.contains("replicaz"), "{error}");
+    let rules = ruled(
+        "x-kubernetes-validations: [{rule: \"self.colour != 'blue' || self.replicas <= 2\", message: at most two blue ones, fieldPath: .replicas}, \
+         {rule: 'self.replicas >= oldSelf.replicas', messageExpression: \"'never fewer than ' + string(oldSelf.replicas)\"}]",
+    );
+    cluster.apply(&rules);
+    established(&cluster, "foos.stable.example.com");
+    let of = |colour: &str, replicas: u32| foo("a", &format!("{colour}, replicas: {replicas}"));
+    let error = refused(&cluster, &of("blue", 3));
+    assert!(error.contains("spec.replicas: Invalid value") && error.contains("at most two blue ones"), "{error}");
+    cluster.apply(&of("blue", 2));
+    let error = refused(&cluster, &of("blue", 1));
+    assert!(error.contains("never fewer than 2"), "{error}");
+    cluster.apply(&of("red", 5));
+    // they are there again after a start
+    cluster.stop(Signal::SIGKILL);
+    cluster.launch();
+    assert!(refused(&cluster, &of("blue", 5)).contains("at most two blue ones"));
+}

@@ -14,6 +14,8 @@ use crate::resource::ResourceInfo;
 use crate::stored::Stored;
 use bytes::Bytes;
 use edge_api::GroupVersionKind;
+use edge_api::field::Path;
+use edge_cel::rules::Rules as Expressions;
 use edge_schema::structural::Rules;
 use edge_schema::{Schema, openapi};
 use serde_json::{Value, json};
@@ -63,6 +65,8 @@ pub struct Scale {
 pub(crate) struct Compiled {
     pub(crate) schema: Schema,
     pub(crate) rules: Rules,
+    /// The rules of `x-kubernetes-validations`, where there are any.
+    pub(crate) expressions: Option<Expressions>,
 }
 
 impl Custom {
@@ -85,7 +89,18 @@ impl Custom {
                 tracing::error!(definition = self.definition, %error, "schema is not structural, it is not enforced");
                 compile(&anything())
             });
+            let expressions = Expressions::compile(&schema, &Path::root()).unwrap_or_else(|errors| {
+                // only another server than this one can have let them in
+                let errors = errors.0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+                tracing::error!(
+                    definition = self.definition,
+                    errors,
+                    "rules cannot be compiled, they are not enforced"
+                );
+                None
+            });
             Compiled {
+                expressions,
                 schema: types.expect("invariant: an object of anything is structural"),
                 rules: Rules::compile(&schema),
             }

@@ -1,10 +1,8 @@
 //! Objects of custom resources: their normal form, and whether they are valid.
 
-use super::Custom;
 use crate::resource::ResourceInfo;
 use edge_api::Object;
 use edge_api::field::{ErrorList, Path};
-use edge_schema::structural::Rule;
 use edge_schema::{default, validate};
 use serde_json::Value;
 
@@ -41,20 +39,9 @@ pub(crate) fn check(info: &ResourceInfo, object: &Object, old: Option<&Object>, 
     let (new, old) = (value(object), old.map(value));
     let from = errors.0.len();
     custom.compiled().rules.validate(&new, old.as_ref(), &Path::root(), errors);
-    if errors.0.len() == from && custom.compiled().rules.has_rules() {
-        check_rules(custom, &new, old.as_ref(), errors);
+    if errors.0.len() == from
+        && let Some(expressions) = &custom.compiled().expressions
+    {
+        errors.extend(expressions.validate(&new, old.as_ref()));
     }
 }
-
-/// The rules of `x-kubernetes-validations`, on an object that is valid otherwise.
-///
-/// This is the one place where they will be evaluated: what is missing is [`evaluate`].
-fn check_rules(custom: &Custom, new: &Value, old: Option<&Value>, errors: &mut ErrorList) {
-    custom.compiled().rules.each_rule(new, old, &mut |rule, value, old, path| {
-        evaluate(rule, value, old, path, errors);
-    });
-}
-
-/// Evaluates one rule with `self` and `oldSelf`, and adds an error at the path when it does not hold. The room for CEL is not there yet, so
-/// every rule holds.
-fn evaluate(_rule: &Rule, _value: &Value, _old: Option<&Value>, _at: &Path, _errors: &mut ErrorList) {}

@@ -1,6 +1,6 @@
 //! A schema's JSON to [`Rules`].
 
-use super::{Bound, Checks, Identity, Node, Pattern, Range, Rule, Rules, Type};
+use super::{Bound, Checks, Identity, Node, Pattern, Range, Rules, Type};
 use serde_json::{Map, Value};
 
 impl Rules {
@@ -17,13 +17,11 @@ pub(super) fn node(schema: &Value) -> Node {
         object(map, "properties").map(|(name, property)| (name.as_str().into(), node(property))).collect();
     properties.sort_by(|a, b| a.0.cmp(&b.0));
     let keys = || array(map, "x-kubernetes-list-map-keys").filter_map(Value::as_str).map(Box::from).collect();
-    let mut out = Node {
+    Node {
         ty: map.get("type").and_then(Value::as_str).and_then(Type::parse),
         int_or_string: is("x-kubernetes-int-or-string"),
         nullable: is("nullable"),
         embedded: is("x-kubernetes-embedded-resource"),
-        atomic_map: text(map, "x-kubernetes-map-type") == "atomic",
-        has_rules: false,
         identity: match text(map, "x-kubernetes-list-type") {
             "set" => Identity::Value,
             "map" => Identity::Keys(keys()),
@@ -33,15 +31,11 @@ pub(super) fn node(schema: &Value) -> Node {
         additional: map.get("additionalProperties").filter(|a| a.is_object()).map(|a| Box::new(node(a))),
         items: map.get("items").filter(|i| i.is_object()).map(|i| Box::new(node(i))),
         checks: checks(map).map(Box::new),
-    };
-    let mut below = out.properties.iter().map(|(_, n)| n).chain(out.additional.as_deref()).chain(out.items.as_deref());
-    let is_below = below.any(|n| n.has_rules);
-    out.has_rules = is_below || out.checks.as_ref().is_some_and(|c| !c.rules.is_empty());
-    out
+    }
 }
 
 /// The members that most schemas have none of.
-const CHECKED: [&str; 21] = [
+const CHECKED: [&str; 20] = [
     "format",
     "pattern",
     "minimum",
@@ -62,7 +56,6 @@ const CHECKED: [&str; 21] = [
     "not",
     "exclusiveMinimum",
     "exclusiveMaximum",
-    "x-kubernetes-validations",
 ];
 
 fn checks(map: &Map<String, Value>) -> Option<Checks> {
@@ -97,20 +90,7 @@ fn checks(map: &Map<String, Value>) -> Option<Checks> {
         any_of: nodes("anyOf"),
         one_of: nodes("oneOf"),
         not: map.get("not").map(|n| Box::new(node(n))),
-        rules: array(map, "x-kubernetes-validations").filter_map(Value::as_object).map(rule).collect(),
     })
-}
-
-fn rule(map: &Map<String, Value>) -> Rule {
-    let text = |name: &str| text(map, name).to_owned();
-    Rule {
-        rule: text("rule"),
-        message: text("message"),
-        message_expression: text("messageExpression"),
-        reason: text("reason"),
-        field_path: text("fieldPath"),
-        optional_old_self: map.get("optionalOldSelf") == Some(&Value::Bool(true)),
-    }
 }
 
 /// A text member; empty when there is none.

@@ -1,7 +1,7 @@
 //! Structural schemas of custom resources: what Kubernetes asks of such a schema ([`check`]), and what it asks of values ([`Rules`]).
 //!
 //! In: the `openAPIV3Schema` of one version of a CustomResourceDefinition. Out: field errors in Kubernetes' words. Fields, merge rules and
-//! defaults of the same schema are [`crate::Schema::custom`]'s business.
+//! defaults of the same schema are [`crate::Schema::custom`]'s business; what `x-kubernetes-validations` say is that of the room `cel`.
 
 mod check;
 mod compile;
@@ -9,7 +9,6 @@ mod formats;
 mod validate;
 
 pub use check::{check, simple_path};
-pub use validate::Evaluate;
 
 use regex_lite::Regex;
 use serde_json::{Number, Value};
@@ -22,23 +21,6 @@ const MAX_PATTERN: usize = 4 << 20;
 #[derive(Debug)]
 pub struct Rules {
     root: Node,
-}
-
-/// A rule of `x-kubernetes-validations`, as written.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Rule {
-    /// The expression.
-    pub rule: String,
-    /// What is said of a value that breaks it; may be empty.
-    pub message: String,
-    /// An expression that makes the message; may be empty.
-    pub message_expression: String,
-    /// `FieldValueInvalid` and its like; may be empty.
-    pub reason: String,
-    /// The field that the error is about, below the rule's place; may be empty.
-    pub field_path: String,
-    /// Whether the rule is evaluated without an old value, too.
-    pub optional_old_self: bool,
 }
 
 /// JSON types, as schemas name them.
@@ -93,9 +75,6 @@ struct Node {
     int_or_string: bool,
     nullable: bool,
     embedded: bool,
-    atomic_map: bool,
-    /// Whether it or anything below it has rules.
-    has_rules: bool,
     identity: Identity,
     /// Sorted by name.
     properties: Box<[(Box<str>, Node)]>,
@@ -129,7 +108,6 @@ struct Checks {
     any_of: Box<[Node]>,
     one_of: Box<[Node]>,
     not: Option<Box<Node>>,
-    rules: Box<[Rule]>,
 }
 
 #[derive(Debug, Default)]

@@ -1,31 +1,17 @@
 //! Values against compiled rules. On updates what has not changed is not judged again, so that an object that was valid once can still be
 //! edited after its schema has become stricter.
 
-use super::{Checks, Identity, Node, Rule, Rules, Type, formats};
+use super::{Checks, Identity, Node, Rules, Type, formats};
 use edge_api::field::{ErrorKind, ErrorList, Path};
 use serde_json::{Map, Number, Value};
 
 /// So many errors are told of.
 const MOST: usize = 100;
 
-/// What is done with each rule: the rule, its `self`, its `oldSelf`, and where that is.
-pub type Evaluate<'e> = dyn FnMut(&Rule, &Value, Option<&Value>, &Path) + 'e;
-
 impl Rules {
     /// Judges an object; `old` is what it was before an update. `at` is its place, usually the root.
     pub fn validate(&self, value: &Value, old: Option<&Value>, at: &Path, errors: &mut ErrorList) {
         self.root.validate_from(value, old, at, errors);
-    }
-
-    /// Whether there are any `x-kubernetes-validations`.
-    pub fn has_rules(&self) -> bool {
-        self.root.has_rules
-    }
-
-    /// Calls `evaluate` with every rule of `x-kubernetes-validations` that is about something in an object: the rule, its `self`, its
-    /// `oldSelf` (where there is one that can be told to be the same thing), and where that is.
-    pub fn each_rule(&self, value: &Value, old: Option<&Value>, evaluate: &mut Evaluate<'_>) {
-        each_rule(&self.root, value, old, &Place::Root(&Path::root()), evaluate);
     }
 }
 
@@ -347,34 +333,6 @@ fn combine(checks: &Checks, value: &Value, at: &Place<'_>, errors: &mut ErrorLis
     }
 }
 
-fn each_rule(node: &Node, value: &Value, old: Option<&Value>, at: &Place<'_>, evaluate: &mut Evaluate<'_>) {
-    if !node.has_rules || (value.is_null() && node.nullable) {
-        return;
-    }
-    for rule in node.checks.iter().flat_map(|c| &c.rules) {
-        evaluate(rule, value, old, &at.path());
-    }
-    match value {
-        Value::Object(map) => {
-            let old = old.filter(|_| !node.atomic_map);
-            for (name, v) in map {
-                if let Some(child) = node.property(name).or(node.additional.as_deref()) {
-                    each_rule(child, v, old.and_then(|o| o.get(name)), &Place::Field(at, name), evaluate);
-                }
-            }
-        }
-        Value::Array(items) => {
-            let old = old.and_then(Value::as_array).filter(|_| matches!(node.identity, Identity::Keys(_)));
-            for (i, v) in items.iter().enumerate() {
-                if let Some(item) = &node.items {
-                    each_rule(item, v, counterpart(node, v, i, old), &Place::Item(at, i), evaluate);
-                }
-            }
-        }
-        _ => {}
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -512,28 +470,6 @@ mod tests {
         assert!(errors(schema.clone(), same, Some(old.clone())).is_empty());
         let other = errors(schema, json!({"a": "new", "list": [{"n": "x", "v": "new"}]}), Some(old));
         assert_eq!(other.len(), 2, "{other:?}");
-    }
-
-    #[test]
-    fn rules_are_visited_with_their_old_selves() {
-        let rule = json!([{"rule": "self == oldSelf", "message": "m"}]);
-        let schema = json!({"type": "object", "properties": {
-            "a": {"type": "string", "x-kubernetes-validations": rule},
-            "set": {"type": "array", "items": {"type": "string", "x-kubernetes-validations": rule}},
-            "map": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["n"],
-                "items": {"type": "object", "properties": {"n": {"type": "string"}}, "x-kubernetes-validations": rule}}}});
-        let rules = Rules::compile(&schema);
-        assert!(rules.has_rules());
-        let mut seen = Vec::new();
-        let (new, old) = (
-            json!({"a": "2", "set": ["x"], "map": [{"n": "k", "v": 2}]}),
-            json!({"a": "1", "set": ["x"], "map": [{"n": "k", "v": 1}]}),
-        );
-        rules.each_rule(&new, Some(&old), &mut |rule, value, old, path| {
-            assert_eq!(rule.message, "m");
-            seen.push(format!("{path} {value} {}", old.map_or("-".to_owned(), ToString::to_string)));
-        });
-        assert_eq!(seen, ["a \"2\" \"1\"", "map[0] {\"n\":\"k\",\"v\":2} {\"n\":\"k\",\"v\":1}", "set[0] \"x\" -"]);
     }
 
     /// A pattern that keeps a backtracking engine busy for ever.

@@ -15,7 +15,7 @@ use edge_api::field::ErrorList;
 use edge_api::status::StatusCause;
 use edge_api::{Object, Reason, Status};
 use edge_cel::Budget;
-use edge_registry::{Attributes, Operation, ResourceInfo};
+use edge_registry::{Attributes, Conversion, Operation, ResourceInfo};
 use matching::Constraints;
 pub(super) use mutate::mutate;
 use parking_lot::RwLock;
@@ -245,13 +245,15 @@ fn act(policy: &Policy, binding: &Binding, finding: Finding) -> Option<Denial> {
     binding.denies.then_some(Denial { message, reason })
 }
 
-/// The object in the version of a row; it may be in the stored one.
+/// The object in the version of a row; it may be in the stored one. Where a webhook would have to be asked it stays as it is.
 fn in_version(row: &ResourceInfo, object: &Object) -> Object {
     let mut object = object.clone();
-    if let Some(conversion) = row.conversion
-        && object.api_version() == conversion.stored_api_version
-    {
-        (conversion.from_stored)(&mut object);
+    match &row.conversion {
+        Some(Conversion::BuiltIn(functions)) if object.api_version() == functions.stored_api_version => {
+            (functions.from_stored)(&mut object);
+        }
+        None | Some(Conversion::Renamed { .. }) if row.custom.is_some() => object.set_gvk(&row.gvk()),
+        _ => {}
     }
     object
 }

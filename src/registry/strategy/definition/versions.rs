@@ -4,6 +4,7 @@ use super::{text, versions};
 use edge_api::Object;
 use edge_api::field::{ErrorKind, ErrorList, Path};
 use edge_api::jsonpath::Template;
+use edge_cel::rules::Rules as Expressions;
 use edge_schema::structural;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
@@ -20,7 +21,13 @@ pub(super) fn validate(o: &Object, errors: &mut ErrorList) {
         let status = subresources.is_some_and(|s| s.get("status").is_some_and(|s| !s.is_null()));
         let schema_at = at.child("schema").child("openAPIV3Schema");
         let schema = version.get("schema").and_then(|s| s.get("openAPIV3Schema"));
+        let from = errors.0.len();
         structural::check(schema.unwrap_or(&Value::Null), status, &schema_at, errors);
+        if let (Some(schema), true) = (schema, errors.0.len() == from)
+            && let Err(wrong) = Expressions::compile(schema, &schema_at)
+        {
+            errors.extend(wrong);
+        }
         if let Some(scale) = subresources.and_then(|s| s.get("scale")).and_then(Value::as_object) {
             of_scale(scale, &at.child("subresources"), errors);
         }
