@@ -1,7 +1,7 @@
 //! Custom resources with kubectl: what a user of an operator does, and what may happen to his machine meanwhile.
 
 use crate::harness::etcd::Etcd;
-use crate::harness::{Cluster, Kubectl, Server, eventually};
+use crate::harness::{Cluster, Kubectl, Server, eventually, success};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::fs;
@@ -113,14 +113,24 @@ fn a_day_with_a_custom_resource() {
     assert!(said.contains(r#"spec.colour: Unsupported value: "green": supported values: "red", "blue""#), "{said}");
     let said = refused(&cluster, &foo("b", "red").replace("colour:", "size: 1, colour:"));
     assert!(said.contains(r#"unknown field "spec.size""#), "{said}");
-    // the built-in kubectl finds it as well
-    let out = cluster.edge(&["kubectl", "get", "foo", "a", "-o", "name"]);
-    assert_eq!(
-        String::from_utf8_lossy(&out.stdout),
-        "foo.stable.example.com/a\n",
-        "{}",
-        String::from_utf8_lossy(&out.stderr)
-    );
+    // the built-in kubectl says and does the same
+    let own = |args: &[&str]| {
+        let mut command = cluster.edge_command(&[&["kubectl"], args].concat());
+        success(&args.join(" "), command.env("PATH", "/nowhere").output().unwrap())
+    };
+    assert_eq!(own(&["explain", "foo.spec"]), k(&["explain", "foo.spec"]));
+    assert_eq!(own(&["get", "foo", "a", "-o", "name"]), "foo.stable.example.com/a\n");
+    assert_eq!(own(&["get", "fo"]).lines().next(), k(&["get", "fo"]).lines().next());
+    let file = cluster.dir.join("own.yaml");
+    for colour in ["blue", "red"] {
+        fs::write(&file, foo("own", colour)).unwrap();
+        own(&["apply", "-f", file.to_str().unwrap()]);
+        assert_eq!(k(&["get", "foo", "own", "-o", "jsonpath={.spec.colour}"]), colour);
+    }
+    own(&["label", "foo", "own", "x=y"]);
+    own(&["scale", "foo", "own", "--replicas=3"]);
+    assert_eq!(k(&["get", "foo", "own", "-o", "jsonpath={.spec.replicas} {.metadata.labels.x}"]), "3 y");
+    own(&["delete", "foo", "own"]);
     // the end
     k(&["delete", "foo", "a"]);
     cluster.apply(&foo("c", "red"));

@@ -61,6 +61,11 @@ impl Hub {
                     // the rows share the bytes of the definition with the hub
                     let known = self.catalog.defined(&name);
                     let defined = self.definition(&name).and_then(|s| Defined::read(&s, known.as_deref()));
+                    if let Some(defined) = &defined
+                        && let Some(resource) = self.of(&defined.storage)
+                    {
+                        resource.renew(&defined.storage);
+                    }
                     self.catalog.define(&name, defined);
                 }
                 Redefinition::Loaded(name, read, items) => {

@@ -89,7 +89,7 @@ pub(crate) struct ResourceHub {
     fields: Vec<SelectableField>,
     paths: Paths,
     /// The row of the stored version of a custom resource, into whose form objects are brought.
-    custom: Option<Arc<ResourceInfo>>,
+    custom: RwLock<Option<Arc<ResourceInfo>>>,
     state: RwLock<State>,
 }
 
@@ -102,7 +102,7 @@ impl ResourceHub {
             kind: info.kind.as_ref().into(),
             fields: info.selectable_fields.clone(),
             paths: Paths::new(&info.selectable_fields),
-            custom: None,
+            custom: RwLock::new(None),
             state: RwLock::default(),
         }
     }
@@ -113,11 +113,16 @@ impl ResourceHub {
         let hub = Self {
             fields: defined.selectable.clone(),
             paths: Paths::new(&defined.selectable),
-            custom: Some(info.clone()),
+            custom: RwLock::new(Some(info.clone())),
             ..Self::new(info)
         };
         hub.reset(items, revision, |_| {});
         hub
+    }
+
+    /// Goes by a row that says the same of objects, and so lets go of the definition that the former one was made of.
+    pub(crate) fn renew(&self, info: &Arc<ResourceInfo>) {
+        *self.custom.write() = Some(info.clone());
     }
 
     /// Path of the objects in the store below `/registry/`.
@@ -285,7 +290,8 @@ impl ResourceHub {
     }
 
     fn read(&self, key: &str, json: &[u8], revision: u64) -> Option<Stored> {
-        let modern = self.custom.as_ref().and_then(|info| values::modernized(info, json));
+        let custom = self.custom.read().clone();
+        let modern = custom.and_then(|info| values::modernized(&info, json));
         match Stored::new(key, modern.as_deref().unwrap_or(json), revision, &self.paths) {
             Ok(object) if modern.is_some() => Some(object.modernized()),
             Ok(object) => Some(object),
