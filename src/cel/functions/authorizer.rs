@@ -115,7 +115,12 @@ impl<'a> Value<'a> {
 
     /// The variable `authorizer.requestResource`.
     pub fn resource_check(authorizer: &'a dyn Authorizer, check: Check) -> Self {
-        Value::opaque(Opaque::Authorizer(Box::new(Asking { authorizer, stage: Stage::Resource, check, decision: None })))
+        Value::opaque(Opaque::Authorizer(Box::new(Asking {
+            authorizer,
+            stage: Stage::Resource,
+            check,
+            decision: None,
+        })))
     }
 }
 
