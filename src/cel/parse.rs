@@ -239,7 +239,7 @@ impl Parser {
             return self.member_of(number);
         }
         let operand = self.member()?;
-        if signs % 2 == 0 {
+        if signs.is_multiple_of(2) {
             return Ok(operand);
         }
         let (children, operand) = (operand.depth, Box::new(operand));
@@ -311,12 +311,9 @@ impl Parser {
         let mut fields = Vec::new();
         while !self.eat("}") {
             let optional = self.eat("?");
-            let field = match self.take() {
-                Token::Ident(name) | Token::Quoted(name) => name,
-                _ => {
-                    self.next -= 1;
-                    return Err(self.unexpected("a field"));
-                }
+            let (Token::Ident(field) | Token::Quoted(field)) = self.take() else {
+                self.next -= 1;
+                return Err(self.unexpected("a field"));
             };
             self.expect(":")?;
             fields.push((field.into(), self.expression()?, optional));

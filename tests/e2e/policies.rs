@@ -112,9 +112,17 @@ fn deployments(cluster: &Cluster) {
     apply(&space, &deployment("unbound", 1)).unwrap();
     // a binding holds from the moment on that it was written
     apply(&space, &binding("replicas", &["Deny"], json!({}))).unwrap();
-    let by = "is forbidden: ValidatingAdmissionPolicy 'replicas' with binding 'replicas' denied request: ";
-    refused(&space, &deployment("web", 1), &format!("deployments.apps \"web\" {by}wants more than 1 replica, got 1"));
-    refused(&space, &deployment("web", 2), &format!("{by}failed expression: variables.odd"));
+    let by = "ValidatingAdmissionPolicy 'replicas' with binding 'replicas' denied request: ";
+    refused(
+        &space,
+        &deployment("web", 1),
+        &format!("The deployments \"web\" is invalid: : {by}wants more than 1 replica, got 1"),
+    );
+    refused(
+        &space,
+        &deployment("web", 2),
+        &format!("deployments.apps \"web\" is forbidden: {by}failed expression: variables.odd"),
+    );
     apply(&space, &deployment("web", 3)).unwrap();
     apply(&space, &deployment("exempt", 1)).unwrap();
     refused(&space, &deployment("web", 1), "got 1");

@@ -265,7 +265,7 @@ impl<'a> Value<'a> {
             Value::String(t) => t.is_empty(),
             Value::Bytes(b) => b.is_empty(),
             Value::List(l) => l.is_empty(),
-            Value::Map(m) => m.len() == 0,
+            Value::Map(m) => m.is_empty(),
             Value::Optional(o) => o.is_none(),
             Value::Timestamp(_) | Value::Type(_) | Value::Opaque(_) => false,
         }
