@@ -335,7 +335,10 @@ fn a_hundred_definitions_cost_little() {
 fn rules_of_a_schema_hold() {
     let mut cluster = Cluster::start();
     let ruled = |rules: &str| {
-        DEFINITION.replace("            required: [colour]\n", &format!("            required: [colour]\n            {rules}\n"))
+        DEFINITION.replace(
+            "            required: [colour]\n",
+            &format!("            required: [colour]\n            {rules}\n"),
+        )
     };
     // one that cannot be compiled is refused with the definition
     let error = refused(&cluster, &ruled("x-kubernetes-validations: [{rule: 'self.replicaz < 3'}]"));
