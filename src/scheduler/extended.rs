@@ -86,10 +86,10 @@ pub(crate) enum PreemptError {
     Extender(#[from] ExtenderError),
     #[error("a victim cannot be read")]
     Victim(#[source] edge_client::Error),
-    #[error("extender {extender:?} wants nobody to go on node {node:?}")]
-    Nobody { extender: Extender, node: String },
-    #[error("extender {extender:?} wants a pod (UID {uid:?}) to go that is not on node {node:?}")]
-    Stranger { extender: Extender, node: String, uid: String },
+    #[error("extender {extender} wants nobody to go on node {node:?}")]
+    Nobody { extender: String, node: String },
+    #[error("extender {extender} wants a pod (UID {uid:?}) to go that is not on node {node:?}")]
+    Stranger { extender: String, node: String, uid: String },
 }
 
 /// Leaves the candidates that all extenders agree to, with the victims that they want.
@@ -159,11 +159,11 @@ fn agreed(
             if extender.is_ignorable {
                 continue;
             }
-            return Err(PreemptError::Nobody { extender: extender.clone(), node });
+            return Err(PreemptError::Nobody { extender: extender.url().to_owned(), node });
         }
         let find = |uid: String| {
             let found = id.and_then(|id| cluster.node(id).pods.values().find(|p| p.uid == uid)).cloned();
-            found.ok_or_else(|| PreemptError::Stranger { extender: extender.clone(), node: node.clone(), uid })
+            found.ok_or_else(|| PreemptError::Stranger { extender: extender.url().to_owned(), node: node.clone(), uid })
         };
         let pods = victims.uids.into_iter().map(find).collect::<Result<Vec<_>, _>>()?;
         if let Some(id) = id {

@@ -330,6 +330,11 @@ impl Extender {
         Ok(answer.into_iter().map(|p| (p.host, p.score.clamp(0, MAX_SCORE) * self.weight * scale)).collect())
     }
 
+    /// Where it is.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
     /// Whether it has a say in which pods go for another.
     pub(crate) fn preempts(&self) -> bool {
         !self.preempt.is_empty()

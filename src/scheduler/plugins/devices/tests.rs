@@ -142,7 +142,7 @@ fn constraints_hold_between_devices() {
         (with(json!([exactly("x", json!({"count": 3}))]), json!({"matchAttribute": "d.io/numa"})), "none"),
         (with(json!([exactly("x", json!({"count": 3}))]), json!({"matchAttribute": "d.io/model"})), "x=g0,x=g1,x=g2"),
     ] {
-        assert_eq!(allocate(&four, &[devices.clone()], &[], "a").as_deref(), Ok(want), "{devices}");
+        assert_eq!(allocate(&four, std::slice::from_ref(&devices), &[], "a").as_deref(), Ok(want), "{devices}");
     }
 }
 
