@@ -10,7 +10,7 @@ const WINDOW: Duration = Duration::from_secs(4);
 /// What was begun may settle for so many windows.
 const WINDOWS: usize = 4;
 /// What fails is tried again with back-off: so often at most in a window that begins when the first attempts are over.
-const RETRIES: u64 = 6;
+pub(crate) const RETRIES: u64 = 6;
 
 /// What nobody can do, or only once.
 const IMPOSSIBLE: &str = r#"
@@ -93,7 +93,7 @@ async fn window(wire: &Wire) -> BTreeMap<String, u64> {
 }
 
 /// In one of several windows nothing is counted more often than allowed.
-async fn calms_down(wire: &Wire, allowed: u64, what: &str) {
+pub(crate) async fn calms_down(wire: &Wire, allowed: u64, what: &str) {
     let mut seen = BTreeMap::new();
     for _ in 0..WINDOWS {
         seen = window(wire).await;
@@ -104,7 +104,7 @@ async fn calms_down(wire: &Wire, allowed: u64, what: &str) {
     panic!("{what}: {seen:#?}");
 }
 
-fn ordinary(number: usize) -> Value {
+pub(crate) fn ordinary(number: usize) -> Value {
     let labels = json!({"app": format!("app-{number}")});
     json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": format!("app-{number}")},
         "spec": {"replicas": 2, "selector": {"matchLabels": labels},

@@ -10,4 +10,5 @@ mod harness;
 mod hollow;
 
 mod chaos;
+mod clock;
 mod hot_loops;
