@@ -93,10 +93,18 @@ impl Server {
         EtcdOptions { endpoints: self.url(), ..EtcdOptions::default() }
     }
 
-    /// Sends it a signal.
+    /// Sends it a signal. After a stop nothing of it works any more.
     pub fn signal(&self, signal: Signal) {
         let pid = self.child.as_ref().unwrap().id();
         kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
+        // each thread stops when it is its turn, and may answer somebody until then
+        let works = |thread: std::io::Result<std::fs::DirEntry>| {
+            let stat = std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap_or_default();
+            stat.rsplit(") ").next().is_some_and(|state| !state.is_empty() && !state.starts_with('T'))
+        };
+        while signal == Signal::SIGSTOP && std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().any(works) {
+            std::thread::yield_now();
+        }
     }
 
     /// Kills it as a crash does.
