@@ -47,6 +47,7 @@ mod status;
 mod taint_eviction;
 mod ttl_after_finished;
 mod volumes;
+mod written;
 
 pub use account_tokens::TokenSigner;
 pub use certificates::{CertificateFacts, CertificateSigner};

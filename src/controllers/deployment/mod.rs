@@ -3,11 +3,11 @@
 mod plan;
 mod revisions;
 mod status;
-mod written;
 
 use crate::context::Context;
 use crate::owners::{claim_all, controller_of, controller_of_kind, controller_reference, matches, selector};
 use crate::pods;
+use crate::written::Written;
 use edge_client::{
     Api, Change, DeleteParams, Error, EventType, Informer, Key, Outcome, Patch, PatchParams, PostParams, ResourceExt,
     WorkQueue, run_workers,
@@ -20,7 +20,6 @@ use plan::Scale;
 use revisions::REVISION;
 use serde_json::json;
 use std::sync::Arc;
-use written::Written;
 
 const WORKERS: usize = 4;
 
@@ -30,7 +29,7 @@ struct Controller {
     sets: Arc<Informer<ReplicaSet>>,
     pods: Arc<Informer<Pod>>,
     queue: Arc<WorkQueue<Key>>,
-    written: Written,
+    written: Written<ReplicaSet>,
 }
 
 pub(crate) async fn run(context: Context) {
@@ -68,10 +67,7 @@ pub(crate) async fn run(context: Context) {
 impl Controller {
     fn set_changed(&self, change: &Change<ReplicaSet>) {
         let set = change.object();
-        match change {
-            Change::Applied { .. } => self.written.seen(set),
-            Change::Deleted(_) => self.written.gone(set.metadata.uid.as_deref().unwrap_or_default()),
-        }
+        self.written.seen(change);
         let namespace = set.namespace().unwrap_or_default();
         if let Change::Applied { old: Some(old), new } = change
             && let Some(former) = controller_of_kind::<Deployment>(&**old)
@@ -88,6 +84,11 @@ impl Controller {
                 }
             }
         }
+    }
+
+    /// Notes a ReplicaSet as this controller has written it.
+    fn note(&self, set: &Arc<ReplicaSet>) {
+        self.written.note(set, || self.sets.get_key(&Key::of(&**set)));
     }
 
     /// Recreate waits for the last pod of the old ReplicaSets.
@@ -244,7 +245,7 @@ impl Controller {
             let api: Api<ReplicaSet> = Api::namespaced(self.context.client.clone(), &d.namespace().unwrap_or_default());
             let patch = json!({"metadata": {"annotations": annotations}});
             set = Arc::new(api.patch(&new.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await?);
-            self.written.note(&set);
+            self.note(&set);
         }
         if revisions::revision(d) != wanted {
             self.set_revision(d, wanted).await?;
@@ -268,7 +269,7 @@ impl Controller {
             let patch = json!({"metadata": {"annotations": annotations, "resourceVersion": step.resource_version},
                                "spec": {"replicas": step.to}});
             let made = api.patch(&step.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
-            self.written.note(&Arc::new(made));
+            self.note(&Arc::new(made));
             if step.from != step.to {
                 scaled = true;
                 let way = if step.to > step.from { "up" } else { "down" };

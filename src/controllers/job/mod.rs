@@ -10,6 +10,7 @@ mod tests;
 use crate::context::{Context, each, unless_changed, unless_gone};
 use crate::expectations::Expectations;
 use crate::owners::{claim_all, controller_of, controller_of_kind, matches, selector};
+use crate::written::Written;
 use crate::{finalizers, pod_control, pods};
 use backoff::Record;
 use edge_client::{
@@ -43,6 +44,7 @@ struct Controller {
     /// UIDs of pods whose finalizer was removed, until the cache shows it.
     removed: Mutex<HashMap<Key, HashSet<String>>>,
     records: Mutex<HashMap<Key, Record>>,
+    written: Written<Job>,
 }
 
 pub(crate) async fn run(context: Context) {
@@ -54,6 +56,7 @@ pub(crate) async fn run(context: Context) {
         expectations: Expectations::default(),
         removed: Mutex::default(),
         records: Mutex::default(),
+        written: Written::default(),
         context,
     });
     controller.jobs.synced().await;
@@ -86,6 +89,7 @@ fn uid(pod: &Pod) -> String {
 
 impl Controller {
     fn job_changed(&self, change: &Change<Job>) {
+        self.written.seen(change);
         let job = change.object();
         let key = Key::of(&**job);
         // nobody counts the pods of a Job that is over
@@ -188,6 +192,7 @@ impl Controller {
             self.records.lock().remove(key);
             return Ok(Outcome::Done);
         };
+        let job = self.written.newest(job);
         let Some(spec) = job.spec.as_ref().filter(|_| !is_foreign(&job)) else { return Ok(Outcome::Done) };
         if plan::is_finished(&job) {
             self.records.lock().remove(key);
@@ -209,10 +214,10 @@ impl Controller {
         let mut a = plan::assess(&view);
         let (done, error) = self.act(key, &view, &a, satisfied).await;
         let next = [done.next, a.deadline].into_iter().flatten().min();
-        let written = self.write(key, &job, &view, &mut a, done, starts).await?;
+        let more = self.write(key, &job, &view, &mut a, done, starts).await?;
         match error {
             Some(error) => Err(error),
-            None if written.more => Ok(Outcome::After(Duration::ZERO)),
+            None if more => Ok(Outcome::After(Duration::ZERO)),
             None => Ok(next.map_or(Outcome::Done, Outcome::After)),
         }
     }
@@ -325,16 +330,17 @@ impl Controller {
         (made, error)
     }
 
-    /// Counts what has ended, in the order that loses and doubles nothing, and writes the status.
+    /// Counts what has ended, in the order that loses and doubles nothing, and writes the status. Says whether there is more to be counted
+    /// than went into one round.
     async fn write(
         &self,
         key: &Key,
-        known: &Job,
+        known: &Arc<Job>,
         view: &View<'_>,
         a: &mut Assessment,
         done: Acted,
         starts: bool,
-    ) -> Result<Written, Error> {
+    ) -> Result<bool, Error> {
         let before = known.status.clone().unwrap_or_default();
         let mut status = view.job.status.clone().unwrap_or_default();
         status.uncounted_terminated_pods.get_or_insert_default();
@@ -369,7 +375,7 @@ impl Controller {
         if let Some(end) = ends {
             self.tell_end(known, &end);
         }
-        Ok(Written { more })
+        Ok(more)
     }
 
     /// Says in the conditions whether the Job is suspended.
@@ -391,13 +397,15 @@ impl Controller {
     }
 
     /// Writes the status, on condition that the Job is still the one that was read.
-    async fn flush(&self, job: &Job, status: &JobStatus) -> Result<Job, Error> {
+    async fn flush(&self, job: &Job, status: &JobStatus) -> Result<Arc<Job>, Error> {
         let mut next = job.clone();
         let mut tidied = status.clone();
         plan::tidy(&mut tidied);
         next.status = Some(tidied);
         let api: Api<Job> = Api::namespaced(self.context.client.clone(), &job.namespace().unwrap_or_default());
-        api.replace_status(&job.name_any(), &PostParams::default(), &next).await
+        let written = Arc::new(api.replace_status(&job.name_any(), &PostParams::default(), &next).await?);
+        self.written.note(&written, || self.jobs.get_key(&Key::of(&*written)));
+        Ok(written)
     }
 
     /// Takes the finalizers off pods; gives those where that worked.
@@ -447,11 +455,6 @@ impl Acted {
         self.ready = self.ready.saturating_sub(pods.iter().filter(|p| pods::is_ready(p)).count());
         self.terminating = self.terminating.saturating_add(i32::try_from(pods.len()).unwrap_or(i32::MAX));
     }
-}
-
-struct Written {
-    /// Whether there is more to be counted than went into one round.
-    more: bool,
 }
 
 fn split<T>(results: Vec<Result<T, Error>>) -> (Vec<T>, Option<Error>) {

@@ -6,7 +6,7 @@ use futures::StreamExt;
 use inotify::{Inotify, WatchMask};
 use k8s_openapi::jiff::Timestamp;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Take};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use tokio::sync::mpsc;
@@ -105,7 +105,10 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
 /// An open log.
 struct Log {
     path: PathBuf,
-    file: BufReader<File>,
+    /// Unless it is followed, it ends where it ended when the reader came: a container that writes fast makes the answer neither longer
+    /// than it was asked for, nor endless.
+    file: BufReader<Take<File>>,
+    follow: bool,
     inode: u64,
     /// A line that is not complete yet.
     partial: Vec<u8>,
@@ -120,14 +123,18 @@ struct Log {
 impl Log {
     fn open(path: &Path, options: &LogOptions) -> io::Result<Self> {
         let mut file = File::open(path)?;
-        if let Some(lines) = options.tail_lines {
-            let start = tail_start(&mut file, lines)?;
-            file.seek(SeekFrom::Start(start))?;
-        }
+        let metadata = file.metadata()?;
+        let start = match options.tail_lines {
+            Some(lines) => tail_start(&mut file, metadata.len(), lines)?,
+            None => 0,
+        };
+        file.seek(SeekFrom::Start(start))?;
+        let length = if options.follow { u64::MAX } else { metadata.len() - start };
         Ok(Self {
             path: path.to_owned(),
-            inode: file.metadata()?.ino(),
-            file: BufReader::with_capacity(CHUNK, file),
+            inode: metadata.ino(),
+            file: BufReader::with_capacity(CHUNK, file.take(length)),
+            follow: options.follow,
             partial: Vec::new(),
             since: options.since,
             timestamps: options.timestamps,
@@ -152,7 +159,7 @@ impl Log {
                 }
             } else if self.partial.len() == before {
                 // the end of this file: perhaps rotation has put a new one in its place
-                return if self.reopen_rotated()? { Ok((out.into(), true)) } else { Ok((out.into(), false)) };
+                return if self.follow && self.reopen_rotated()? { Ok((out.into(), true)) } else { Ok((out.into(), false)) };
             }
         }
         Ok((out.into(), true))
@@ -170,7 +177,7 @@ impl Log {
             return Ok(false);
         }
         self.inode = inode;
-        self.file = BufReader::with_capacity(CHUNK, file);
+        self.file = BufReader::with_capacity(CHUNK, file.take(u64::MAX));
         self.partial.clear();
         Ok(true)
     }
@@ -225,9 +232,8 @@ fn parse(line: &[u8]) -> Option<Line<'_>> {
     Some(Line { time, stream, full, content: parts.next().unwrap_or_default() })
 }
 
-/// Where the last `lines` lines of a file begin.
-fn tail_start(file: &mut File, lines: u64) -> io::Result<u64> {
-    let end = file.metadata()?.len();
+/// Where the last `lines` lines of the first `end` bytes of a file begin.
+fn tail_start(file: &mut File, end: u64, lines: u64) -> io::Result<u64> {
     if lines == 0 {
         return Ok(end);
     }
@@ -325,6 +331,20 @@ mod tests {
                 .collect();
             read(&noise, LogOptions { tail_lines: Some(3), timestamps: true, ..LogOptions::default() }).await;
         }
+    }
+
+    #[test]
+    fn what_is_written_while_it_is_read_is_not_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        std::fs::write(&path, line(1, "stdout", "F", "one") + &line(2, "stdout", "F", "two")).unwrap();
+        let mut log = Log::open(&path, &LogOptions { tail_lines: Some(1), ..LogOptions::default() }).unwrap();
+        let mut file = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+        file.write_all(line(3, "stdout", "F", "three").as_bytes()).unwrap();
+        assert_eq!(log.next_chunk().unwrap(), (Bytes::from("two\n"), false));
+        std::fs::rename(&path, dir.path().join("0.log.1")).unwrap();
+        std::fs::write(&path, line(4, "stdout", "F", "after rotation")).unwrap();
+        assert_eq!(log.next_chunk().unwrap(), (Bytes::new(), false));
     }
 
     #[tokio::test]
