@@ -1,7 +1,8 @@
-//! Expectations: how many creations and deletions a controller has asked for and not yet seen in its cache.
+//! Expectations: which creations and deletions a controller has asked for and not yet seen in its cache.
 //!
 //! A controller that acts on a cache must not act again before the cache has seen what it did, or it would make too many
-//! pods. Deletions are expected by UID, so that a pod whose deletion takes long counts once.
+//! pods. Pods are expected by UID: the news of others, which may be old news (all of them are when a controller begins), is no sign that
+//! what was made is known; and one whose deletion takes long counts once.
 
 use edge_client::{Change, Key, ResourceExt};
 use k8s_openapi::api::core::v1::Pod;
@@ -14,9 +15,23 @@ use tokio::time::Instant;
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(300);
 
 struct Expected {
-    creations: usize,
+    /// Creations that are being asked for.
+    asked: usize,
+    /// Pods that came while they were: the cache may know of a pod before the one who made it does.
+    early: HashSet<String>,
+    /// Pods that were made.
+    creations: HashSet<String>,
     deletions: HashSet<String>,
     since: Instant,
+}
+
+impl Expected {
+    fn answered(&mut self, answers: usize) {
+        self.asked = self.asked.saturating_sub(answers);
+        if self.asked == 0 {
+            self.early = HashSet::new();
+        }
+    }
 }
 
 /// The expectations of one controller, by the key of the owner.
@@ -24,16 +39,34 @@ struct Expected {
 pub(crate) struct Expectations(Mutex<HashMap<Key, Expected>>);
 
 impl Expectations {
-    /// Expects creations and deletions (by UID). Call before doing them.
+    /// Expects so many creations, and deletions (by UID). Call before doing them, and then [`Self::made`] or [`Self::not_made`] for each
+    /// creation.
     pub(crate) fn expect(&self, key: &Key, creations: usize, deletions: impl IntoIterator<Item = String>) {
-        let expected = Expected { creations, deletions: deletions.into_iter().collect(), since: Instant::now() };
+        let expected = Expected {
+            asked: creations,
+            early: HashSet::new(),
+            creations: HashSet::new(),
+            deletions: deletions.into_iter().collect(),
+            since: Instant::now(),
+        };
         self.0.lock().insert(key.clone(), expected);
     }
 
-    /// A pod was seen that the owner may have made, or its creation failed.
-    pub(crate) fn created(&self, key: &Key) {
+    /// A pod was made, as the API server says.
+    pub(crate) fn made(&self, key: &Key, pod: &Pod) {
         if let Some(e) = self.0.lock().get_mut(key) {
-            e.creations = e.creations.saturating_sub(1);
+            let uid = pod.uid().unwrap_or_default();
+            if !e.early.remove(&uid) {
+                e.creations.insert(uid);
+            }
+            e.answered(1);
+        }
+    }
+
+    /// So many pods were not made after all.
+    pub(crate) fn not_made(&self, key: &Key, count: usize) {
+        if let Some(e) = self.0.lock().get_mut(key) {
+            e.answered(count);
         }
     }
 
@@ -46,12 +79,15 @@ impl Expectations {
 
     /// Takes note of a change of a pod of the owner.
     pub(crate) fn observe(&self, key: &Key, change: &Change<Pod>) {
+        let mut all = self.0.lock();
+        let Some(e) = all.get_mut(key) else { return };
         let pod = change.object();
-        if matches!(change, Change::Applied { old: None, .. }) {
-            self.created(key);
-        }
+        let uid = pod.uid().unwrap_or_default();
         if matches!(change, Change::Deleted(_)) || pod.metadata.deletion_timestamp.is_some() {
-            self.deleted(key, &pod.uid().unwrap_or_default());
+            e.deletions.remove(&uid);
+        }
+        if !e.creations.remove(&uid) && e.asked > 0 {
+            e.early.insert(uid);
         }
     }
 
@@ -64,7 +100,8 @@ impl Expectations {
     pub(crate) fn satisfied(&self, key: &Key) -> bool {
         let mut all = self.0.lock();
         let Some(e) = all.get(key) else { return true };
-        let done = (e.creations == 0 && e.deletions.is_empty()) || e.since.elapsed() > FORGOTTEN_AFTER;
+        let seen = e.asked == 0 && e.creations.is_empty() && e.deletions.is_empty();
+        let done = seen || e.since.elapsed() > FORGOTTEN_AFTER;
         if done {
             all.remove(key);
         }
@@ -76,20 +113,62 @@ impl Expectations {
 mod tests {
     use super::*;
 
+    use std::sync::Arc;
+
+    fn pod(uid: &str) -> Arc<Pod> {
+        let mut pod = Pod::default();
+        pod.metadata.uid = Some(uid.into());
+        Arc::new(pod)
+    }
+
+    fn comes(uid: &str) -> Change<Pod> {
+        Change::Applied { old: None, new: pod(uid) }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn acts_again_only_when_everything_was_seen() {
         let e = Expectations::default();
         let key = Key::new("ns", "rs");
         assert!(e.satisfied(&key));
-        e.expect(&key, 2, ["a".to_owned()]);
-        e.created(&key);
-        e.deleted(&key, "a");
+        e.expect(&key, 3, ["a".to_owned()]);
+        e.made(&key, &pod("x"));
+        e.observe(&key, &comes("x"));
+        e.observe(&key, &Change::Deleted(pod("a")));
         e.deleted(&key, "unknown");
-        assert!(!e.satisfied(&key));
-        e.created(&key);
+        assert!(!e.satisfied(&key), "one has no answer yet");
+        e.not_made(&key, 1);
+        e.made(&key, &pod("y"));
+        assert!(!e.satisfied(&key), "the cache does not know y");
+        e.observe(&key, &comes("y"));
         assert!(e.satisfied(&key));
         e.expect(&key, 1, []);
         tokio::time::advance(FORGOTTEN_AFTER + Duration::from_secs(1)).await;
+        assert!(e.satisfied(&key));
+    }
+
+    #[test]
+    fn the_cache_may_know_first() {
+        let e = Expectations::default();
+        let key = Key::new("ns", "rs");
+        e.expect(&key, 2, []);
+        e.observe(&key, &comes("x"));
+        e.made(&key, &pod("x"));
+        e.observe(&key, &comes("y"));
+        e.observe(&key, &Change::Deleted(pod("y")));
+        e.made(&key, &pod("y"));
+        assert!(e.satisfied(&key));
+    }
+
+    #[test]
+    fn news_of_others_is_no_news_of_what_was_made() {
+        let e = Expectations::default();
+        let key = Key::new("ns", "rs");
+        e.expect(&key, 1, []);
+        e.observe(&key, &comes("old"));
+        e.made(&key, &pod("x"));
+        e.observe(&key, &comes("older"));
+        assert!(!e.satisfied(&key));
+        e.observe(&key, &comes("x"));
         assert!(e.satisfied(&key));
     }
 }

@@ -171,8 +171,12 @@ impl<K: Replicated> Controller<K> {
         if may_act && set.meta().deletion_timestamp.is_none() {
             failure = self.manage(key, &set, &active, wanted).await;
         }
-        let (status, next) = plan_status(&*set, &owned, wanted, failure.as_ref(), Timestamp::now());
+        let (mut status, next) = plan_status(&*set, &owned, wanted, failure.as_ref(), Timestamp::now());
         let current = set.status_value();
+        if !may_act {
+            // it counts as seen with a number that has all pods of earlier orders in it, which rollouts go by
+            status["observedGeneration"] = current["observedGeneration"].clone();
+        }
         crate::status::write(&self.context.client, &*set, Some(&current), status).await?;
         match (failure, next) {
             (Some(error), _) => Err(error),
@@ -188,12 +192,10 @@ impl<K: Replicated> Controller<K> {
             let pod = pod_control::pod_of(set.template()?, set);
             self.expectations.expect(key, missing, []);
             let (made, error) = pod_control::slow_start(missing, async |_| {
-                pod_control::create(&self.context, set, &pod).await.map(drop)
+                pod_control::create(&self.context, set, &pod).await.map(|made| self.expectations.made(key, &made))
             })
             .await;
-            for _ in made..missing {
-                self.expectations.created(key);
-            }
+            self.expectations.not_made(key, missing - made);
             return error;
         }
         let surplus = (active.len() - wanted).min(BURST);

@@ -101,8 +101,7 @@ impl State {
         let Some(instance) = self.pods.get(uid) else { return };
         let (key, node) = (instance.pod.key(), instance.pod.spec.node_name.clone());
         if self.running.get(&key).is_some_and(|known| known == uid) {
-            let graceless = instance.pod.metadata.deletion_grace_period_seconds == Some(0);
-            if self.lost.contains(&node) && !graceless {
+            if self.lost.contains(&node) && !self.forced.contains(uid) {
                 self.faults.push(format!("{key:?} is gone, and still runs on {node}, which is lost"));
             }
             self.running.remove(&key);
@@ -145,7 +144,7 @@ impl Shared {
             Step::Wait(time) => Ok(Outcome::After(time)),
             Step::Start => {
                 let patch = status(&pod, &running(&pod));
-                if !self.tell(&pod, &patch).await? {
+                if self.tell(&pod, &patch).await?.is_none() {
                     return Ok(Outcome::Done);
                 }
                 let mut state = self.state.lock();
@@ -155,10 +154,8 @@ impl Shared {
             }
             Step::End(code) => {
                 let patch = status(&pod, &ended(&pod, code));
-                if !self.tell(&pod, &patch).await? {
-                    return Ok(Outcome::Done);
-                }
-                self.note_end(&pod, code);
+                let Some(told) = self.tell(&pod, &patch).await? else { return Ok(Outcome::Done) };
+                self.note_end(&pod, code, told.metadata.deletion_timestamp.is_some());
                 Ok(Outcome::Done)
             }
             Step::Remove => {
@@ -171,23 +168,24 @@ impl Shared {
         }
     }
 
-    /// Says something of a pod; `false` when it is not there any more.
-    async fn tell(&self, pod: &SeenPod, patch: &Value) -> Result<bool, Refused> {
+    /// Says something of a pod, and gives the pod then; `None` when it is not there any more.
+    async fn tell(&self, pod: &SeenPod, patch: &Value) -> Result<Option<SeenPod>, Refused> {
         match self.wire.patch(&format!("{}/status", pod.path()), patch).await {
-            Ok(_) => Ok(true),
-            Err(refused) if matches!(refused.code(), 404 | 409) => Ok(false),
+            Ok(answer) => Ok(serde_json::from_slice(&answer).ok()),
+            Err(refused) if matches!(refused.code(), 404 | 409) => Ok(None),
             Err(refused) => Err(refused),
         }
     }
 
-    fn note_end(&self, pod: &SeenPod, code: i32) {
+    fn note_end(&self, pod: &SeenPod, exit_code: i32, was_going: bool) {
         let mut state = self.state.lock();
         state.stopped(&pod.metadata.uid);
-        if code != STOPPED {
-            if code != 0 {
+        if exit_code != STOPPED {
+            if exit_code != 0 {
                 *state.failures.entry(pod.place()).or_default() += 1;
             }
-            state.ended.insert(pod.metadata.uid.clone(), Ended { owner: pod.place(), exit_code: code });
+            let ended = Ended { owner: pod.place(), exit_code, was_going };
+            state.ended.entry(pod.metadata.uid.clone()).or_insert(ended);
         }
         self.recount(&state);
         drop(state);

@@ -2,7 +2,7 @@
 
 use super::kubelet::Instance;
 use super::pod::{Page, SeenPod};
-use super::{Refused, Shared};
+use super::{Ended, Refused, Shared};
 use futures::StreamExt;
 use kube::api::WatchEvent;
 use std::collections::HashSet;
@@ -82,8 +82,12 @@ impl Shared {
         {
             let mut state = self.state.lock();
             state.by_node.entry(pod.spec.node_name.clone()).or_default().insert(uid.clone());
-            let known = state.pods.get_mut(&uid);
             let has_ended = pod.has_ended();
+            if pod.status.phase == "Succeeded" {
+                let ended = Ended { owner: pod.place(), exit_code: 0, was_going: pod.is_going() };
+                state.ended.entry(uid.clone()).or_insert(ended);
+            }
+            let known = state.pods.get_mut(&uid);
             match known {
                 Some(instance) => instance.pod = Arc::new(pod),
                 None => drop(state.pods.insert(uid.clone(), Instance::new(pod))),

@@ -70,12 +70,15 @@ pub(crate) struct Counts {
     pub(crate) running: usize,
 }
 
-/// The end of a pod that ended by itself, as the API server has acknowledged it.
+/// The end of a pod that ended by itself, as the API server has acknowledged it, or shows it (one that dies after it has taken an
+/// end in acknowledges nothing).
 #[derive(Clone, Debug)]
 pub(crate) struct Ended {
     /// UID of the owner, and the completion index if it has one.
     pub(crate) owner: (String, Option<String>),
     pub(crate) exit_code: i32,
+    /// Somebody had told it to go before: whoever counts ends may have counted it as stopped already.
+    pub(crate) was_going: bool,
 }
 
 #[derive(Default)]
@@ -88,6 +91,8 @@ struct State {
     /// How many pods of an owner (and index) have been made to fail.
     failures: HashMap<(String, Option<String>), u32>,
     lost: HashSet<String>,
+    /// UIDs of pods that somebody takes out of the API without waiting for their nodes.
+    forced: HashSet<String>,
     nodes: Vec<String>,
     ended: BTreeMap<String, Ended>,
     faults: Vec<String>,
@@ -156,6 +161,11 @@ impl Fleet {
     /// Lets a node fall silent: its pods go on as they are, and nobody hears of them.
     pub(crate) fn lose(&self, node: &str) {
         self.shared.state.lock().lost.insert(node.to_owned());
+    }
+
+    /// A pod is about to be taken out of the API, whether its node has ended it or not.
+    pub(crate) fn will_be_forced(&self, uid: &str) {
+        self.shared.state.lock().forced.insert(uid.to_owned());
     }
 
     /// Lets a lost node come back: it says that it is ready, and does what it has missed.

@@ -225,13 +225,14 @@ impl Controller {
         }
         self.expectations.expect(key, create.len(), delete.iter().filter_map(|p| p.uid()));
         let (made, failed) = pod_control::slow_start(create.len(), async |i| match create.get(i) {
-            Some(node) => pod_control::create(&self.context, set, &plan::bound(template, node)).await.map(drop),
+            Some(node) => {
+                let pod = plan::bound(template, node);
+                pod_control::create(&self.context, set, &pod).await.map(|made| self.expectations.made(key, &made))
+            }
             None => Ok(()),
         })
         .await;
-        for _ in made..create.len() {
-            self.expectations.created(key);
-        }
+        self.expectations.not_made(key, create.len() - made);
         let deletions = delete.iter().map(|pod| async {
             let result = pod_control::delete(&self.context, set, pod).await;
             if result.is_err() {

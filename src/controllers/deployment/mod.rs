@@ -3,6 +3,7 @@
 mod plan;
 mod revisions;
 mod status;
+mod told;
 
 use crate::context::Context;
 use crate::owners::{claim_all, controller_of, controller_of_kind, controller_reference, matches, selector};
@@ -20,6 +21,7 @@ use plan::Scale;
 use revisions::REVISION;
 use serde_json::json;
 use std::sync::Arc;
+use told::Told;
 
 const WORKERS: usize = 4;
 
@@ -30,6 +32,7 @@ struct Controller {
     pods: Arc<Informer<Pod>>,
     queue: Arc<WorkQueue<Key>>,
     written: Written<ReplicaSet>,
+    told: Told,
 }
 
 pub(crate) async fn run(context: Context) {
@@ -39,6 +42,7 @@ pub(crate) async fn run(context: Context) {
         pods: context.informers.of(),
         queue: WorkQueue::new(),
         written: Written::default(),
+        told: Told::default(),
         context,
     });
     let (mut deployments, mut sets) = (controller.deployments.subscribe(), controller.sets.subscribe());
@@ -68,6 +72,9 @@ impl Controller {
     fn set_changed(&self, change: &Change<ReplicaSet>) {
         let set = change.object();
         self.written.seen(change);
+        if matches!(change, Change::Deleted(_)) {
+            self.told.gone(set);
+        }
         let namespace = set.namespace().unwrap_or_default();
         if let Change::Applied { old: Some(old), new } = change
             && let Some(former) = controller_of_kind::<Deployment>(&**old)
@@ -124,7 +131,12 @@ impl Controller {
             }
         }
         let scaling = paused || plan::is_scaling(&deployment, &sets);
-        let steps = plan::steps(&deployment, new.as_deref(), &sets, scaling, self.old_pods(&sets, new.as_deref()));
+        let old_pods = self.old_pods(&sets, new.as_deref());
+        let is_new = |set: &Arc<ReplicaSet>| new.as_ref().filter(|new| new.uid() == set.uid());
+        let current: Vec<_> = sets.iter().map(|set| is_new(set).unwrap_or(set).clone()).collect();
+        let judged = self.told.cautious(&current);
+        let newest = judged.iter().find(|set| is_new(set).is_some()).or(new.as_ref());
+        let steps = plan::steps(&deployment, newest.map(|set| &**set), &judged, scaling, old_pods);
         let scaled = self.scale_all(&deployment, &steps).await?;
         if plan::is_complete(&deployment, new.as_deref(), &sets) || paused {
             self.clean_up(&deployment, new.as_deref(), &sets).await?;
@@ -141,7 +153,7 @@ impl Controller {
     /// Recreate makes the new ReplicaSet only when the pods of the old ones are gone.
     fn may_create(&self, deployment: &Deployment, sets: &[Arc<ReplicaSet>]) -> bool {
         !plan::is_recreate(deployment)
-            || (sets.iter().all(|s| plan::spec_replicas(s) == 0) && self.old_pods(sets, None) == 0)
+            || (plan::are_gone(&self.told.cautious(sets)) && self.old_pods(sets, None) == 0)
     }
 
     /// How many pods of the ReplicaSets other than `new` have not ended.
@@ -185,7 +197,7 @@ impl Controller {
         };
         let labels = set.spec.as_ref().and_then(|s| s.template.as_ref()?.metadata.as_ref()?.labels.clone());
         set.metadata.labels = labels;
-        let wanted = plan::initial_replicas(d, sets);
+        let wanted = plan::initial_replicas(d, &self.told.cautious(sets));
         if let Some(s) = &mut set.spec {
             s.replicas = Some(wanted);
         }
@@ -269,6 +281,7 @@ impl Controller {
             let patch = json!({"metadata": {"annotations": annotations, "resourceVersion": step.resource_version},
                                "spec": {"replicas": step.to}});
             let made = api.patch(&step.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+            self.told.note(&made, step.from, step.to);
             self.note(&Arc::new(made));
             if step.from != step.to {
                 scaled = true;

@@ -34,6 +34,11 @@ fn staying(set: &ReplicaSet) -> i32 {
     available(set).min(spec_replicas(set))
 }
 
+/// Whether the pods of all sets are gone, and none can come.
+pub(super) fn are_gone(sets: &[Arc<ReplicaSet>]) -> bool {
+    sets.iter().all(|s| present(s) == 0)
+}
+
 /// The pods of a set that count against the most that there may be: a set that was told to have fewer has its pods until its status
 /// says that they go. (Kubernetes counts what was told, and has more pods than it may for a moment.)
 fn present(set: &ReplicaSet) -> i32 {
@@ -126,12 +131,17 @@ pub(super) fn steps(
     old_pods: usize,
 ) -> Vec<Scale> {
     let old: Vec<&ReplicaSet> = sets.iter().map(|s| &**s).filter(|s| new.is_none_or(|n| n.uid() != s.uid())).collect();
+    // one that does not know its last order yet may be making pods
+    let old_is_gone = old_pods == 0 && old.iter().all(|s| present(s) == 0);
     if scaling {
+        if is_recreate(d) && !old_is_gone && sets.iter().all(|s| spec_replicas(s) == 0) {
+            return Vec::new();
+        }
         return scale_in_proportion(d, new, &old);
     }
     if is_recreate(d) {
         let down: Vec<Scale> = old.iter().filter_map(|s| step(s, 0)).collect();
-        if !down.is_empty() || old_pods > 0 {
+        if !down.is_empty() || !old_is_gone {
             return down;
         }
         return new.and_then(|n| step(n, wanted(d))).into_iter().collect();
@@ -365,6 +375,12 @@ mod tests {
         let all = [set("old", 0, 0, 2, 2), new.clone()];
         assert!(steps(&d, Some(&new), &all, false, 1).is_empty());
         assert_eq!(scaled(&steps(&d, Some(&new), &all, false, 0)), [("new", 2)]);
+        let mut busy = (*set("old", 0, 0, 2, 2)).clone();
+        busy.status.get_or_insert_default().replicas = 2;
+        let all = [Arc::new(busy), new.clone()];
+        assert!(!are_gone(&all));
+        assert!(steps(&d, Some(&new), &all, false, 0).is_empty(), "some may be coming that nobody sees yet");
+        assert!(steps(&d, Some(&new), &all, true, 0).is_empty());
     }
 
     #[test]

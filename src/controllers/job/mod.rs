@@ -321,12 +321,10 @@ impl Controller {
                 Some(index) => with_index(&base, view, a, index),
                 None => base.clone(),
             };
-            pod_control::create(&self.context, view.job, &pod).await.map(drop)
+            pod_control::create(&self.context, view.job, &pod).await.map(|made| self.expectations.made(key, &made))
         })
         .await;
-        for _ in made..indexes.len() {
-            self.expectations.created(key);
-        }
+        self.expectations.not_made(key, indexes.len() - made);
         (made, error)
     }
 

@@ -159,7 +159,11 @@ impl Log {
                 }
             } else if self.partial.len() == before {
                 // the end of this file: perhaps rotation has put a new one in its place
-                return if self.follow && self.reopen_rotated()? { Ok((out.into(), true)) } else { Ok((out.into(), false)) };
+                return if self.follow && self.reopen_rotated()? {
+                    Ok((out.into(), true))
+                } else {
+                    Ok((out.into(), false))
+                };
             }
         }
         Ok((out.into(), true))

@@ -169,11 +169,11 @@ impl<'a> Driver<'a> {
         self.jobs.push(job);
     }
 
-    /// The pods of an app, in the order of their names.
-    async fn pods(&self, app: &str) -> Vec<String> {
+    /// The pods of an app, names and UIDs, in the order of their names.
+    async fn pods(&self, app: &str) -> Vec<(String, String)> {
         let path = format!("{}?labelSelector=app%3D{app}", objects::path("pods"));
         let list: kube::core::ObjectList<Pod> = self.wire.get(&path).await.unwrap();
-        let mut names: Vec<String> = list.items.iter().map(ResourceExt::name_any).collect();
+        let mut names: Vec<_> = list.items.iter().map(|pod| (pod.name_any(), pod.uid().unwrap())).collect();
         names.sort();
         names
     }
@@ -181,7 +181,7 @@ impl<'a> Driver<'a> {
     async fn evict(&mut self) {
         let pods = self.pods(GUARDED.name).await;
         let which = self.random.below(64);
-        let Some(name) = pods.get(which % pods.len().max(1)) else { return };
+        let Some((name, _)) = pods.get(which % pods.len().max(1)) else { return };
         self.done.push(format!("{name} (number {which}) is evicted"));
         let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}});
         match self.wire.create(&format!("{}/{name}/eviction", objects::path("pods")), &eviction).await {
@@ -195,11 +195,16 @@ impl<'a> Driver<'a> {
         let app = *self.random.of(&["both", "surge", "room", "anew", "ordered", "parallel", "daemon"]);
         let (which, at_once) = (self.random.below(64), self.random.below(4) == 0);
         let pods = self.pods(app).await;
-        let Some(name) = pods.get(which % pods.len().max(1)) else { return };
+        let Some((name, uid)) = pods.get(which % pods.len().max(1)) else { return };
         self.done.push(format!("{name} (number {which} of {app}) is deleted, at once: {at_once}"));
-        let options = if at_once { json!({"gracePeriodSeconds": 0}) } else { json!({}) };
+        let mut options = json!({"preconditions": {"uid": uid}});
+        if at_once {
+            options["gracePeriodSeconds"] = 0.into();
+            self.fleet.will_be_forced(uid);
+        }
         if let Err(refused) = self.wire.delete(&format!("{}/{name}", objects::path("pods")), &options).await {
-            assert_eq!(refused.code(), 404, "{refused}");
+            // it has gone by itself, and another one may have its name
+            assert!(matches!(refused.code(), 404 | 409), "{refused}");
         }
     }
 

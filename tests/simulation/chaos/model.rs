@@ -6,7 +6,6 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::ResourceExt;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::time::{Duration, Instant};
 
 /// As much of a pod as matters.
 struct Seen {
@@ -45,8 +44,8 @@ pub(super) struct Bounds {
     /// The UID and generation with which that was acknowledged; not yet known while it is being asked for.
     pub(super) acknowledged: Option<Revision>,
     pub(super) recreate: bool,
-    /// Since when all have seen and done what is wanted, as far as is known.
-    settled: Option<Instant>,
+    /// The version from which on all have seen and done what is wanted, as far as is known.
+    settled: Option<u64>,
 }
 
 #[derive(Default)]
@@ -55,8 +54,8 @@ pub(super) struct Model {
     sets: HashMap<String, ReplicaSet>,
     deployments: HashMap<String, Deployment>,
     jobs: HashMap<String, Job>,
-    /// The version up to which pods are known.
-    version: u64,
+    /// The version up to which each kind is known: watches of several kinds are not in step.
+    known: HashMap<String, u64>,
     bounds: BTreeMap<String, Bounds>,
     /// Whether nobody but rollouts and evictions ends pods.
     pub(super) calm: bool,
@@ -76,8 +75,8 @@ fn note(faults: &mut Vec<String>, found: Vec<String>) {
     }
 }
 
-/// Watches of several kinds are not in step: a pod may have been made after what is known of its set.
-const IN_STEP: Duration = Duration::from_millis(500);
+/// The kinds that say how far a rollout is.
+const ROLLOUT: [&str; 3] = ["Deployment", "ReplicaSet", "Pod"];
 
 fn version(object: &impl ResourceExt) -> u64 {
     object.resource_version().unwrap().parse().unwrap()
@@ -133,7 +132,6 @@ impl Model {
             node: pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default(),
             index: pod.annotations().get("batch.kubernetes.io/job-completion-index").cloned(),
         };
-        self.version = self.version.max(version(&pod));
         self.pods.insert(pod.uid().unwrap(), seen);
     }
 
@@ -171,6 +169,14 @@ impl Model {
     }
 
     pub(super) fn node_gone(&mut self, _: &str) {}
+
+    /// A kind is known up to a version.
+    pub(super) fn reached(&mut self, kind: &str, version: u64) {
+        match self.known.get_mut(kind) {
+            Some(known) => *known = version.max(*known),
+            None => drop(self.known.insert(kind.to_owned(), version)),
+        }
+    }
 
     /// What a new list does not show any more is gone.
     pub(super) fn retain(&mut self, kind: &str, listed: &HashSet<String>) {
@@ -236,9 +242,9 @@ impl Model {
             bounds.settled = None;
             return;
         }
-        let since = *bounds.settled.get_or_insert_with(Instant::now);
         let newest = sets.iter().map(|s| version(*s)).fold(version(deployment), u64::max);
-        if self.version >= newest || since.elapsed() > IN_STEP {
+        let since = *bounds.settled.get_or_insert(newest);
+        if ROLLOUT.iter().all(|kind| self.known.get(*kind).is_some_and(|known| *known >= since)) {
             if count <= bounds.wanted.0 {
                 bounds.most = bounds.wanted.0;
             }

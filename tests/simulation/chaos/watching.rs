@@ -35,6 +35,13 @@ where
     let mut events =
         std::pin::pin!(watcher(api, watcher::Config::default()).backoff(edge_client::WatchBackoff::default()));
     let mut listed: Vec<K> = Vec::new();
+    let version = |object: &K| object.resource_version().unwrap().parse::<u64>().unwrap();
+    let kind = K::kind(&());
+    // before the next event a kind is as it was up to then
+    let advance = |model: &mut Model, object: &K| {
+        model.reached(&kind, version(object) - 1);
+        model.check();
+    };
     while let Some(event) = events.next().await {
         match event {
             Ok(watcher::Event::Init) => listed.clear(),
@@ -42,17 +49,21 @@ where
             Ok(watcher::Event::InitDone) => {
                 let mut model = model.lock();
                 let uids: HashSet<String> = listed.iter().filter_map(ResourceExt::uid).collect();
-                model.retain(&K::kind(&()), &uids);
+                model.retain(&kind, &uids);
+                let newest = listed.iter().map(version).max().unwrap_or(0);
                 listed.drain(..).for_each(|object| seen(&mut model, object));
+                model.reached(&kind, newest);
                 model.check();
             }
             Ok(watcher::Event::Apply(object)) => {
                 let mut model = model.lock();
+                advance(&mut model, &object);
                 seen(&mut model, object);
                 model.check();
             }
             Ok(watcher::Event::Delete(object)) => {
                 let mut model = model.lock();
+                advance(&mut model, &object);
                 gone(&mut model, &object.uid().unwrap());
                 model.check();
             }
