@@ -10,6 +10,7 @@ use parking_lot::RwLock;
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 /// The group of all nodes.
 pub const NODES: &str = "system:nodes";
@@ -31,13 +32,15 @@ enum Kind {
     Account,
 }
 
+/// Namespace and name follow.
 type Reference = (Kind, String, String);
 /// Namespace and name.
 type Id = (String, String);
 
 struct Pod {
     node: String,
-    references: BTreeSet<Reference>,
+    /// Shared by all who refer to the same: most pods refer to the same few objects, and there may be very many pods.
+    references: Box<[Arc<Reference>]>,
 }
 
 #[derive(Default)]
@@ -50,7 +53,7 @@ struct Volume {
 struct Graph {
     pods: HashMap<Id, Pod>,
     /// How many pods of a node refer to an object.
-    referrers: HashMap<Reference, HashMap<String, usize>>,
+    referrers: HashMap<Arc<Reference>, HashMap<String, usize>>,
     volumes: HashMap<String, Volume>,
     volumes_by_secret: HashMap<Id, BTreeSet<String>>,
     /// Nodes by the names of volume attachments.
@@ -90,8 +93,8 @@ impl NodeAuthorizer {
                 if node.is_empty() {
                     return;
                 }
-                let pod = Pod { node: node.to_owned(), references: references(object, namespace, name) };
-                graph.put_pod((namespace.to_owned(), name.to_owned()), pod);
+                let id = (namespace.to_owned(), name.to_owned());
+                graph.put_pod(id, node, references(object, namespace, name));
             }
             "PersistentVolume" => graph.put_volume(name, volume(object)),
             "VolumeAttachment" => {
@@ -185,19 +188,23 @@ impl NodeAuthorizer {
 }
 
 impl Graph {
-    fn put_pod(&mut self, id: Id, pod: Pod) {
+    fn put_pod(&mut self, id: Id, node: &str, references: BTreeSet<Reference>) {
         self.remove_pod(&id);
-        for reference in &pod.references {
+        let mut share = |reference: Reference| {
+            let known = self.referrers.get_key_value(&reference).map(|(known, _)| known.clone());
+            let reference = known.unwrap_or_else(|| Arc::new(reference));
             let nodes = self.referrers.entry(reference.clone()).or_default();
-            *nodes.entry(pod.node.clone()).or_default() += 1;
-        }
-        self.pods.insert(id, pod);
+            *nodes.entry(node.to_owned()).or_default() += 1;
+            reference
+        };
+        let references = references.into_iter().map(&mut share).collect();
+        self.pods.insert(id, Pod { node: node.to_owned(), references });
     }
 
     fn remove_pod(&mut self, id: &Id) {
         let Some(pod) = self.pods.remove(id) else { return };
-        for reference in pod.references {
-            let Some(nodes) = self.referrers.get_mut(&reference) else { continue };
+        for reference in &pod.references {
+            let Some(nodes) = self.referrers.get_mut(reference) else { continue };
             if let Some(count) = nodes.get_mut(&pod.node) {
                 *count -= 1;
                 if *count == 0 {
@@ -205,7 +212,7 @@ impl Graph {
                 }
             }
             if nodes.is_empty() {
-                self.referrers.remove(&reference);
+                self.referrers.remove(reference);
             }
         }
     }

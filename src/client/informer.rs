@@ -3,8 +3,10 @@
 //! An informer lists, then watches, and relists by itself after an expired or broken watch; what changed in between
 //! reaches the subscribers as ordinary changes. No change is lost and none is polled for.
 
+use crate::slim::slim;
 use crate::snapshot::{Keep, Save, Snapshot};
 use futures::StreamExt;
+use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use parking_lot::{Mutex, RwLock};
@@ -242,14 +244,15 @@ impl<K: InformerKind> Informer<K> {
     }
 
     async fn run(self: Arc<Self>, api: Api<K>, config: watcher::Config) {
+        let of_all = config.field_selector.is_none();
         let mut stream = std::pin::pin!(watcher(api, config).backoff(crate::WatchBackoff::default()));
         let mut listed = Vec::new();
         while let Some(event) = stream.next().await {
             match event {
                 Ok(watcher::Event::Init) => listed.clear(),
-                Ok(watcher::Event::InitApply(object)) => listed.push(trimmed(object)),
+                Ok(watcher::Event::InitApply(object)) => listed.push(trimmed(object, of_all)),
                 Ok(watcher::Event::InitDone) => self.replace(std::mem::take(&mut listed)),
-                Ok(watcher::Event::Apply(object)) => self.apply(trimmed(object)),
+                Ok(watcher::Event::Apply(object)) => self.apply(trimmed(object, of_all)),
                 Ok(watcher::Event::Delete(object)) => self.delete(&Key::of(&object)),
                 Err(error) => {
                     tracing::debug!(resource = %K::plural(&()), %error, "watch broke, starting again");
@@ -321,10 +324,13 @@ impl<K> State<K> {
     }
 }
 
-/// Nobody above the API reads managedFields, which are often the larger half of an object. And what is parsed has room for four of
-/// everything of which there is one, a copy only for what there is.
-fn trimmed<K: Resource + Clone>(mut object: K) -> K {
+/// Nobody above the API reads managedFields, which are often the larger half of an object, nor (of all pods) what only a pod's node needs.
+/// And what is parsed has room for four of everything of which there is one, a copy only for what there is.
+fn trimmed<K: InformerKind>(mut object: K, of_all: bool) -> K {
     object.meta_mut().managed_fields = None;
+    if of_all && let Some(pod) = (&mut object as &mut dyn Any).downcast_mut::<Pod>() {
+        slim(pod);
+    }
     object.clone()
 }
 

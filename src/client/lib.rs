@@ -14,6 +14,7 @@ pub mod placement;
 mod recorder;
 mod remote;
 mod servers;
+mod slim;
 mod snapshot;
 mod supervisor;
 mod tunnel;

@@ -94,7 +94,10 @@ mod tests {
     fn what_only_the_node_needs_is_not_kept() {
         let pod = slimmed("n");
         let container = &pod["spec"]["containers"][0];
-        assert_eq!((&container["command"], &container["env"], &container["volumeMounts"]), (&Value::Null, &Value::Null, &Value::Null));
+        assert_eq!(
+            (&container["command"], &container["env"], &container["volumeMounts"]),
+            (&Value::Null, &Value::Null, &Value::Null)
+        );
         assert_eq!(container["ports"][0]["containerPort"], 80);
         assert_eq!(container["resources"]["requests"]["cpu"], "1");
         assert_eq!(pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"], "k");

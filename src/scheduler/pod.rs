@@ -54,8 +54,12 @@ pub(crate) struct PodInfo {
 
 impl PodInfo {
     pub(crate) fn new(pod: &Pod) -> Arc<Self> {
+        Arc::new(Self::of(pod))
+    }
+
+    pub(crate) fn of(pod: &Pod) -> Self {
         let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
-        Arc::new(Self {
+        Self {
             key: Key::of(pod),
             uid: pod.metadata.uid.clone().unwrap_or_default(),
             look: Look::of(pod),
@@ -67,7 +71,7 @@ impl PodInfo {
             terms: Terms::of(pod),
             is_going: pod.metadata.deletion_timestamp.is_some(),
             started: pod.status.as_ref().and_then(|s| s.start_time.as_ref()).map(|t| t.0),
-        })
+        }
     }
 }
 

@@ -152,8 +152,7 @@ impl Controller {
 
     /// Recreate makes the new ReplicaSet only when the pods of the old ones are gone.
     fn may_create(&self, deployment: &Deployment, sets: &[Arc<ReplicaSet>]) -> bool {
-        !plan::is_recreate(deployment)
-            || (plan::are_gone(&self.told.cautious(sets)) && self.old_pods(sets, None) == 0)
+        !plan::is_recreate(deployment) || (plan::are_gone(&self.told.cautious(sets)) && self.old_pods(sets, None) == 0)
     }
 
     /// How many pods of the ReplicaSets other than `new` have not ended.

@@ -59,6 +59,13 @@ impl Groups {
         })
     }
 
+    /// Lets a pod share with its group what is the same for all of it: there may be very many pods.
+    pub(super) fn share(&self, info: &mut PodInfo) {
+        let Some(group) = self.by_look.get(&info.look).and_then(|index| self.groups[*index].as_ref()) else { return };
+        info.look = group.look.clone();
+        info.terms = group.terms.clone();
+    }
+
     pub(super) fn add(&mut self, info: &PodInfo, node: NodeId) -> usize {
         let index = match self.by_look.get(&info.look) {
             Some(index) => *index,

@@ -164,7 +164,9 @@ impl Cluster {
         self.nominate(&key, None);
         let old = self.take(&key).map(|(_, info)| info);
         let node = self.id_for(node_name(pod));
-        self.put(PodInfo::new(pod), node);
+        let mut info = PodInfo::of(pod);
+        self.groups.share(&mut info);
+        self.put(Arc::new(info), node);
         old.filter(|_| !was_assumed)
     }
 
