@@ -11,14 +11,24 @@ use parking_lot::RwLock;
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
-/// So many changes are remembered, for watches from an earlier version and the pages of a list.
-const REMEMBERED: usize = 1024;
-/// Objects that are no more, as they were before those changes, may have so many bytes.
-const REMEMBERED_BYTES: usize = 8 << 20;
+/// How many changes are remembered, for watches from an earlier version and the pages of a list, and how many bytes the objects that
+/// are no more may have, as they were before those changes.
+#[derive(Clone, Copy)]
+struct Bounds {
+    changes: usize,
+    bytes: usize,
+}
+/// Of old changes: what is kept while nothing happens.
+const OLD: Bounds = Bounds { changes: 1024, bytes: 8 << 20 };
+/// Of all: in a burst there are more, so that who lists a large resource can still go on from there.
+const ALL: Bounds = Bounds { changes: 8192, bytes: 16 << 20 };
+/// When a change is old (as in Kubernetes).
+const FRESH_FOR: Duration = Duration::from_secs(75);
 /// A watcher that is so many events behind is ended.
-const MAX_LAG: usize = 1024;
+const MAX_LAG: usize = 8192;
 
 /// A change of one object.
 #[derive(Clone, Debug)]
@@ -26,6 +36,7 @@ pub(crate) struct Change {
     revision: u64,
     /// Which change of the resource it is: there may be several of one revision.
     number: u64,
+    at: Instant,
     /// `None`: it was created.
     pub(crate) before: Option<Stored>,
     /// `None`: it was deleted.
@@ -351,10 +362,18 @@ impl State {
     fn remember(&mut self, change: Change) {
         self.bytes += change.bytes();
         self.changes.push_back(change);
-        while self.changes.len() > REMEMBERED || self.bytes > REMEMBERED_BYTES {
-            let Some(forgotten) = self.changes.pop_front() else { break };
-            self.bytes -= forgotten.bytes();
-            self.oldest = forgotten.revision;
+        while let Some(oldest) = self.changes.front() {
+            let bounds = if oldest.at.elapsed() > FRESH_FOR { OLD } else { ALL };
+            if self.changes.len() <= bounds.changes && self.bytes <= bounds.bytes {
+                break;
+            }
+            self.bytes -= oldest.bytes();
+            self.oldest = oldest.revision;
+            self.changes.pop_front();
+        }
+        // what a burst has taken is given back after it
+        if self.changes.capacity() > 4 * self.changes.len().max(OLD.changes) {
+            self.changes.shrink_to(OLD.changes);
         }
     }
 
@@ -374,7 +393,7 @@ impl State {
     /// The next change.
     fn change(&mut self, revision: u64, before: Option<Stored>, after: Option<Stored>) -> Change {
         self.number += 1;
-        Change { revision, number: self.number, before, after, left: None }
+        Change { revision, number: self.number, at: Instant::now(), before, after, left: None }
     }
 }
 
@@ -512,11 +531,21 @@ mod tests {
         assert_eq!(keys(&hub.list(&b, 5, "b/2", 2).unwrap()), (vec!["b/3".to_owned()], 0));
         assert_eq!(keys(&hub.list(&b, 7, "b/2", 0).unwrap()), (vec!["b/4".to_owned()], 0));
         assert_eq!(hub.select(&select(&row, &hub, "", "")).len(), 5);
-        for i in 0..REMEMBERED as u64 {
+        for i in 0..OLD.changes as u64 {
             put(&hub, "a/1", "x", 8 + i);
         }
+        assert!(hub.list(&b, 5, "", 0).is_ok(), "what has just been is known longer");
+        let long_ago = Instant::now() - 2 * FRESH_FOR;
+        hub.state.write().changes.iter_mut().for_each(|change| change.at = long_ago);
+        put(&hub, "a/1", "x", 5000);
+        assert_eq!(hub.state.read().changes.len(), OLD.changes);
         assert!(hub.list(&b, 5, "", 0).is_err());
-        assert!(hub.watch(b, Begin::After(5), false, 2000).is_err());
+        assert!(hub.watch(b.clone(), Begin::After(5), false, 5000).is_err());
+        for i in 0..=ALL.changes as u64 {
+            put(&hub, "a/1", "x", 5001 + i);
+        }
+        assert_eq!(hub.state.read().changes.len(), ALL.changes);
+        assert!(hub.watch(b, Begin::After(5000), false, 20_000).is_err());
     }
 
     #[test]
@@ -524,15 +553,15 @@ mod tests {
         let (row, hub) = hub();
         let everything = || select(&row, &hub, "", "");
         let big = "x".repeat(1 << 20);
-        for revision in 1..=30 {
+        for revision in 1..=60 {
             let json = format!(r#"{{"metadata":{{"name":"a"}},"data":{{"big":"{big}"}}}}"#);
             apply(&hub, "ns/a", Some(json.as_bytes()), revision);
         }
-        // seven former objects of a little more than a MiB: changes 24 to 30
-        assert!(hub.watch(everything(), Begin::After(22), false, 30).is_err());
-        assert!(hub.list(&everything(), 22, "", 0).is_err());
-        assert_eq!(seen(&mut hub.watch(everything(), Begin::After(23), false, 30).unwrap()).len(), 7);
-        assert_eq!(hub.list(&everything(), 23, "", 0).unwrap().0[0].resource_version(), 23);
+        // fifteen former objects of a little more than a MiB: changes 46 to 60
+        assert!(hub.watch(everything(), Begin::After(44), false, 60).is_err());
+        assert!(hub.list(&everything(), 44, "", 0).is_err());
+        assert_eq!(seen(&mut hub.watch(everything(), Begin::After(45), false, 60).unwrap()).len(), 15);
+        assert_eq!(hub.list(&everything(), 45, "", 0).unwrap().0[0].resource_version(), 45);
     }
 
     #[test]
