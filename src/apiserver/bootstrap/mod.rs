@@ -36,6 +36,9 @@ pub(crate) async fn run(server: &Server) -> Result<(), Status> {
     if !o.dns_ips.is_empty() {
         rest.push((objects::dns_service(o), Policy::Keep));
     }
+    rest.push((objects::authentication(&server.aggregation.front_proxy), Policy::Replace));
+    let local = crate::aggregation::wanted(server.registry.catalog());
+    rest.extend(local.into_values().map(|v| (v, Policy::Keep)));
     rest.extend(edge_auth::bootstrap_policy().into_iter().map(|v| (v, Policy::Grow)));
     all(server, rest).await?;
     endpoints(server).await
