@@ -88,18 +88,19 @@ pub(super) fn of_service(name: &str) -> LabelSelector {
     LabelSelector::from_map([("kubernetes.io/service-name", name)])
 }
 
-/// Where the server is at this moment.
-async fn resolve(server: &Server, to: &ServiceRef) -> Result<SocketAddr, String> {
+/// Where the server is at this moment: one of its endpoints, or all addresses of a name outside of the cluster.
+async fn resolve(server: &Server, to: &ServiceRef) -> Result<Vec<SocketAddr>, String> {
+    let port = u16::try_from(to.port).map_err(|_| format!("{} is no port", to.port))?;
     let service = server.stored_object("", "services", &to.namespace, &to.name);
     let service = service.ok_or_else(|| format!("service {:?} not found", to.name))?;
     if service.str_at("/spec/type") == "ExternalName" {
         let name = service.str_at("/spec/externalName");
-        let mut found = tokio::net::lookup_host((name, to.port)).await.map_err(|e| e.to_string())?;
-        return found.next().ok_or_else(|| format!("{name} has no address"));
+        let found = tokio::net::lookup_host((name, port)).await.map_err(|e| e.to_string())?;
+        return Ok(found.collect());
     }
     let slices = slices(server, to).await.map_err(|e| e.message)?;
-    proxy::ready_endpoint(&service, &slices, to.port)
-        .ok_or_else(|| format!("no endpoints available for service {:?}", to.name))
+    let endpoint = proxy::ready_endpoint(&service, &slices, port);
+    endpoint.map(|one| vec![one]).ok_or_else(|| format!("no endpoints available for service {:?}", to.name))
 }
 
 /// Opens a connection.
@@ -110,9 +111,9 @@ pub(super) async fn dial(server: &Server, remote: &Remote) -> Result<Box<dyn Str
     let service = remote.spec.service.as_ref().ok_or("there is no service")?;
     let config = remote.tls.clone()?;
     let dial = async {
-        let address = resolve(server, service).await?;
+        let addresses = resolve(server, service).await?;
         let name = ServerName::try_from(service.host()).map_err(|e| e.to_string())?;
-        let socket = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
+        let socket = TcpStream::connect(addresses.as_slice()).await.map_err(|e| e.to_string())?;
         // both sides write whole messages
         socket.set_nodelay(true).map_err(|e| e.to_string())?;
         let stream = TlsConnector::from(config).connect(name, socket).await.map_err(|e| e.to_string())?;

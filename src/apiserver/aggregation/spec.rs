@@ -43,11 +43,12 @@ pub(super) struct ServiceRef {
     pub(super) namespace: String,
     #[serde(default)]
     pub(super) name: String,
+    /// As it is written, which need not be a port.
     #[serde(default = "https")]
-    pub(super) port: u16,
+    pub(super) port: i64,
 }
 
-fn https() -> u16 {
+fn https() -> i64 {
     443
 }
 
