@@ -283,6 +283,8 @@ fn another_api_server_behind_this_one() {
     // while it is away, everything else works, and a namespace waits and says for what
     drop(adapter);
     k(&["create", "namespace", "doomed"]);
+    // so that it is noticed at once, and not at the next look
+    k(&["label", "service", "adapter", "away=yes"]);
     k(&["wait", "--for=condition=Available=false", "apiservice/v1.adapter.example.com", "--timeout=60s"]);
     let table = k(&["get", "apiservice", "v1.adapter.example.com", "--no-headers"]);
     assert!(table.contains("False (FailedDiscoveryCheck)"), "{table}");

@@ -2,7 +2,6 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 #[path = "../../../tests/e2e/harness/adapter.rs"]
-#[allow(dead_code, reason = "each test binary uses its part")]
 mod adapter;
 mod common;
 
@@ -66,6 +65,7 @@ fn notes(asked: &Asked) -> Answer {
             list(json!([{"name": "notes", "singularName": "note", "kind": "Note", "namespaced": true,
             "verbs": ["get", "list", "create"], "shortNames": ["no"]}])),
         ),
+        ("GET", "/apis/wrong.example.com/v1") => Answer::Json(200, list(json!([]))),
         ("GET", "/openapi/v3") => Answer::Json(
             200,
             json!({"paths": {

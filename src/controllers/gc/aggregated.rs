@@ -91,7 +91,7 @@ impl Watches {
             Err(error) => return tracing::debug!(version, %error, "resources of an API server are not known"),
         };
         let (group, of_group) = version.split_once('/').unwrap_or_default();
-        let mut handles = Vec::new();
+        let (mut handles, mut known) = (Vec::new(), Vec::new());
         for r in list.resources.into_iter().filter(|r| !r.name.contains('/')) {
             let has = |verb: &str| r.verbs.iter().any(|v| v == verb);
             if !(has("list") && has("watch") && has("delete")) {
@@ -105,8 +105,12 @@ impl Watches {
                 plural: r.name,
             };
             let resource = Resource { api, namespaced: r.namespaced, deletable: true, watchable: true };
-            self.known.entry(name.clone()).or_default().push(resource.api.clone());
+            known.push(resource.api.clone());
             handles.push(self.tasks.spawn(watch(self.collector.clone(), resource)));
+        }
+        let before = self.known.insert(name.clone(), known.clone());
+        for resource in before.into_iter().flatten().filter(|r| !known.contains(r)) {
+            self.forget_objects(&resource);
         }
         self.running.insert(name, handles);
     }
@@ -122,9 +126,13 @@ impl Watches {
     fn forget(&mut self, name: &str) {
         self.pause(name);
         for resource in self.known.remove(name).into_iter().flatten() {
-            let dirty = self.collector.graph.lock().forget(&resource);
-            dirty.into_iter().for_each(|uid| self.collector.queue.add(uid));
+            self.forget_objects(&resource);
         }
+    }
+
+    fn forget_objects(&self, resource: &ApiResource) {
+        let dirty = self.collector.graph.lock().forget(resource);
+        dirty.into_iter().for_each(|uid| self.collector.queue.add(uid));
     }
 }
 

@@ -1,5 +1,7 @@
 //! An extension API server of a test: HTTPS for the API server's front proxy alone, answers by a function of the test.
 
+#![allow(dead_code, reason = "each test binary uses its part")]
+
 use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use rustls::server::WebPkiClientVerifier;
