@@ -9,7 +9,6 @@ use super::spec::ServiceRef;
 use super::{Remote, SERVICES};
 use crate::Server;
 use crate::admission::Cluster;
-use edge_api::selector::FieldSelector;
 use edge_api::{Object, Status, UserInfo};
 use edge_registry::strategy::definition::set_condition;
 use edge_registry::{Target, WatchOptions, WatchStream};
@@ -52,11 +51,8 @@ async fn follow(server: &Server, service: &ServiceRef) -> Result<Changes, Status
     let version = server.registry.revision().to_string();
     let options = WatchOptions { resource_version: version, ..WatchOptions::default() };
     let services = row("", "services")?;
-    let target = Target { info: &services, namespace: &service.namespace, name: "", subresource: "" };
-    let named = FieldSelector::parse(&format!("metadata.name={}", service.name));
-    let named = named.map_err(|e| Status::bad_request(e.to_string()))?;
-    let of_name = WatchOptions { fields: named, ..options.clone() };
-    let own = server.registry.watch(&target, &of_name).await?;
+    let target = Target { info: &services, namespace: &service.namespace, name: &service.name, subresource: "" };
+    let own = server.registry.watch(&target, &options).await?;
     let slices = row("discovery.k8s.io", "endpointslices")?;
     let target = Target { info: &slices, namespace: &service.namespace, name: "", subresource: "" };
     let endpoints =

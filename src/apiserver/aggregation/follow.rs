@@ -1,10 +1,11 @@
-//! Follows APIServices, and what is served here.
+//! Follows APIServices, what is served here, and the ConfigMap by which extension API servers go.
 
 use super::local::{Action, SERVICES, action, is_built_in, wanted};
 use super::spec::Head;
 use super::{AT_ONCE, Remote, check, reach};
 use crate::Server;
 use crate::admission::Cluster;
+use crate::bootstrap;
 use edge_api::{Object, Reason, Status, UserInfo};
 use edge_registry::custom::DEFINITIONS;
 use edge_registry::strategy::api_service::set_local;
@@ -29,6 +30,13 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Writes under way at once: they share the store's commits.
 const WRITES: usize = 16;
 
+/// What is followed.
+struct Changes {
+    services: WatchStream,
+    definitions: WatchStream,
+    authentication: WatchStream,
+}
+
 /// The task's state.
 pub(crate) struct Follower {
     server: Arc<Server>,
@@ -50,7 +58,7 @@ impl Follower {
         loop {
             let run = async {
                 match self.begin().await {
-                    Ok((services, definitions)) => self.go_on(services, definitions).await,
+                    Ok(changes) => self.go_on(changes).await,
                     Err(error) => {
                         tracing::error!(%error, "APIServices cannot be followed, trying again");
                         tokio::time::sleep(RETRY).await;
@@ -64,8 +72,8 @@ impl Follower {
         }
     }
 
-    /// Takes in what is there, and gives what comes: APIServices and definitions.
-    async fn begin(&mut self) -> Result<(WatchStream, WatchStream), Status> {
+    /// Takes in what is there, and gives what comes.
+    async fn begin(&mut self) -> Result<Changes, Status> {
         let server = self.server.clone();
         let row = row(&server)?;
         let list = server.registry.list(&all(&row), &ListOptions::default()).await?;
@@ -73,24 +81,32 @@ impl Follower {
         let services = server.registry.watch(&all(&row), &options).await?;
         let row = server.registry.catalog().preferred(DEFINITIONS.0, DEFINITIONS.1).ok_or_else(Status::unknown_path)?;
         let definitions = server.registry.watch(&all(&row), &options).await?;
+        let row = server.registry.catalog().preferred("", "configmaps").ok_or_else(Status::unknown_path)?;
+        let (namespace, name) = bootstrap::AUTHENTICATION;
+        let target = Target { namespace, name, ..all(&row) };
+        let authentication = server.registry.watch(&target, &options).await?;
         self.known = list.items.iter().filter_map(|s| Some((s.name().to_owned(), Head::read(s.bytes())?))).collect();
         let gone: Vec<String> = self.remotes.keys().filter(|name| !self.known.contains_key(*name)).cloned().collect();
         for name in gone.into_iter().chain(self.known.keys().cloned().collect::<Vec<_>>()) {
             self.connect(&name);
         }
         self.publish();
-        Ok((services, definitions))
+        Ok(Changes { services, definitions, authentication })
     }
 
-    async fn go_on(&mut self, mut services: WatchStream, mut definitions: WatchStream) {
+    async fn go_on(&mut self, mut changes: Changes) {
         let mut is_settled = self.settle().await;
         loop {
             let name = tokio::select! {
-                event = services.next() => match event {
+                event = changes.services.next() => match event {
                     Some(event) => self.take(&event),
                     None => return,
                 },
-                event = definitions.next() => match event {
+                event = changes.definitions.next() => match event {
+                    Some(_) => None,
+                    None => return,
+                },
+                event = changes.authentication.next() => match event {
                     Some(_) => None,
                     None => return,
                 },
@@ -166,8 +182,12 @@ impl Follower {
                 work.push(act(self.server.clone(), name.clone(), wanted.get(name).cloned(), action).boxed());
             }
         }
-        let done: Vec<bool> = stream::iter(work).buffer_unordered(WRITES).collect().await;
-        done.into_iter().all(|done| done)
+        let server = self.server.clone();
+        work.push(
+            async move { done("extension-apiserver-authentication", bootstrap::authentication(&server).await) }.boxed(),
+        );
+        let all: Vec<bool> = stream::iter(work).buffer_unordered(WRITES).collect().await;
+        all.into_iter().all(|done| done)
     }
 
     /// The same for one of them.
@@ -188,9 +208,13 @@ fn all(row: &ResourceInfo) -> Target<'_> {
 
 /// Does what there is to do about an APIService; whether it is done, be it by somebody else.
 async fn act(server: Arc<Server>, name: String, wanted: Option<Value>, action: Action) -> bool {
-    match write(&server, &name, wanted.as_ref(), action).await {
+    done(&name, write(&server, &name, wanted.as_ref(), action).await)
+}
+
+fn done(name: &str, written: Result<(), Status>) -> bool {
+    match written {
         Err(error) if !matches!(error.reason, Reason::NotFound | Reason::AlreadyExists) => {
-            tracing::warn!(api_service = name, %error, "an APIService could not be written, trying again");
+            tracing::warn!(name, %error, "what belongs to the aggregation layer could not be written, trying again");
             false
         }
         _ => true,

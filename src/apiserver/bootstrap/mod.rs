@@ -44,6 +44,17 @@ pub(crate) async fn run(server: &Server) -> Result<(), Status> {
     endpoints(server).await
 }
 
+/// Namespace and name of the ConfigMap that tells extension API servers whose requests they get.
+pub(crate) const AUTHENTICATION: (&str, &str) = ("kube-system", "extension-apiserver-authentication");
+
+/// Brings that ConfigMap up to date.
+///
+/// # Errors
+/// When it could not be written.
+pub(crate) async fn authentication(server: &Server) -> Result<(), Status> {
+    ensure(server, objects::authentication(&server.aggregation.front_proxy), Policy::Replace).await
+}
+
 /// Brings the endpoints of the Service `kubernetes` up to date.
 ///
 /// # Errors

@@ -129,7 +129,7 @@ pub(super) fn authentication(front_proxy: &FrontProxy) -> Value {
     let list = |name: &str| json!([name]).to_string();
     json!({
         "apiVersion": "v1", "kind": "ConfigMap",
-        "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
+        "metadata": {"name": super::AUTHENTICATION.1, "namespace": super::AUTHENTICATION.0},
         "data": {
             "client-ca-file": front_proxy.client_authority,
             "requestheader-allowed-names": list(ClusterPki::FRONT_PROXY),

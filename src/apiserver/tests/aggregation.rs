@@ -269,6 +269,12 @@ async fn what_is_served_here_has_apiservices_of_its_own() {
     assert_eq!(apps["metadata"]["labels"]["kube-aggregator.kubernetes.io/automanaged"], "onstart");
 
     // they come back, whatever is done to them
+    let map = "/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication";
+    let before = c.get(map).await;
+    c.send(Request::new("PATCH", map).content_type(MERGE).body("{\"data\":{\"client-ca-file\":\"mine\"}}")).await.ok();
+    until(&c, map, |a| (a.json()["data"] == before["data"]).then_some(())).await;
+    c.send(Request::new("DELETE", map)).await.ok();
+    until(&c, map, |a| (a.code == 200).then_some(())).await;
     c.send(Request::new("DELETE", &format!("{SERVICES}/v1.apps"))).await.ok();
     until(&c, &format!("{SERVICES}/v1.apps"), |a| {
         (a.code == 200 && a.json()["metadata"]["uid"] != apps["metadata"]["uid"]).then_some(())
