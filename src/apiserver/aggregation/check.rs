@@ -116,8 +116,8 @@ fn reachable(to: &ServiceRef, service: Option<&Object>, slices: &[Object]) -> Re
     if !matches!(service.str_at("/spec/type"), "" | "ClusterIP") {
         return Ok(());
     }
-    let ports = service.pointer("/spec/ports").and_then(Value::as_array).into_iter().flatten();
-    let port = ports.into_iter().find(|p| p.get("port").and_then(Value::as_i64) == Some(to.port));
+    let mut ports = service.pointer("/spec/ports").and_then(Value::as_array).into_iter().flatten();
+    let port = ports.find(|p| p.get("port").and_then(Value::as_i64) == Some(to.port));
     let Some(port) = port else {
         return Err(("ServicePortError", format!("{what} is not listening on port {}", to.port)));
     };

@@ -19,13 +19,13 @@ const LIMITS: (usize, Duration) = (1 << 20, Duration::from_secs(3));
 
 #[derive(Deserialize)]
 struct List {
+    kind: String,
     #[serde(default)]
     resources: Vec<Resource>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-#[derive(Default)]
 struct Resource {
     name: String,
     singular_name: String,
@@ -40,7 +40,7 @@ struct Resource {
 
 /// The resources of an `APIResourceList` in the form of aggregated discovery; `None` when it is none.
 pub(super) fn resources(list: &[u8], group: &str, version: &str) -> Option<Value> {
-    let list: List = serde_json::from_slice(list).ok()?;
+    let list: List = serde_json::from_slice(list).ok().filter(|list: &List| list.kind == "APIResourceList")?;
     let mut all: Vec<Map<String, Value>> = Vec::new();
     let place = |all: &Vec<Map<String, Value>>, name: &str| all.iter().position(|r| r["resource"] == name);
     for r in list.resources {
@@ -102,8 +102,7 @@ async fn ask(server: &Server, remote: &Remote) -> Option<String> {
     let user = UserInfo::new("system:aggregator", Vec::<String>::new());
     let asked = fetch(server, remote, "/openapi/v3", &user, LIMITS).await;
     let (code, body) = asked.inspect_err(|error| tracing::debug!(error, "no OpenAPI documents")).ok()?;
-    let hash = code.is_success().then(|| hash_in(&body, &remote.spec.group, &remote.spec.version))?;
-    hash
+    code.is_success().then(|| hash_in(&body, &remote.spec.group, &remote.spec.version)).flatten()
 }
 
 /// The hash of one document in a list of documents; others than its own group version a server does not speak for.
@@ -145,7 +144,7 @@ mod tests {
             {"resource": "bars", "scope": "Cluster", "singularResource": "", "verbs": [], "responseKind": kind("a.b", "v1", "Bar")},
         ]);
         assert_eq!(resources(list.to_string().as_bytes(), "a.b", "v1").unwrap(), expected);
-        for none in ["", "[]", "<html>", "{\"resources\": 3}", "{\"resources\": [{\"name\": 3}]}"] {
+        for none in ["", "[]", "<html>", r#"{"kind": "FooList"}"#, r#"{"kind": "APIResourceList", "resources": [3]}"#] {
             assert_eq!(resources(none.as_bytes(), "a.b", "v1"), None, "{none}");
         }
     }

@@ -88,7 +88,10 @@ impl Watches {
         let list = match self.collector.client.list_api_group_resources(&version).await {
             Ok(list) => list,
             // the next change of its condition comes when it answers again
-            Err(error) => return tracing::debug!(version, %error, "resources of an API server are not known"),
+            Err(error) => {
+                tracing::debug!(version, %error, "resources of an API server are not known");
+                return;
+            }
         };
         let (group, of_group) = version.split_once('/').unwrap_or_default();
         let (mut handles, mut known) = (Vec::new(), Vec::new());
