@@ -273,6 +273,15 @@ fn another_api_server_behind_this_one() {
     k(&["delete", "namespace", "short", "--timeout=60s"]);
     assert_eq!(state.lock().unwrap().emptied, ["short"]);
 
+    // what a note owns goes with the note
+    assert!(cluster.kubectl_stdin(Kubectl::Newest, &["create", "-f", "-"], &note("owner")).status.success());
+    let uid = cluster.get(&["note", "owner"])["metadata"]["uid"].as_str().unwrap().to_owned();
+    cluster.apply(&format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: owned\n  ownerReferences: [{{apiVersion: adapter.example.com/v1, kind: Note, name: owner, uid: {uid}}}]\n"
+    ));
+    k(&["delete", "note", "owner", "--timeout=60s"]);
+    k(&["wait", "--for=delete", "configmap/owned", "--timeout=60s"]);
+
     // a restart changes nothing
     let port = adapter.address.port();
     cluster.stop(Signal::SIGTERM);
