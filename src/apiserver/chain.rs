@@ -5,7 +5,7 @@ use crate::in_flight::Slot;
 use crate::negotiate::{self, Accepted, Scope, Shape};
 use crate::query::Query;
 use crate::request_info::RequestInfo;
-use crate::{Peer, Server, agents, discovery, encode, handler, impersonation, warnings};
+use crate::{Peer, Server, agents, aggregation, discovery, encode, handler, impersonation, warnings};
 use edge_api::{Reason, Status, UserInfo};
 use edge_auth::node_of;
 use futures::FutureExt;
@@ -84,7 +84,9 @@ async fn pass(
     tracing::trace!(user = user.username, "authenticated");
     let slot = Slot::take(&server.metrics, server.limits(), info, &user)?;
     authorize(server, &user, info).await?;
-    let response = if agents::serves(info) {
+    let response = if let Some(remote) = server.aggregation.answers(info) {
+        aggregation::pass(server, &user, info, &remote, request).await?
+    } else if agents::serves(info) {
         agents::serve(server, &user, info, request).await?
     } else if info.is_resource {
         handler::handle(server, &user, info, query, request).await?

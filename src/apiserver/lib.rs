@@ -4,13 +4,14 @@
 //! ([`ApiServer::call`]). Out: answers as Kubernetes 1.36 gives them. A request passes each part once:
 //!
 //! `listener` (socket, TLS, HTTP) → `chain` (who, may he, how many) → `handler` (generic verbs over the resource table),
-//! `reviews`, `discovery`, `agents` (joining, tunnels), or `proxy` (the kubelets) → `encode` (the answer's encoding and shape).
+//! `reviews`, `discovery`, `agents` (joining, tunnels), `proxy` (the kubelets), or `aggregation` (other API servers) → `encode` (the answer's encoding and shape).
 //!
 //! No handler knows a resource: what differs between resources is in the registry's rows and in `admission`.
 
 mod access;
 mod admission;
 mod agents;
+mod aggregation;
 mod body;
 mod bootstrap;
 mod chain;
@@ -36,6 +37,7 @@ mod server;
 mod usage;
 mod warnings;
 
+pub use aggregation::FrontProxy;
 pub use body::{Body, BodyError, BoxError};
 pub use health::Component;
 pub use options::Options;

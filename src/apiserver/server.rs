@@ -3,10 +3,11 @@
 use crate::access::Access;
 use crate::admission::{AdmissionControl, Policies};
 use crate::agents::{self, Routes, Tunnels};
+use crate::aggregation::{self, Aggregation, FrontProxy};
 use crate::body::Body;
 use crate::chain::{self, Origin};
 use crate::definitions::{Definitions, WebhookConverter};
-use crate::discovery::{Row, Rows};
+use crate::discovery::{Offer, RemoteVersion, Row, Rows};
 use crate::health::Component;
 use crate::in_flight::Limits;
 use crate::metrics::{Metrics, ObjectCount};
@@ -42,6 +43,8 @@ pub struct Parts {
     pub components: Vec<Component>,
     /// The metrics of those parts, in Prometheus' text format.
     pub other_metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// What extension API servers know this one by.
+    pub front_proxy: FrontProxy,
     /// Facts and limits.
     pub options: Options,
 }
@@ -65,6 +68,8 @@ pub(crate) struct Server {
     pub(crate) usage: Usage,
     /// The policies that writes must satisfy, compiled.
     pub(crate) policies: Policies,
+    /// Other API servers behind this one.
+    pub(crate) aggregation: Aggregation,
     /// Where the server is reached at this moment.
     pub(crate) advertised: RwLock<IpAddr>,
     rights: OnceLock<Rights>,
@@ -102,6 +107,7 @@ impl ApiServer {
             metrics: Arc::new(Metrics::new()),
             usage: Usage::default(),
             policies: Policies::default(),
+            aggregation: Aggregation::new(parts.front_proxy),
             rights: OnceLock::new(),
             ready: AtomicBool::new(false),
         });
@@ -122,6 +128,7 @@ impl ApiServer {
         // a second call finds the first one's task at work
         if self.0.rights.set(rights).is_ok() {
             tokio::spawn(Definitions::new(self.0.clone()).follow());
+            tokio::spawn(aggregation::Follower::new(self.0.clone()).follow());
         }
         self.0.ready.store(true, Ordering::Relaxed);
         Ok(())
@@ -229,6 +236,19 @@ impl Server {
     /// The rows as discovery shows them, custom resources among them.
     pub(crate) fn rows(&self) -> Rows {
         self.registry.catalog().rows().iter().map(Row::from).collect()
+    }
+
+    /// What discovery shows: the rows, and what other servers answer for.
+    pub(crate) fn offer(&self) -> Offer {
+        let remotes = self.aggregation.remotes();
+        let remotes = remotes.iter().map(|remote| RemoteVersion {
+            group: remote.spec.group.clone(),
+            version: remote.spec.version.clone(),
+            group_priority: remote.spec.group_priority_minimum,
+            version_priority: remote.spec.version_priority,
+            resources: remote.resources(),
+        });
+        Offer::new(self.rows(), remotes.collect())
     }
 
     pub(crate) fn limits(&self) -> Limits {

@@ -22,6 +22,7 @@ pub(crate) struct OwnCertificates {
     serving: SharedIdentity,
     kubelet: SharedIdentity,
     node: Option<SharedIdentity>,
+    front_proxy: SharedIdentity,
     end: SystemTime,
 }
 
@@ -38,7 +39,9 @@ impl OwnCertificates {
         // only where there may be other servers
         let has_others = config.agent && config.etcd.is_some();
         let node = has_others.then(|| SharedIdentity::new(&node_client(config, &pki)?)).transpose()?;
-        let mut own = Self { config: config.clone(), pki, addresses, serving, kubelet, node, end: first.not_after() };
+        let front_proxy = SharedIdentity::new(&pki.front_proxy()?)?;
+        let (config, end) = (config.clone(), first.not_after());
+        let mut own = Self { config, pki, addresses, serving, kubelet, node, front_proxy, end };
         own.renew()?;
         Ok(own)
     }
@@ -58,6 +61,11 @@ impl OwnCertificates {
         self.node.clone()
     }
 
+    /// What the API shows to extension API servers.
+    pub(crate) fn front_proxy_identity(&self) -> SharedIdentity {
+        self.front_proxy.clone()
+    }
+
     /// The address at which the API is advertised.
     pub(crate) fn advertised(&self) -> IpAddr {
         advertised(self.config.advertise_address, &self.addresses.borrow())
@@ -68,12 +76,15 @@ impl OwnCertificates {
         let serving = self.pki.serving(&names(&self.config, &addresses))?;
         let kubelet = self.pki.kubelet_serving(&self.config.node.name, &addresses)?;
         let admin = self.pki.client("admin", &ClientName::admin())?;
+        let front_proxy = self.pki.front_proxy()?;
         self.serving.replace(&serving)?;
         self.kubelet.replace(&kubelet)?;
+        self.front_proxy.replace(&front_proxy)?;
         let url = format!("https://127.0.0.1:{}", self.config.bind.1);
         let (path, mode) = (&self.config.kubeconfig, self.config.kubeconfig_mode);
         edge_pki::write_kubeconfig(path, mode, &url, &self.pki.server_ca, &admin)?;
-        self.end = serving.not_after().min(kubelet.not_after()).min(admin.not_after());
+        let ends = [serving.not_after(), kubelet.not_after(), admin.not_after(), front_proxy.not_after()];
+        self.end = ends.into_iter().min().unwrap_or(SystemTime::UNIX_EPOCH);
         if let Some(node) = &self.node {
             let fresh = node_client(&self.config, &self.pki)?;
             node.replace(&fresh)?;

@@ -18,7 +18,7 @@ use super::{
     places, tunnels,
 };
 use crate::config::{Part, ServerConfig};
-use edge_apiserver::{ApiServer, Component, Parts};
+use edge_apiserver::{ApiServer, Component, FrontProxy, Parts};
 use edge_auth::{Authenticator, AuthenticatorOptions};
 use edge_client::{Informers, Supervisor};
 use edge_controllers::{Identities, ManifestsOptions};
@@ -312,6 +312,11 @@ async fn control_plane(
         shutdown: shutdown.clone(),
         components,
         other_metrics: Arc::new(edge_client::reconcile_metrics),
+        front_proxy: FrontProxy {
+            identity: own.front_proxy_identity(),
+            authority: pki.request_header_ca.pem().to_owned(),
+            client_authority: pki.client_ca.pem().to_owned(),
+        },
         options: api_options(config, facts, own.advertised(), pki.server_ca.pem().to_owned())?,
     });
     api.bootstrap().await.map_err(doing("preparing the cluster"))?;

@@ -14,6 +14,14 @@ pub struct Context {
     pub recorder: EventRecorder,
 }
 
+/// What people are told of an error.
+pub(crate) fn message(error: &Error) -> String {
+    match error {
+        Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
 /// Makes a client for a user name.
 type ClientFactory = Arc<dyn Fn(&str) -> Client + Send + Sync>;
 

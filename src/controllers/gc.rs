@@ -1,13 +1,15 @@
 //! The garbage collector: what is owned goes with its owners.
 //!
-//! It watches the metadata of all deletable resources, custom ones from the moment they are defined, and keeps the graph of owners. Background deletion: when the last
+//! It watches the metadata of all deletable resources, custom ones from the moment they are defined and those of other API servers while
+//! these answer, and keeps the graph of owners. Background deletion: when the last
 //! owner is gone its dependents are deleted. Foreground: an owner that is being deleted with the finalizer
 //! `foregroundDeletion` waits for those dependents that block it. Orphan: dependents are released first.
 
+mod aggregated;
 mod custom;
 mod graph;
 
-use crate::context::Context;
+use crate::context::{Context, message};
 use edge_client::{
     Api, ApiResource, Client, DeleteParams, DynamicObject, Error, Outcome, Patch, PatchParams, Preconditions,
     PropagationPolicy, WorkQueue, run_workers,
@@ -33,9 +35,24 @@ pub(crate) struct Resource {
     watchable: bool,
 }
 
-/// All resources that can be listed, one version each.
+/// What discovery tells.
+#[derive(Debug, Default)]
+pub(crate) struct Discovered {
+    /// All resources that can be listed, one version each.
+    pub(crate) resources: Vec<Resource>,
+    /// Group versions of which nothing can be told at this moment, and why: other API servers' that do not answer.
+    pub(crate) failed: Vec<(String, String)>,
+}
+
+/// All resources that can be listed, one version each; those that cannot be told of at this moment are missing.
 pub(crate) async fn resources(client: &Client) -> Result<Vec<Resource>, Error> {
+    discover(client).await.map(|all| all.resources)
+}
+
+/// Asks discovery for everything.
+pub(crate) async fn discover(client: &Client) -> Result<Discovered, Error> {
     let mut discovered = Vec::new();
+    let mut failed = Vec::new();
     let core = client.list_core_api_resources("v1").await?;
     discovered.push((String::new(), "v1".to_owned(), core));
     for group in client.list_api_groups().await?.groups {
@@ -45,7 +62,7 @@ pub(crate) async fn resources(client: &Client) -> Result<Vec<Resource>, Error> {
                 Ok(list) => discovered.push((group.name.clone(), version.version.clone(), list)),
                 // custom resources come and go
                 Err(e) if edge_client::is_not_found(&e) => {}
-                Err(e) => return Err(e),
+                Err(e) => failed.push((version.group_version.clone(), message(&e))),
             }
         }
     }
@@ -78,7 +95,7 @@ pub(crate) async fn resources(client: &Client) -> Result<Vec<Resource>, Error> {
             });
         }
     }
-    Ok(out)
+    Ok(Discovered { resources: out, failed })
 }
 
 struct Collector {
@@ -93,19 +110,22 @@ struct Collector {
 pub(crate) async fn run(context: Context, gone: Vec<Arc<WorkQueue<String>>>) {
     // custom resources come by their definitions, whatever happens to those meanwhile
     let mut custom = custom::groups_and_plurals(&context.client).await;
-    let listed = loop {
-        match resources(&context.client).await {
-            Ok(r) => break r,
-            Err(error) => {
-                tracing::debug!(%error, "discovery failed, trying again");
-                tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-            }
+    let (listed, others) = loop {
+        let others = aggregated::versions(&context.client).await;
+        match discover(&context.client).await {
+            // other servers' resources come by themselves
+            Ok(all) if all.failed.iter().all(|(version, _)| others.contains(version)) => break (all.resources, others),
+            Ok(all) => tracing::debug!(failed = ?all.failed, "discovery failed, trying again"),
+            Err(error) => tracing::debug!(%error, "discovery failed, trying again"),
         }
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
     };
     let collector =
         Arc::new(Collector { client: context.client.clone(), graph: Mutex::default(), queue: WorkQueue::new(), gone });
     custom.extend(custom::groups_and_plurals(&context.client).await);
-    let is_built_in = |r: &Resource| !custom.contains(&(r.api.group.clone(), r.api.plural.clone()));
+    let is_built_in = |r: &Resource| {
+        !custom.contains(&(r.api.group.clone(), r.api.plural.clone())) && !others.contains(&r.api.api_version)
+    };
     let watches = listed
         .into_iter()
         .filter(|r| r.deletable && r.watchable && !NOT_WATCHED.contains(&r.api.plural.as_str()) && is_built_in(r))
@@ -115,7 +135,9 @@ pub(crate) async fn run(context: Context, gone: Vec<Arc<WorkQueue<String>>>) {
         let collector = worker.clone();
         async move { collector.reconcile(&uid).await }
     });
-    tokio::join!(futures::future::join_all(watches), custom::follow(collector.clone()), work);
+    let custom = custom::follow(collector.clone());
+    let aggregated = aggregated::follow(collector.clone());
+    tokio::join!(futures::future::join_all(watches), custom, aggregated, work);
 }
 
 /// Feeds the graph with the metadata of one resource.

@@ -222,9 +222,15 @@ impl Controller {
         let found = match find(&known) {
             Some(found) => Some(found),
             None => {
-                let fresh = gc::resources(&self.context.client).await?;
-                let found = find(&fresh);
-                *self.resources.lock() = Arc::new(fresh);
+                let fresh = gc::discover(&self.context.client).await?;
+                let found = find(&fresh.resources);
+                *self.resources.lock() = Arc::new(fresh.resources);
+                // nobody knows is not none
+                let is_of = |version: &str| version.rsplit_once('/').is_some_and(|(of, _)| of == group);
+                if let Some((version, why)) = fresh.failed.iter().find(|(version, _)| found.is_none() && is_of(version))
+                {
+                    return Err(Error::Service(format!("{version} is not known: {why}").into()));
+                }
                 found
             }
         };

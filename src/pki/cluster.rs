@@ -34,6 +34,9 @@ impl ClusterPki {
         "service.key",
     ];
 
+    /// The name under which the API server passes on who asked; k3s' one.
+    pub const FRONT_PROXY: &str = "system:auth-proxy";
+
     /// Reads the TLS directory `dir`, and makes what is missing in it.
     ///
     /// # Errors
@@ -64,6 +67,15 @@ impl ClusterPki {
     pub fn kubelet_serving(&self, node: &str, ips: &[IpAddr]) -> Result<Identity, PkiError> {
         let names = ServerNames::plain(&[node.to_owned()], ips);
         Identity::server(&self.dir.join("serving-kubelet.pem"), &self.server_ca, &names)
+    }
+
+    /// What the API server shows to extension API servers, as [`ClusterPki::FRONT_PROXY`].
+    ///
+    /// # Errors
+    /// As [`Identity::client`].
+    pub fn front_proxy(&self) -> Result<Identity, PkiError> {
+        let name = ClientName { common_name: Self::FRONT_PROXY.into(), organization: "edge".into() };
+        Identity::client(&self.dir.join("client-front-proxy.pem"), &self.request_header_ca, &name)
     }
 
     /// A client's identity, kept in `client-<file>.pem`.

@@ -156,6 +156,47 @@ fn with_roots(roots: RootCertStore, identity: Option<&SharedIdentity>) -> Result
     Ok(config)
 }
 
+/// Who vouches for a server.
+#[derive(Debug)]
+pub enum Trust {
+    /// Authorities.
+    Roots(RootCertStore),
+    /// Nobody: whatever it shows is taken.
+    Nobody,
+}
+
+impl Trust {
+    /// Authorities whose PEM is given.
+    ///
+    /// # Errors
+    /// When none can be read out of it.
+    pub fn in_pem(pem: &[u8]) -> Result<Self, PkiError> {
+        let mut roots = RootCertStore::empty();
+        for certificate in files::parse_certificates(Path::new("the certificate authority"), pem)? {
+            roots.add(certificate)?;
+        }
+        Ok(Self::Roots(roots))
+    }
+}
+
+/// For a client of an extension API server, which shows the API server's own identity.
+///
+/// # Errors
+/// When TLS cannot be set up.
+pub fn front_proxy_config(trust: Trust, identity: &SharedIdentity) -> Result<ClientConfig, PkiError> {
+    let mut config = match trust {
+        Trust::Roots(roots) => with_roots(roots, Some(identity))?,
+        Trust::Nobody => {
+            let mut config = with_roots(RootCertStore::empty(), Some(identity))?;
+            config.dangerous().set_certificate_verifier(AnyServer::verifier());
+            config
+        }
+    };
+    // upgraded connections need HTTP/1.1
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
 /// For one request to a server that nobody vouches for: whatever it shows is taken. To fetch the certificate authority, whose
 /// hash is checked before anything secret is sent anywhere, and to pass a client's request on to a pod.
 ///

@@ -6,6 +6,7 @@
 
 mod harness;
 
+mod aggregation;
 mod apps;
 mod autoscale;
 mod backup;

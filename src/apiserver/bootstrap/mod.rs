@@ -36,9 +36,23 @@ pub(crate) async fn run(server: &Server) -> Result<(), Status> {
     if !o.dns_ips.is_empty() {
         rest.push((objects::dns_service(o), Policy::Keep));
     }
+    rest.push((objects::authentication(&server.aggregation.front_proxy), Policy::Replace));
+    let local = crate::aggregation::wanted(server.registry.catalog());
+    rest.extend(local.into_values().map(|v| (v, Policy::Keep)));
     rest.extend(edge_auth::bootstrap_policy().into_iter().map(|v| (v, Policy::Grow)));
     all(server, rest).await?;
     endpoints(server).await
+}
+
+/// Namespace and name of the ConfigMap that tells extension API servers whose requests they get.
+pub(crate) const AUTHENTICATION: (&str, &str) = ("kube-system", "extension-apiserver-authentication");
+
+/// Brings that ConfigMap up to date.
+///
+/// # Errors
+/// When it could not be written.
+pub(crate) async fn authentication(server: &Server) -> Result<(), Status> {
+    ensure(server, objects::authentication(&server.aggregation.front_proxy), Policy::Replace).await
 }
 
 /// Brings the endpoints of the Service `kubernetes` up to date.

@@ -1,6 +1,7 @@
 //! The objects of a new cluster, as data.
 
-use crate::Options;
+use crate::{FrontProxy, Options};
+use edge_pki::ClusterPki;
 use serde_json::{Value, json};
 use std::net::IpAddr;
 
@@ -119,6 +120,24 @@ pub(super) fn dns_service(o: &Options) -> Value {
                 {"name": "dns-tcp", "protocol": "TCP", "port": 53, "targetPort": 53},
                 {"name": "metrics", "protocol": "TCP", "port": 9153, "targetPort": 9153},
             ],
+        },
+    })
+}
+
+/// By what extension API servers know whose requests they get; their accounts need the Role `extension-apiserver-authentication-reader`.
+pub(super) fn authentication(front_proxy: &FrontProxy) -> Value {
+    let list = |name: &str| json!([name]).to_string();
+    json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": super::AUTHENTICATION.1, "namespace": super::AUTHENTICATION.0},
+        "data": {
+            "client-ca-file": front_proxy.client_authority,
+            "requestheader-allowed-names": list(ClusterPki::FRONT_PROXY),
+            "requestheader-client-ca-file": front_proxy.authority,
+            "requestheader-extra-headers-prefix": list("X-Remote-Extra-"),
+            "requestheader-group-headers": list("X-Remote-Group"),
+            "requestheader-uid-headers": list("X-Remote-Uid"),
+            "requestheader-username-headers": list("X-Remote-User"),
         },
     })
 }

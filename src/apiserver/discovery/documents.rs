@@ -1,10 +1,13 @@
 //! The documents themselves.
 
-use super::{Row, sort_key};
+use super::{OWN_VERSIONS, Offer, RemoteVersion, Row, group_priority};
 use edge_api::GroupVersion;
+use edge_api::gvk::version_order;
 use http::HeaderMap;
 use http::header::ACCEPT;
 use serde_json::{Map, Value, json};
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
 /// `/api`: the versions of the core group; `address` is where the server is, `host:port`.
 pub(crate) fn api_versions(address: &str) -> Value {
@@ -16,9 +19,9 @@ pub(crate) fn api_versions(address: &str) -> Value {
 }
 
 /// `/apis`.
-pub(crate) fn group_list(rows: &[Row]) -> Value {
+pub(crate) fn group_list(offer: &Offer) -> Value {
     let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
-    for (group, version, _) in group_versions(rows).into_iter().filter(|(g, ..)| !g.is_empty()) {
+    for (group, version, _) in group_versions(offer).into_iter().filter(|(g, ..)| !g.is_empty()) {
         match groups.last_mut() {
             Some((last, versions)) if *last == group => versions.push(version),
             _ => groups.push((group, vec![version])),
@@ -29,9 +32,9 @@ pub(crate) fn group_list(rows: &[Row]) -> Value {
 }
 
 /// `/apis/<group>`; `None` when it is not served.
-pub(crate) fn group(rows: &[Row], name: &str) -> Option<Value> {
+pub(crate) fn group(offer: &Offer, name: &str) -> Option<Value> {
     let versions: Vec<&str> =
-        group_versions(rows).into_iter().filter(|(g, ..)| *g == name && !g.is_empty()).map(|(_, v, _)| v).collect();
+        group_versions(offer).into_iter().filter(|(g, ..)| *g == name && !g.is_empty()).map(|(_, v, _)| v).collect();
     if versions.is_empty() {
         return None;
     }
@@ -106,18 +109,38 @@ fn add_names(v: &mut Value, r: &Row) {
     }
 }
 
-/// Group versions in discovery order with their rows.
-fn group_versions(rows: &[Row]) -> Vec<(&str, &str, Vec<&Row>)> {
-    let mut sorted: Vec<&Row> = rows.iter().collect();
-    sorted.sort_by_key(|r| sort_key(r));
-    let mut out: Vec<(&str, &str, Vec<&Row>)> = Vec::new();
+/// What a group version consists of.
+enum Content<'o> {
+    Rows(Vec<&'o Row>),
+    Remote(&'o RemoteVersion),
+}
+
+/// Group versions in discovery order with what they consist of. The highest priority of its versions is the group's.
+fn group_versions(offer: &Offer) -> Vec<(&str, &str, Content<'_>)> {
+    let mut versions: BTreeMap<(&str, &str), (i32, Content<'_>)> = BTreeMap::new();
+    let mut groups: BTreeMap<&str, i32> = BTreeMap::new();
+    let mut sorted: Vec<&Row> = offer.rows.iter().collect();
+    sorted.sort_by_key(|r| &r.plural);
     for r in sorted {
-        match out.last_mut() {
-            Some((g, v, list)) if *g == r.group && *v == r.version => list.push(r),
-            _ => out.push((&r.group, &r.version, vec![r])),
+        groups.entry(&r.group).or_insert_with_key(|group| group_priority(group));
+        let new = || (OWN_VERSIONS, Content::Rows(Vec::new()));
+        if let (_, Content::Rows(list)) = versions.entry((&r.group, &r.version)).or_insert_with(new) {
+            list.push(r);
         }
     }
-    out
+    for r in &offer.remotes {
+        let priority = groups.entry(&r.group).or_insert(r.group_priority);
+        *priority = r.group_priority.max(*priority);
+        versions.insert((&r.group, &r.version), (r.version_priority, Content::Remote(r)));
+    }
+    let mut out: Vec<(&str, &str, i32, Content<'_>)> = versions
+        .into_iter()
+        .map(|((group, version), (priority, content))| (group, version, priority, content))
+        .collect();
+    out.sort_by_key(|(group, version, priority, _)| {
+        (Reverse(groups.get(group).copied()), *group, Reverse(*priority), version_order(version))
+    });
+    out.into_iter().map(|(group, version, _, content)| (group, version, content)).collect()
 }
 
 /// A version of the aggregated document.
@@ -168,11 +191,17 @@ impl Aggregated {
 }
 
 /// The aggregated document of the core group (`/api`) or of all others (`/apis`).
-pub(crate) fn aggregated(rows: &[Row], core: bool, form: Aggregated) -> Value {
+pub(crate) fn aggregated(offer: &Offer, core: bool, form: Aggregated) -> Value {
     let mut items: Vec<(&str, Vec<Value>)> = Vec::new();
-    for (group, version, rows) in group_versions(rows).into_iter().filter(|(g, ..)| g.is_empty() == core) {
-        let resources: Vec<Value> = rows.into_iter().map(discovered).collect();
-        let version = json!({"version": version, "resources": resources, "freshness": "Current"});
+    for (group, version, content) in group_versions(offer).into_iter().filter(|(g, ..)| g.is_empty() == core) {
+        let resources = match content {
+            Content::Rows(rows) => Some(rows.into_iter().map(discovered).collect()),
+            Content::Remote(remote) => remote.resources.as_deref().cloned(),
+        };
+        let version = match resources {
+            Some(resources) => json!({"version": version, "resources": resources, "freshness": "Current"}),
+            None => json!({"version": version, "freshness": "Stale"}),
+        };
         match items.last_mut() {
             Some((last, versions)) if *last == group => versions.push(version),
             _ => items.push((group, vec![version])),
@@ -229,6 +258,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::super::SubRow;
     use super::*;
+    use std::sync::Arc;
 
     fn rows() -> Vec<Row> {
         let row = |group: &str, version: &str, kind: &str, plural: &str| Row {
@@ -261,14 +291,63 @@ mod tests {
         ]
     }
 
+    fn offer() -> Offer {
+        Offer::new(rows().into(), Vec::new())
+    }
+
+    fn remote(group: &str, version: &str, priorities: (i32, i32), resources: Option<Value>) -> RemoteVersion {
+        RemoteVersion {
+            group: group.into(),
+            version: version.into(),
+            group_priority: priorities.0,
+            version_priority: priorities.1,
+            resources: resources.map(Arc::new),
+        }
+    }
+
+    #[test]
+    fn other_servers_groups_are_among_them_by_their_priorities() {
+        let remotes = vec![
+            remote("late.io", "v1", (50, 10), None),
+            remote("apps", "v2", (10, 200), Some(json!([{"resource": "things"}]))),
+            remote("apps", "v1beta1", (10, 5), None),
+            remote("first.io", "v1", (17_850, 10), None),
+            remote("autoscaling", "v2", (10, 10), None),
+        ];
+        let offer = Offer::new(rows().into(), remotes);
+        let list = group_list(&offer);
+        let groups: Vec<(&str, Vec<&str>)> = list["groups"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|g| {
+                let versions = g["versions"].as_array().unwrap().iter().map(|v| v["version"].as_str().unwrap());
+                (g["name"].as_str().unwrap(), versions.collect())
+            })
+            .collect();
+        let expected = [
+            ("first.io", vec!["v1"]),
+            ("apps", vec!["v2", "v1", "v1beta1"]),
+            ("autoscaling", vec!["v1", "v2"]),
+            ("late.io", vec!["v1"]),
+        ];
+        assert_eq!(groups, expected);
+        let all = aggregated(&offer, false, Aggregated::V2);
+        assert_eq!(all["items"][0]["versions"], json!([{"version": "v1", "freshness": "Stale"}]));
+        let apps = &all["items"][1]["versions"];
+        assert_eq!(apps[0], json!({"version": "v2", "resources": [{"resource": "things"}], "freshness": "Current"}));
+        assert_eq!(apps[1]["resources"][0]["resource"], "deployments");
+        assert_eq!(all["items"][2]["versions"][1]["freshness"], "Stale", "the rows of it are not served");
+    }
+
     #[test]
     fn groups_come_in_order_with_their_preferred_version() {
-        let v = group_list(&rows());
+        let v = group_list(&offer());
         let names: Vec<_> = v["groups"].as_array().unwrap().iter().map(|g| g["name"].as_str().unwrap()).collect();
         assert_eq!(names, ["apps", "autoscaling"], "the core group is not among them");
         assert_eq!(v["groups"][1]["preferredVersion"], json!({"groupVersion": "autoscaling/v2", "version": "v2"}));
-        assert_eq!(group(&rows(), "apps").unwrap()["kind"], "APIGroup");
-        assert!(group(&rows(), "").is_none() && group(&rows(), "x").is_none());
+        assert_eq!(group(&offer(), "apps").unwrap()["kind"], "APIGroup");
+        assert!(group(&offer(), "").is_none() && group(&offer(), "x").is_none());
     }
 
     #[test]
@@ -288,12 +367,12 @@ mod tests {
 
     #[test]
     fn aggregated_discovery_holds_everything_once() {
-        let v = aggregated(&rows(), false, Aggregated::V2);
+        let v = aggregated(&offer(), false, Aggregated::V2);
         assert_eq!(v["apiVersion"], "apidiscovery.k8s.io/v2");
         assert_eq!(v["items"].as_array().unwrap().len(), 2);
         assert_eq!(v["items"][1]["versions"][0]["version"], "v2");
         assert_eq!(v["items"][0]["versions"][0]["resources"][0]["subresources"][0]["responseKind"]["kind"], "Scale");
-        let core = aggregated(&rows(), true, Aggregated::V2Beta1);
+        let core = aggregated(&offer(), true, Aggregated::V2Beta1);
         assert_eq!(core["items"][0]["versions"][0]["resources"][0]["resource"], "pods");
         let mut h = HeaderMap::new();
         h.insert(

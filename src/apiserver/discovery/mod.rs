@@ -10,8 +10,8 @@ mod serve;
 pub(crate) use openapi::Rows;
 pub(crate) use serve::serve;
 
-use edge_api::gvk::{VersionOrder, version_order};
 use edge_registry::{Custom, ResourceInfo};
+use serde_json::Value;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
@@ -87,14 +87,47 @@ impl From<&Arc<ResourceInfo>> for Row {
     }
 }
 
-/// Priority (negated) and name.
-type GroupOrder<'g> = (i32, &'g str);
+/// A group version that another server answers for.
+#[derive(Clone, Debug)]
+pub(crate) struct RemoteVersion {
+    pub(crate) group: String,
+    pub(crate) version: String,
+    /// The group stands among the others at least where this says.
+    pub(crate) group_priority: i32,
+    /// Where the version stands in its group.
+    pub(crate) version_priority: i32,
+    /// As aggregated discovery shows them; `None`: nobody knows at this moment.
+    pub(crate) resources: Option<Arc<Value>>,
+}
 
-/// Where a group stands in `/apis`: clients that find a short name in several groups take the first.
-fn priority(group: &str) -> GroupOrder<'_> {
-    let p = match group {
-        "apiregistration.k8s.io" => 18_000,
-        "" => 17_900,
+/// Everything that there is: rows, and what other servers answer for.
+#[derive(Clone, Debug)]
+pub(crate) struct Offer {
+    /// Those that this server serves.
+    rows: Rows,
+    remotes: Vec<RemoteVersion>,
+}
+
+impl Offer {
+    /// Where another server answers for the group version of rows, these are not served.
+    pub(crate) fn new(rows: Rows, remotes: Vec<RemoteVersion>) -> Self {
+        let is_remote = |row: &Row| remotes.iter().any(|r| r.version == row.version && r.group == row.group);
+        let rows = if rows.iter().any(is_remote) {
+            rows.iter().filter(|row| !is_remote(row)).cloned().collect()
+        } else {
+            rows
+        };
+        Self { rows, remotes }
+    }
+}
+
+/// Where a group of this server stands in `/apis`: clients that find a short name in several groups take the first. Those of
+/// custom resources have 1000.
+pub(crate) fn group_priority(group: &str) -> i32 {
+    match group {
+        // APIServices themselves come before everything else
+        "apiregistration.k8s.io" => i32::MAX,
+        "" => 18_000,
         "apps" => 17_800,
         "events.k8s.io" => 17_750,
         "authentication.k8s.io" => 17_700,
@@ -112,14 +145,14 @@ fn priority(group: &str) -> GroupOrder<'_> {
         "node.k8s.io" => 16_300,
         "discovery.k8s.io" => 16_200,
         "flowcontrol.apiserver.k8s.io" => 16_100,
+        "internal.apiserver.k8s.io" => 16_000,
+        "resource.k8s.io" => 15_900,
+        "storagemigration.k8s.io" => 15_800,
         // its kinds have names of the core group's
         "metrics.k8s.io" => 100,
         _ => 1_000,
-    };
-    (-p, group)
+    }
 }
 
-/// Group versions in the order of discovery.
-fn sort_key(row: &Row) -> (GroupOrder<'_>, VersionOrder<'_>, &str) {
-    (priority(&row.group), version_order(&row.version), &row.plural)
-}
+/// Where a version of this server stands in its group, beside those of other servers; among themselves the version's name decides.
+const OWN_VERSIONS: i32 = 100;

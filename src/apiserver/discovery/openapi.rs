@@ -3,6 +3,7 @@
 use super::Row;
 use super::serve::with_etag;
 use crate::Server;
+use crate::aggregation::openapi_versions;
 use crate::body::Body;
 use crate::query::Query;
 use bytes::Bytes;
@@ -96,7 +97,10 @@ fn documents(rows: &[Row], version: &str) -> Vec<(GroupVersion, String)> {
 }
 
 pub(super) async fn v3_index(server: &Server, headers: &HeaderMap) -> Result<Response<Body>, Status> {
-    let documents = documents(&server.rows(), &server.options.git_version);
+    let mut documents = documents(&server.rows(), &server.options.git_version);
+    let remotes = server.aggregation.remotes();
+    documents.retain(|(gv, _)| !remotes.iter().any(|r| r.spec.version == gv.version && r.spec.group == gv.group));
+    documents.extend(openapi_versions(server).await);
     let index = openapi::v3_index(documents.iter().map(|(gv, hash)| (gv, hash.as_str())));
     Ok(with_etag(headers, "application/json", index.body.into()).await)
 }

@@ -74,7 +74,7 @@ pub(crate) async fn serve(
             document(&accepted()?, list).await
         }
         ["apis", name] => {
-            let value = group(&server.rows(), name).ok_or_else(Status::unknown_path)?;
+            let value = group(&server.offer(), name).ok_or_else(Status::unknown_path)?;
             document(&accepted()?, value).await
         }
         ["apis", name, version] => {
@@ -117,12 +117,12 @@ async fn discovery(
 ) -> Result<Response<Body>, Status> {
     let vary = HeaderValue::from_static("Accept");
     let Some(form) = Aggregated::wanted(headers) else {
-        let value = if core { api_versions(&server.address()) } else { group_list(&server.rows()) };
+        let value = if core { api_versions(&server.address()) } else { group_list(&server.offer()) };
         let mut response = document(&accepted()?, value).await?;
         response.headers_mut().insert(VARY, vary);
         return Ok(response);
     };
-    let json = Bytes::from(aggregated(&server.rows(), core, form).to_string());
+    let json = Bytes::from(aggregated(&server.offer(), core, form).to_string());
     let mut response = with_etag(headers, &form.media_type(), json).await;
     response.headers_mut().insert(VARY, vary);
     Ok(response)
@@ -157,6 +157,10 @@ fn root(server: &Server) -> Value {
     for r in server.rows().iter().filter(|r| !r.group.is_empty()) {
         paths.push(format!("/apis/{}", r.group));
         paths.push(format!("/apis/{}/{}", r.group, r.version));
+    }
+    for r in server.aggregation.remotes().iter() {
+        paths.push(format!("/apis/{}", r.spec.group));
+        paths.push(format!("/apis/{}/{}", r.spec.group, r.spec.version));
     }
     paths.sort();
     paths.dedup();

@@ -1,7 +1,7 @@
 //! Subresources that a kubelet answers: pods' log, exec, attach and portforward, nodes' proxy.
 
 use super::NodeDialer;
-use super::transport::{exchange, unreachable};
+use super::transport::{Onward, exchange, unreachable};
 use crate::body::Body;
 use crate::query::Query;
 use edge_api::field::{ErrorList, Path};
@@ -173,7 +173,7 @@ async fn forward(
     let uri: Uri = uri.parse().map_err(|e| Status::bad_request(format!("cannot proxy to {uri:?}: {e}")))?;
     let what = format!("the kubelet of node {node}");
     let stream = dialer.dial(node).await.map_err(|e| unreachable(&what, &e))?;
-    exchange(stream, request, uri, node, &what, stop).await
+    exchange(stream, request, Onward::anonymous(uri, node, &what), stop).await
 }
 
 fn pod_path(pod: &Object) -> String {

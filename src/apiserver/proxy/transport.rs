@@ -24,16 +24,36 @@ const NOT_FORWARDED: [&str; 10] = [
     "host",
 ];
 
-/// Sends `request` as `uri` (path and query) over `stream` and gives back what comes. `what` names the other side in
-/// error messages.
-pub(super) async fn exchange(
+/// How a request goes on to the other side.
+pub(crate) struct Onward<'a> {
+    /// Path and query.
+    pub(crate) uri: Uri,
+    /// What it is called.
+    pub(crate) host: &'a str,
+    /// What error messages call it.
+    pub(crate) what: &'a str,
+    /// Headers about who asks; whatever the client says of that is not passed on.
+    pub(crate) identity: HeaderMap,
+}
+
+impl<'a> Onward<'a> {
+    /// To somebody who is not told who asks.
+    pub(super) fn anonymous(uri: Uri, host: &'a str, what: &'a str) -> Self {
+        Self { uri, host, what, identity: HeaderMap::new() }
+    }
+}
+
+/// Sends `request` over `stream` and gives back what comes.
+///
+/// # Errors
+/// 503 when the other side does not answer.
+pub(crate) async fn exchange(
     stream: Box<dyn Stream>,
     mut request: Request<Body>,
-    uri: Uri,
-    host: &str,
-    what: &str,
+    to: Onward<'_>,
     stop: &CancellationToken,
 ) -> Result<Response<Body>, Status> {
+    let Onward { uri, host, what, identity } = to;
     let upgrade = upgrade_of(request.headers());
     let client_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
@@ -42,6 +62,7 @@ pub(super) async fn exchange(
     *onward.uri_mut() = uri;
     *onward.version_mut() = Version::HTTP_11;
     *onward.headers_mut() = forwarded(&parts.headers);
+    onward.headers_mut().extend(identity);
     onward.headers_mut().insert(HOST, HeaderValue::from_str(host).map_err(Status::internal)?);
     if let Some(protocol) = upgrade {
         onward.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -140,7 +161,7 @@ fn strip_hop_headers(headers: &mut HeaderMap) {
 }
 
 /// 503: the other side cannot be talked to.
-pub(super) fn unreachable(what: &str, error: &dyn std::fmt::Display) -> Status {
+pub(crate) fn unreachable(what: &str, error: &dyn std::fmt::Display) -> Status {
     Status::unavailable(format!("error trying to reach {what}: {error}"))
 }
 
@@ -206,7 +227,8 @@ mod tests {
                 let (here, there) = tokio::io::duplex(1024);
                 tokio::spawn(kubelet(there));
                 let uri = request.uri().clone();
-                exchange(Box::new(here), request.map(Body::stream), uri, "node", "the kubelet", &stop).await
+                let to = Onward::anonymous(uri, "node", "the kubelet");
+                exchange(Box::new(here), request.map(Body::stream), to, &stop).await
             }
         });
         tokio::spawn(

@@ -2,7 +2,7 @@
 
 use super::Stream;
 use super::links::Links;
-use super::transport::{exchange, unreachable};
+use super::transport::{Onward, exchange, unreachable};
 use crate::body::Body;
 use edge_api::{Object, Status};
 use http::header::{ACCEPT, ACCEPT_ENCODING, HOST, LOCATION, UPGRADE};
@@ -186,7 +186,7 @@ async fn to_address(
         "https" => Box::new(encrypted(socket, address.ip()).await.map_err(|e| unreachable(&what, &e))?),
         _ => Box::new(socket),
     };
-    Ok(links.rewrite(exchange(stream, request, uri, &what, &what, stop).await?).await)
+    Ok(links.rewrite(exchange(stream, request, Onward::anonymous(uri, &what, &what), stop).await?).await)
 }
 
 /// TLS to a pod. Nobody vouches for its certificate, as it is in Kubernetes: who asked for the pod's address has been told

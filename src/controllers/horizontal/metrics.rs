@@ -2,6 +2,7 @@
 
 use super::replicas::{Measure, Measures};
 use super::target::{self, Resources};
+use crate::context::message;
 use edge_api::selector::LabelSelector;
 use edge_api::{Quantity, duration};
 use edge_client::{Client, Error};
@@ -170,7 +171,7 @@ impl Metrics<'_> {
 }
 
 fn refused(api: &'static str, error: &Error) -> Missing {
-    Missing::Refused { api, reason: target::message(error) }
+    Missing::Refused { api, reason: message(error) }
 }
 
 /// In thousandths.

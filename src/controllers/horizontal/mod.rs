@@ -11,7 +11,7 @@ mod replicas;
 mod status;
 mod target;
 
-use crate::context::{Context, each};
+use crate::context::{Context, each, message};
 use crate::owners::matches;
 use edge_api::Quantity;
 use edge_api::selector::LabelSelector;
@@ -261,7 +261,7 @@ impl Controller {
         let before = draft.current.unwrap_or(0);
         scale.spec.get_or_insert_default().replicas = Some(desired);
         if let Err(error) = target::put(&self.context.client, &path, &scale).await {
-            let text = target::message(&error);
+            let text = message(&error);
             let message = format!("New size: {desired}; reason: {why}; error: {text}");
             self.tell(autoscaler, EventType::Warning, "FailedRescale", message);
             let message = format!("the HPA controller was unable to update the target scale: {text}");

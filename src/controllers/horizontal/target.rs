@@ -1,5 +1,6 @@
 //! What is scaled: the `scale` of an object of any kind that has one.
 
+use crate::context::message;
 use edge_client::{Client, Error};
 use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::api::autoscaling::v2::CrossVersionObjectReference;
@@ -131,14 +132,6 @@ pub(super) async fn put(client: &Client, path: &str, scale: &Scale) -> Result<()
 /// What the API says.
 pub(super) async fn get<T: DeserializeOwned>(client: &Client, uri: &str) -> Result<T, Error> {
     client.request(http::Request::get(uri).body(Vec::new()).map_err(Error::HttpError)?).await
-}
-
-/// What people are told of an error.
-pub(super) fn message(error: &Error) -> String {
-    match error {
-        Error::Api(status) => status.message.clone(),
-        other => other.to_string(),
-    }
 }
 
 /// A part of a path or query that cannot become more than one.

@@ -2,7 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use edge_pki::{
-    ClientName, ClusterPki, Identity, ServerNames, client_config, server_config, user_of_certificate, write_kubeconfig,
+    ClientName, ClusterPki, Identity, ServerNames, SharedIdentity, Trust, client_config, front_proxy_config,
+    server_config, user_of_certificate, write_kubeconfig,
 };
 use rustls::{ClientConnection, ServerConnection};
 use std::os::unix::fs::PermissionsExt;
@@ -91,6 +92,33 @@ fn handshakes() {
     assert!(connect(&pki, &serving, Some(&stranger), "localhost").is_err());
     // A server certificate is no client certificate.
     assert!(connect(&pki, &serving, Some(&serving), "localhost").is_err());
+}
+
+#[test]
+fn what_extension_servers_are_shown_is_good_for_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let pki = ClusterPki::load_or_create(&dir.path().join("tls")).unwrap();
+    let (serving, front_proxy) = (pki.serving(&names()).unwrap(), pki.front_proxy().unwrap());
+    assert_eq!(user_of_certificate(front_proxy.certificate()).unwrap().username, ClusterPki::FRONT_PROXY);
+    assert!(connect(&pki, &serving, Some(&front_proxy), "localhost").is_err());
+    assert_eq!(pki.front_proxy().unwrap().certificate(), front_proxy.certificate(), "it stays");
+
+    let meet = |trust: Trust, identity: &Identity, to: &str| {
+        let client = front_proxy_config(trust, &SharedIdentity::new(identity).unwrap()).unwrap();
+        let mut client = ClientConnection::new(Arc::new(client), to.to_owned().try_into().unwrap()).unwrap();
+        let server = server_config(&serving, &pki.request_header_ca).unwrap();
+        let mut server = ServerConnection::new(Arc::new(server)).unwrap();
+        handshake(&mut client, &mut server).is_ok() && client.alpn_protocol() == Some(b"http/1.1")
+    };
+    let known = || Trust::in_pem(pki.server_ca.pem().as_bytes()).unwrap();
+    assert!(meet(known(), &front_proxy, "localhost"));
+    assert!(!meet(known(), &front_proxy, "elsewhere.example"), "whoever it is");
+    assert!(meet(Trust::Nobody, &front_proxy, "elsewhere.example"));
+    let stranger = ClusterPki::load_or_create(&dir.path().join("other")).unwrap();
+    assert!(!meet(Trust::in_pem(stranger.server_ca.pem().as_bytes()).unwrap(), &front_proxy, "localhost"));
+    let admin = pki.client("admin", &ClientName::admin()).unwrap();
+    assert!(!meet(known(), &admin, "localhost"), "no client passes for the front proxy");
+    assert!(Trust::in_pem(b"no certificate").is_err());
 }
 
 #[test]

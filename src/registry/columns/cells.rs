@@ -75,6 +75,29 @@ pub(super) fn claim_state(o: &Object) -> Value {
     states.iter().filter(|(is, _)| *is).map(|(_, name)| *name).collect::<Vec<_>>().join(",").into()
 }
 
+/// The Service of an APIService.
+pub(super) fn aggregated_service(o: &Object) -> Value {
+    match o.pointer("/spec/service") {
+        Some(Value::Object(_)) => {
+            format!("{}/{}", o.str_at("/spec/service/namespace"), o.str_at("/spec/service/name")).into()
+        }
+        _ => "Local".into(),
+    }
+}
+
+/// Whether an APIService is available, and why not.
+pub(super) fn availability(o: &Object) -> Value {
+    let conditions = list(o, "/status/conditions");
+    let Some(condition) = conditions.iter().find(|c| c.get("type").and_then(Value::as_str) == Some("Available")) else {
+        return "Unknown".into();
+    };
+    let text = |name: &str| condition.get(name).and_then(Value::as_str).unwrap_or_default();
+    match (text("status"), text("reason")) {
+        (status @ "True", _) | (status, "") => status.into(),
+        (status, reason) => format!("{status} ({reason})").into(),
+    }
+}
+
 pub(super) fn or_na(o: &Object, pointer: &str) -> Value {
     scalar(o, pointer).unwrap_or_else(|| "N/A".into()).into()
 }

@@ -64,6 +64,9 @@ pub(crate) fn of(group: &str, plural: &str) -> Vec<Column> {
         crate::custom::DEFINITIONS => {
             vec![column("Created At", "date", 0, Cell::Pointer("/metadata/creationTimestamp".into()))]
         }
+        ("apiregistration.k8s.io", _) => {
+            vec![made("Service", aggregated_service), made("Available", availability), age()]
+        }
         ("node.k8s.io", _) => vec![text("Handler", "/handler"), age()],
         ("metrics.k8s.io", "nodes") => {
             vec![text("cpu", "/usage/cpu"), text("memory", "/usage/memory"), text("Window", "/window")]

@@ -3,6 +3,7 @@
 //! In: the submitted object (defaults filled in) and, for updates, the live one. Out: the object as it is stored, or field
 //! errors in Kubernetes' wording. The generic store calls them in the order prepare, validate.
 
+pub mod api_service;
 mod autoscaler;
 pub(crate) mod config;
 pub(crate) mod custom;
@@ -144,6 +145,7 @@ pub(crate) fn of(group: &str, plural: &str) -> &'static Strategy {
         ("coordination.k8s.io", _) => &LEASE,
         ("rbac.authorization.k8s.io", _) => &RBAC,
         crate::custom::DEFINITIONS => &definition::STRATEGY,
+        ("apiregistration.k8s.io", "apiservices") => &api_service::STRATEGY,
         ("autoscaling", "horizontalpodautoscalers") => &autoscaler::AUTOSCALER,
         ("discovery.k8s.io" | "networking.k8s.io" | "policy" | "admissionregistration.k8s.io", _) => &COUNTED,
         ("flowcontrol.apiserver.k8s.io", _) => &COUNTED,

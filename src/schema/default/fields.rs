@@ -4,6 +4,8 @@
 pub(super) fn full_name(short: &str) -> String {
     if short.starts_with("apiextensions.") {
         format!("io.k8s.apiextensions-apiserver.pkg.apis.{short}")
+    } else if short.starts_with("apiregistration.") {
+        format!("io.k8s.kube-aggregator.pkg.apis.{short}")
     } else {
         format!("io.k8s.api.{short}")
     }
@@ -32,6 +34,7 @@ pub(super) const CONSTANTS: &[(&str, &str, &str)] = &[
     ("admissionregistration.v1.ValidatingWebhook", "timeoutSeconds", "10"),
     ("apiextensions.v1.CustomResourceDefinitionSpec", "conversion", r#"{"strategy":"None"}"#),
     ("apiextensions.v1.ServiceReference", "port", "443"),
+    ("apiregistration.v1.ServiceReference", "port", "443"),
     ("apps.v1.DaemonSetSpec", "revisionHistoryLimit", "10"),
     ("apps.v1.DaemonSetUpdateStrategy", "type", r#""RollingUpdate""#),
     ("apps.v1.DeploymentSpec", "progressDeadlineSeconds", "600"),

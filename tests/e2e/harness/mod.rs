@@ -7,6 +7,7 @@
 //!                               └──veth──  edge-e2e-N-1: eth0 10.254.N.11/24, edge agent ...
 //! ```
 
+pub(crate) mod adapter;
 mod agent;
 mod cleanup;
 mod clock;

@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use edge_api::UserInfo;
-use edge_apiserver::{ApiServer, Body, Component, NodeDialer, Options, Parts, Stream};
+use edge_apiserver::{ApiServer, Body, Component, FrontProxy, NodeDialer, Options, Parts, Stream};
 use serde_json::Value;
 use std::io;
 use std::sync::Arc;
@@ -151,6 +151,12 @@ impl Cluster {
         let authenticator =
             edge_auth::Authenticator::new(Arc::new(key), edge_auth::AuthenticatorOptions { issuer, audiences });
         let shutdown = CancellationToken::new();
+        let pki = edge_pki::ClusterPki::load_or_create(&dir.path().join("tls")).unwrap();
+        let front_proxy = FrontProxy {
+            identity: edge_pki::SharedIdentity::new(&pki.front_proxy().unwrap()).unwrap(),
+            authority: pki.request_header_ca.pem().to_owned(),
+            client_authority: pki.client_ca.pem().to_owned(),
+        };
         let api = ApiServer::new(Parts {
             registry,
             authenticator: Arc::new(authenticator),
@@ -161,6 +167,7 @@ impl Cluster {
                 Component { name: "scheduler", problem: Arc::new(|| Some("it sleeps".into())) },
             ],
             other_metrics: Arc::new(|| "of_another_part 1\n".into()),
+            front_proxy,
             options: Options {
                 git_version: "v1.36.0+edge1".into(),
                 git_commit: String::new(),
