@@ -16,6 +16,7 @@ mod commands;
 mod conformance;
 mod controllers;
 mod custom;
+mod device_drivers;
 mod devices;
 mod etcd;
 mod healing;

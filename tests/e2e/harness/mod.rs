@@ -11,6 +11,7 @@ mod agent;
 mod cleanup;
 mod clock;
 pub(crate) mod disk;
+pub(crate) mod driver;
 pub(crate) mod etcd;
 pub(crate) mod filled;
 mod footprint;

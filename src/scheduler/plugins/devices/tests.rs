@@ -44,7 +44,8 @@ fn classes(name: &str) -> Option<Arc<DeviceClass>> {
 
 /// What claims get on node `a`: `request=device` of each result, claims separated by `;`.
 fn allocate(slices: &[Arc<ResourceSlice>], claims: &[Value], taken: &[&str], on: &str) -> Result<String, String> {
-    let taken = taken.iter().map(|d| ("d.io".to_owned(), "p".to_owned(), (*d).to_owned())).collect();
+    let whole = || Use { is_whole: true, amounts: Amounts::new() };
+    let taken = taken.iter().map(|d| (("d.io".to_owned(), "p".to_owned(), (*d).to_owned()), whole())).collect();
     let pools = Pools::new(slices.to_vec(), &taken);
     let selectors = Selectors::default();
     let plans: Vec<Plan> =
@@ -236,7 +237,7 @@ fn partitions_share_counters() {
 #[test]
 fn results_say_where_and_how() {
     let result = |slice: Arc<ResourceSlice>, devices: Value| {
-        let pools = Pools::new(vec![slice], &HashSet::new());
+        let pools = Pools::new(vec![slice], &HashMap::new());
         let plan = plan(&claim(devices), &classes, &Selectors::default()).unwrap();
         let plans = [&plan];
         let node = node("a");
