@@ -331,5 +331,5 @@ pub(crate) async fn post(client: &Client, pod: &Pending, node: &str) -> Result<(
         .header(http::header::CONTENT_TYPE, "application/json")
         .body(body)
         .map_err(|e| Error::Service(Box::new(e)))?;
-    client.request::<serde_json::Value>(request).await.map(drop)
+    client.request::<Value>(request).await.map(drop)
 }

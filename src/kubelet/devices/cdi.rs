@@ -319,19 +319,19 @@ mod tests {
         fs::write(dir.path().join("net.yaml"), yaml).unwrap();
         fs::write(dir.path().join("readme.txt"), "nothing").unwrap();
         let at = [dir.path().to_owned(), dir.path().join("none")];
-        let spec = added(&at, &["v.io/gpu=a", "v.io/gpu=b", "v.io/net=0", "v.io/gpu=a"]).unwrap();
-        let env: Vec<String> = spec.env.iter().map(|(name, value)| format!("{name}:{value}")).collect();
+        let made = added(&at, &["v.io/gpu=a", "v.io/gpu=b", "v.io/net=0", "v.io/gpu=a"]).unwrap();
+        let env: Vec<String> = made.env.iter().map(|(name, value)| format!("{name}:{value}")).collect();
         assert_eq!(env, ["ALL:1", "A:x=y", "NET:0"]);
-        assert_eq!(spec.user.additional_gids, [5]);
-        let [a, b] = &spec.devices[..] else { panic!("{:?}", spec.devices) };
+        assert_eq!(made.user.additional_gids, [5]);
+        let [a, b] = &made.devices[..] else { panic!("{:?}", made.devices) };
         assert_eq!((a.host_path.to_str(), a.permissions.as_str(), a.number), (Some("/dev/null"), "rw", None));
         assert_eq!(b.number, Some(DeviceNumber { is_block: false, major: 1, minor: 5 }));
         assert_eq!((b.mode, b.uid, b.gid), (Some(0o600), Some(7), None));
         let options = ["ro", "nosuid", "rbind"].map(str::to_owned).to_vec();
-        assert_eq!(spec.mounts[0].source, MountSource::Oci { kind: String::new(), path: "/lib/x".into(), options });
-        assert!(spec.mounts[0].read_only);
-        assert_eq!(spec.hooks.len(), 1);
-        assert_eq!(added(&at, &[]).unwrap(), super::tests::spec());
+        assert_eq!(made.mounts[0].source, MountSource::Oci { kind: String::new(), path: "/lib/x".into(), options });
+        assert!(made.mounts[0].read_only);
+        assert_eq!(made.hooks.len(), 1);
+        assert_eq!(added(&at, &[]).unwrap(), spec());
     }
 
     #[test]

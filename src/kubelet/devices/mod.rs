@@ -74,7 +74,7 @@ fn wanted(pod: &Pod, container: &Container) -> Result<Vec<(String, String)>, Str
         out.extend(found.map(|(_, name, _)| (name.clone(), claim.request.clone().unwrap_or_default())));
     }
     let extended = pod.status.as_ref().and_then(|s| s.extended_resource_claim_status.as_ref());
-    for status in extended {
+    if let Some(status) = extended {
         let mine = status.request_mappings.iter().filter(|m| m.container_name == container.name);
         out.extend(mine.map(|m| (status.resource_claim_name.clone(), m.request_name.clone())));
     }
@@ -326,7 +326,7 @@ impl Devices {
             let own = || format!("{driver}/{}/{}", device.pool, device.device);
             let id = device.cdi.first().cloned().unwrap_or_else(own);
             if out.iter().all(|known| known.resource_id != id) {
-                out.push(ResourceHealth { resource_id: id, health: Some(state.to_owned()) });
+                out.push(ResourceHealth { resource_id: id, health: Some(state.to_owned()), message: None });
             }
         }
         out
