@@ -237,6 +237,7 @@ pub(crate) fn scores(a: &Attempt<'_>, prepared: &Prepared, nodes: &[NodeId]) -> 
             Plugin::NodeResourcesFit => Some(states.iter().map(|s| resources::fit_score(pod, s, settings)).collect()),
             Plugin::NodeResourcesBalancedAllocation => resources::can_balance(pod, settings)
                 .then(|| states.iter().map(|s| resources::balance_score(pod, s, settings)).collect()),
+            Plugin::DynamicResources => devices::scores(a, &prepared.devices, &states),
             Plugin::ImageLocality => images::scores(pod, a.cluster, &states),
             _ => None,
         };

@@ -13,7 +13,8 @@ mod select;
 
 pub(crate) use select::Selectors;
 
-use super::{Plugin, Refusal};
+use super::{Plugin, Refusal, normalize};
+use crate::cluster::NodeState;
 use crate::decide::Attempt;
 use crate::pod::Pending;
 use crate::world::World;
@@ -31,6 +32,8 @@ use request::{Plan, plan};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+/// Alternatives of one request at most, and so what the best of them is worth (Kubernetes' value).
+const MAX_ALTERNATIVES: i64 = 8;
 /// Pods that may use one claim at most (Kubernetes' value).
 const MAX_USERS: usize = 256;
 /// Driver, pool and device.
@@ -259,6 +262,34 @@ pub(crate) fn choose(a: &Attempt<'_>, wanted: &Wanted, node: &Node) -> Result<Ve
         out.push(DeviceChoice { claim, allocation: allocations.next(), mappings });
     }
     Ok(out)
+}
+
+/// Scores of nodes: better alternatives are worth more. Nothing where no claim leaves a choice.
+pub(crate) fn scores(a: &Attempt<'_>, wanted: &Wanted, nodes: &[&NodeState]) -> Option<Vec<i64>> {
+    let plans = || wanted.open.iter().map(|(_, plan)| plan);
+    if !plans().any(|plan| plan.requests.iter().any(|alternatives| alternatives.len() > 1)) {
+        return None;
+    }
+    let worth = |results: &[&str], alternatives: &[request::Alternative]| {
+        let taken = alternatives.iter().position(|alternative| results.contains(&alternative.name.as_str()));
+        taken.and_then(|place| i64::try_from(place).ok()).map_or(0, |place| MAX_ALTERNATIVES - place)
+    };
+    let score = |node: &NodeState| {
+        let chosen = node.node.as_deref().and_then(|node| choose(a, wanted, node).ok()).unwrap_or_default();
+        let of = |claim: &ResourceClaim| chosen.iter().find(|choice| uid(&choice.claim) == uid(claim));
+        let claims = wanted.open.iter().filter_map(|(claim, plan)| Some((of(claim)?.allocation.as_ref()?, plan)));
+        claims
+            .map(|(allocation, plan)| {
+                let results = allocation.devices.iter().flat_map(|d| d.results.iter().flatten());
+                let results: Vec<&str> = results.map(|r| r.request.as_str()).collect();
+                let open = plan.requests.iter().filter(|alternatives| alternatives.len() > 1);
+                open.map(|alternatives| worth(&results, alternatives)).sum::<i64>()
+            })
+            .sum()
+    };
+    let mut scores: Vec<i64> = nodes.iter().map(|node| score(node)).collect();
+    normalize(&mut scores, false);
+    Some(scores)
 }
 
 /// Whether the drivers of a claim's devices have given up.
