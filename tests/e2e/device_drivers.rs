@@ -105,6 +105,15 @@ fn devices_reach_containers() {
     let mut cluster = Cluster::start();
     let folder = cluster.data_dir().join("agent/plugins_registry");
     let name = format!("{}.gpu.test", cluster.data_dir().parent().unwrap().file_name().unwrap().to_str().unwrap());
+    // what is no driver disturbs nobody
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("readme.txt"), "not a socket").unwrap();
+    let garbage = std::os::unix::net::UnixListener::bind(folder.join("garbage.sock")).unwrap();
+    std::thread::spawn(move || {
+        for stream in garbage.incoming().flatten() {
+            let _ = std::io::Write::write_all(&mut &stream, b"HTTP/1.1 200 OK\r\n\r\n");
+        }
+    });
     let mut driver = Driver::start(&folder, &name);
     cluster.kubectl(&["create", "namespace", "gpus"]);
     {

@@ -17,6 +17,7 @@ mod conformance;
 mod controllers;
 mod custom;
 mod device_drivers;
+mod device_sharing;
 mod devices;
 mod etcd;
 mod healing;
