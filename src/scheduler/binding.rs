@@ -133,6 +133,9 @@ pub(crate) async fn prepared(
     let all = devices::claims(pod, world).map_err(BindError::Unprepared)?;
     let own = choices.iter().filter(|choice| !choice.mappings.is_empty()).map(|choice| Key::of(&*choice.claim));
     let mut keys: Vec<Key> = all.iter().map(|claim| Key::of(&**claim)).chain(own).collect();
+    if keys.is_empty() {
+        return Ok(());
+    }
     let mut changes = claims.subscribe();
     while let Some(key) = keys.last() {
         let claim = claims.get_key(key).ok_or_else(|| BindError::Gone(key.clone()))?;

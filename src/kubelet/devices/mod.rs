@@ -11,6 +11,7 @@ mod state;
 
 use crate::context::Context;
 use crate::pods::record::RETRY;
+use crate::pods::shared::PodShared;
 use driver::{ClaimId, Service};
 use edge_client::{Api, EventType};
 use futures::future::join_all;
@@ -121,15 +122,18 @@ impl Devices {
 
     /// Prepares a pod's devices. Failures are told in events and tried again when a driver comes, or after a while; so this ends only when
     /// all is well.
-    pub(crate) async fn prepare(&self, cx: &Context, pod: &Pod) {
-        if !claims_any(pod) {
-            return;
-        }
+    pub(crate) async fn prepare(&self, shared: &PodShared) {
+        let cx = &shared.cx;
         loop {
+            // the names of its claims may be noted at any moment
+            let pod = shared.pod();
+            if !claims_any(&pod) {
+                return;
+            }
             let mut changes = self.plugins.changes();
-            let Err(why) = self.try_prepare(cx, pod).await else { return };
+            let Err(why) = self.try_prepare(cx, &pod).await else { return };
             let message = format!("Failed to prepare dynamic resources: prepare dynamic resources: {why}");
-            cx.recorder.event(pod, EventType::Warning, "FailedPrepareDynamicResources", message);
+            cx.recorder.event(&*pod, EventType::Warning, "FailedPrepareDynamicResources", message);
             // a driver that is missing may come at any moment
             let _ = timeout(RETRY, changes.changed()).await;
         }

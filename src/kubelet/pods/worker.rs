@@ -156,7 +156,7 @@ impl Worker {
         let (shared, pod) = (self.shared.clone(), pod.clone());
         match action {
             Action::SetUpVolumes => self.spawn(async move {
-                let work = async { tokio::join!(shared.volumes.set_up(), shared.cx.devices.prepare(&shared.cx, &pod)) };
+                let work = async { tokio::join!(shared.volumes.set_up(), shared.cx.devices.prepare(&shared)) };
                 tokio::select! {
                     () = shared.ending.cancelled() => Event::Volumes(Err(())),
                     (ready, ()) = work => {
