@@ -48,7 +48,7 @@ impl Stage<'_> {
                       trap 'exit 0' TERM; while true; do sleep 1; done";
         let container =
             json!({"name": "main", "image": "busybox:test", "command": ["sh", "-c", script], "resources": resources});
-        let spec = json!({"terminationGracePeriodSeconds": 0, "containers": [container], "resourceClaims": claims});
+        let spec = json!({"terminationGracePeriodSeconds": 1, "containers": [container], "resourceClaims": claims});
         self.space
             .apply(&json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}).to_string());
     }

@@ -32,6 +32,8 @@ else
 fi
 rm -rf /etc/edge
 # The logs of another kubelet's pods are there, too.
+# edge's own; those of another kubelet are not empty
+rmdir /var/lib/kubelet/plugins_registry /var/lib/kubelet 2>/dev/null
 [ -e /var/lib/kubelet ] || [ -e /var/lib/rancher ] || rm -rf /var/log/pods
 for link in /var/log/containers/*.log; do
   if [ -L "$link" ] && [ ! -e "$link" ]; then rm -f "$link"; fi
