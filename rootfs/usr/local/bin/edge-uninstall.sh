@@ -31,9 +31,9 @@ else
   rm -rf "$data"
 fi
 rm -rf /etc/edge
-# The logs of another kubelet's pods are there, too.
-# edge's own; those of another kubelet are not empty
+# A folder of another kubelet is not empty.
 rmdir /var/lib/kubelet/plugins_registry /var/lib/kubelet 2>/dev/null
+# The logs of another kubelet's pods are there, too.
 [ -e /var/lib/kubelet ] || [ -e /var/lib/rancher ] || rm -rf /var/log/pods
 for link in /var/log/containers/*.log; do
   if [ -L "$link" ] && [ ! -e "$link" ]; then rm -f "$link"; fi
