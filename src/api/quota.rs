@@ -18,6 +18,10 @@ const PLAIN: [&str; 7] =
 /// Amounts of pods that have a short name, which stands for the request.
 const SHORT: [&str; 3] = ["cpu", "ephemeral-storage", "memory"];
 const CLASS: &str = ".storageclass.storage.k8s.io/";
+/// After the name of a class of devices: how many of them claims may ask for.
+const DEVICES: &str = ".deviceclass.resource.k8s.io/devices";
+/// Devices that one claim gets at most, and so what one that asks for all counts as.
+const ALL_DEVICES: i64 = 32;
 
 /// The amounts in a map of quantities; what is no quantity is left out.
 pub fn amounts(value: Option<&Value>) -> Amounts {
@@ -74,6 +78,7 @@ pub fn concerns(group: &str, resource: &str, name: &str) -> bool {
         }
         ("", "services") => name.starts_with("services."),
         ("", "persistentvolumeclaims") => name == "requests.storage" || name.contains(CLASS),
+        ("resource.k8s.io", "resourceclaims") => name.ends_with(DEVICES),
         _ => false,
     }
 }
@@ -120,10 +125,33 @@ pub fn usage(group: &str, resource: &str, object: &Object, now: Timestamp) -> Am
                 }
             }
         }
+        ("resource.k8s.io", "resourceclaims") => add(&mut used, &devices(object)),
         ("", plain) if PLAIN.contains(&plain) => {
             used.insert(plain.into(), one);
         }
         _ => {}
+    }
+    used
+}
+
+/// How many devices of which classes a claim asks for; of alternatives the most.
+fn devices(claim: &Object) -> Amounts {
+    let list = |of: &Value, field: &str| of.get(field).and_then(Value::as_array).cloned().unwrap_or_default();
+    let one = |request: &Value| {
+        let text = |field: &str| request.get(field).and_then(Value::as_str).unwrap_or_default();
+        let count = match text("allocationMode") {
+            "All" => ALL_DEVICES,
+            _ => request.get("count").and_then(Value::as_i64).unwrap_or(1),
+        };
+        (format!("{}{DEVICES}", text("deviceClassName")), Quantity::from_units(count))
+    };
+    let mut used = Amounts::new();
+    for request in list(claim.pointer("/spec/devices").unwrap_or(&Value::Null), "requests") {
+        let mut most = Amounts::new();
+        for alternative in request.get("exactly").into_iter().chain(&list(&request, "firstAvailable")) {
+            raise(&mut most, &Amounts::from([one(alternative)]));
+        }
+        add(&mut used, &most);
     }
     used
 }
@@ -341,6 +369,31 @@ mod tests {
         );
         assert_eq!(used("secrets", json!({})), "count/secrets=1,secrets=1");
         assert_eq!(used("deployments", json!({})), "count/deployments.apps=1");
+    }
+
+    #[test]
+    fn devices_of_claims() {
+        let exactly = |more: Value| {
+            let mut one = json!({"deviceClassName": "gpu", "allocationMode": "ExactCount", "count": 2});
+            one.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            json!({"name": "r", "exactly": one})
+        };
+        let either = json!({"name": "e", "firstAvailable": [
+            {"deviceClassName": "gpu", "count": 3}, {"deviceClassName": "gpu"}, {"deviceClassName": "nic"}]});
+        for (requests, want) in [
+            (json!([exactly(json!({}))]), "gpu.deviceclass.resource.k8s.io/devices=2"),
+            (json!([exactly(json!({"allocationMode": "All"}))]), "gpu.deviceclass.resource.k8s.io/devices=32"),
+            (
+                json!([exactly(json!({})), either]),
+                "gpu.deviceclass.resource.k8s.io/devices=5,nic.deviceclass.resource.k8s.io/devices=1",
+            ),
+        ] {
+            let claim = object(json!({"spec": {"devices": {"requests": requests}}}));
+            assert_eq!(in_words(&devices(&claim)), want);
+            let now = "2026-01-01T00:00:00Z".parse().unwrap();
+            assert_eq!(usage("resource.k8s.io", "resourceclaims", &claim, now).len(), devices(&claim).len() + 1);
+        }
+        assert!(concerns("resource.k8s.io", "resourceclaims", "gpu.deviceclass.resource.k8s.io/devices"));
     }
 
     #[test]

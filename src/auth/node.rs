@@ -309,6 +309,7 @@ fn references(pod: &Value, namespace: &str, pod_name: &str) -> BTreeSet<Referenc
     for status in list(pod, "/status/resourceClaimStatuses") {
         add(Kind::ResourceClaim, status.get("resourceClaimName"));
     }
+    add(Kind::ResourceClaim, pod.pointer("/status/extendedResourceClaimStatus/resourceClaimName"));
     for claim in list(pod, "/spec/resourceClaims") {
         add(Kind::ResourceClaim, claim.get("resourceClaimName"));
     }

@@ -262,9 +262,11 @@ fn kubelet_config(
     KubeletConfig {
         node_name: node.name.clone(),
         edge_version: env!("CARGO_PKG_VERSION").into(),
-        agent_dir,
         pod_logs_dir,
+        plugins_dir: if usual { places::PLUGINS.into() } else { agent_dir.join("plugins_registry") },
+        cdi_dirs: places::CDI.iter().map(PathBuf::from).collect(),
         container_logs_dir: usual.then(|| "/var/log/containers".into()),
+        agent_dir,
         node_ips: addresses,
         node_labels: node.labels.clone(),
         node_taints: node

@@ -14,6 +14,7 @@ use edge_client::{
     WorkQueue, run_workers,
 };
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, Service};
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Wire;
 use k8s_openapi::jiff::Timestamp;
 use parking_lot::Mutex;
@@ -33,6 +34,7 @@ struct Controller {
     pods: Arc<Informer<Pod>>,
     services: Arc<Informer<Service>>,
     claims: Arc<Informer<PersistentVolumeClaim>>,
+    device_claims: Arc<Informer<ResourceClaim>>,
     queue: Arc<WorkQueue<Key>>,
     /// When each quota was last charged by admission.
     charged: Mutex<HashMap<Key, Instant>>,
@@ -47,6 +49,7 @@ pub(crate) async fn run(context: Context, gone: Arc<WorkQueue<String>>) {
         pods: context.informers.of(),
         services: context.informers.of(),
         claims: context.informers.of(),
+        device_claims: context.informers.of(),
         queue: WorkQueue::new(),
         charged: Mutex::default(),
         resources: Mutex::default(),
@@ -57,6 +60,7 @@ pub(crate) async fn run(context: Context, gone: Arc<WorkQueue<String>>) {
     c.pods.synced().await;
     c.services.synced().await;
     c.claims.synced().await;
+    c.device_claims.synced().await;
     let worker = controller.clone();
     let work = run_workers("resourcequota", controller.queue.clone(), WORKERS, move |key: Key| {
         let controller = worker.clone();
@@ -187,6 +191,11 @@ impl Controller {
         let as_quota = as_object(quota).unwrap_or_default();
         let mut total: Amounts = limits.keys().map(|name| (name.clone(), Quantity::ZERO)).collect();
         let concerned = |resource: &str| limits.keys().any(|name| concerns("", resource, name));
+        if limits.keys().any(|name| concerns("resource.k8s.io", "resourceclaims", name)) {
+            let claims = self.device_claims.list_namespace(&namespace);
+            let claims: Vec<Object> = claims.iter().filter_map(|c| as_object(&**c)).collect();
+            add(&mut total, &count(&as_quota, limits, "resource.k8s.io", "resourceclaims", &claims, now));
+        }
         let mut of = |resource: &str, objects: Vec<Object>| {
             add(&mut total, &count(&as_quota, limits, "", resource, &objects, now));
         };

@@ -23,6 +23,10 @@ pub struct KubeletConfig {
     /// Where links to the logs are made under the names log collectors expect, usually `/var/log/containers`;
     /// `None` makes none.
     pub container_logs_dir: Option<PathBuf>,
+    /// Folder in which drivers of devices register by a socket, usually `/var/lib/kubelet/plugins_registry`.
+    pub plugins_dir: PathBuf,
+    /// Folders in which drivers describe devices for the Container Device Interface; what a later one says wins.
+    pub cdi_dirs: Vec<PathBuf>,
     /// Addresses of the node, the main one first; never empty. They may change while the agent runs.
     pub node_ips: watch::Receiver<Vec<IpAddr>>,
     /// Labels given to the node when it first registers.

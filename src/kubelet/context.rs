@@ -1,6 +1,7 @@
 //! What every part of the node agent works with.
 
 use crate::config::KubeletConfig;
+use crate::devices::Devices;
 use crate::env::fields::Facts;
 use crate::node::machine::Machine;
 use crate::objects::Objects;
@@ -40,6 +41,8 @@ pub(crate) struct Context {
     pub(crate) recorder: EventRecorder,
     pub(crate) status: Arc<StatusWriter>,
     pub(crate) objects: Objects,
+    /// Devices that pods claim.
+    pub(crate) devices: Devices,
     pub(crate) machine: Machine,
     /// Changes when somebody sets the machine's clock.
     pub(crate) clock: watch::Receiver<u64>,
@@ -73,6 +76,7 @@ impl Context {
         Ok(Arc::new(Self {
             recorder: EventRecorder::new(with.client.clone(), "kubelet", &config.node_name),
             objects: Objects::new(with.client.clone()),
+            devices: Devices::open(&config.agent_dir),
             clock: follow_clock(tasks),
             imports: watch::Sender::new(false),
             stop,

@@ -12,7 +12,9 @@ mod backoff;
 mod config;
 mod containers;
 mod context;
+mod devices;
 mod env;
+mod grpc;
 mod images;
 mod logs;
 mod node;
@@ -113,6 +115,7 @@ impl Kubelet {
         tasks.spawn(node::run(context.clone(), ready_tx));
         tasks.spawn(images::follow_imports(context.clone(), manager.clone()));
         tasks.spawn(images::collect_garbage(context.clone()));
+        tasks.spawn(devices::Devices::run(context.clone()));
         Ok(Self { context, manager, stop: stop.drop_guard(), tasks, ready })
     }
 

@@ -15,7 +15,7 @@ use crate::capabilities;
 use crate::error::{Error, Result};
 use crate::paths::ContainerPaths;
 use crate::seccomp;
-use crate::spec::{ContainerSpec, Mount, MountSource, ProcMount, Propagation, SandboxSpec, Seccomp};
+use crate::spec::{ContainerSpec, Device, HookStage, Mount, MountSource, ProcMount, Propagation, SandboxSpec, Seccomp};
 
 /// `PATH` of a command whose image sets none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -90,6 +90,7 @@ pub(crate) fn build(
         Some(_) => Vec::new(),
         None => capabilities::names(&spec.security)?,
     };
+    result.set_hooks(if spec.wasm.is_some() { None } else { hooks(spec) });
     result.set_process(Some(process(sandbox, spec, &capability_names)));
     result.set_linux(Some(linux(sandbox, namespaces, spec, &capability_names, cgroup)?));
     Ok(result)
@@ -274,6 +275,11 @@ fn user_mount(wanted: &Mount, index: usize, paths: &ContainerPaths) -> oci::Moun
         }
         // The helper that creates the container has put a copy with the right propagation there.
         MountSource::Bind { .. } => mount(&wanted.destination, "bind", paths.staged_mount(index), &["rbind", access]),
+        MountSource::Oci { kind, path, options } => {
+            let kind = if kind.is_empty() { "bind" } else { kind };
+            let options: Vec<&str> = options.iter().map(String::as_str).collect();
+            mount(&wanted.destination, kind, path, &options)
+        }
         MountSource::Tmpfs { size, mode } => {
             let mut options =
                 vec!["nosuid".to_owned(), "nodev".to_owned(), access.to_owned(), format!("mode={mode:o}")];
@@ -296,14 +302,19 @@ fn mount(destination: impl Into<PathBuf>, kind: &str, source: impl Into<PathBuf>
 /// The device nodes to make, and the rules of the device cgroup.
 fn devices(spec: &ContainerSpec) -> Result<(Vec<oci::LinuxDevice>, Vec<oci::LinuxDeviceCgroup>)> {
     if spec.security.privileged {
-        return Ok((host_devices(), vec![rule(true, None, "rwm")]));
+        let mut nodes = host_devices();
+        for wanted in &spec.devices {
+            let node = wanted_node(wanted).map_err(Error::io("cannot use device", &wanted.host_path))?;
+            nodes.retain(|known| known.path() != node.path());
+            nodes.push(node);
+        }
+        return Ok((nodes, vec![rule(true, None, "rwm")]));
     }
     let mut rules = vec![rule(false, None, "rwm")];
     rules.extend(default_rules());
     let mut nodes = Vec::new();
     for wanted in &spec.devices {
-        let node = device_node(&wanted.host_path, &wanted.container_path)
-            .map_err(Error::io("cannot use device", &wanted.host_path))?;
+        let node = wanted_node(wanted).map_err(Error::io("cannot use device", &wanted.host_path))?;
         rules.push(rule(true, Some(&node), &wanted.permissions));
         nodes.push(node);
     }
@@ -340,6 +351,59 @@ fn rule(allow: bool, node: Option<&oci::LinuxDevice>, access: &str) -> oci::Linu
         rule.set_minor(Some(node.minor()));
     }
     rule
+}
+
+fn wanted_node(wanted: &Device) -> std::io::Result<oci::LinuxDevice> {
+    let mut node = match wanted.number {
+        None => device_node(&wanted.host_path, &wanted.container_path)?,
+        Some(number) => {
+            let mut node = oci::LinuxDevice::default();
+            node.set_path(wanted.container_path.clone());
+            node.set_typ(if number.is_block { oci::LinuxDeviceType::B } else { oci::LinuxDeviceType::C });
+            node.set_major(number.major);
+            node.set_minor(number.minor);
+            node.set_file_mode(Some(0o666));
+            node.set_uid(Some(0));
+            node.set_gid(Some(0));
+            node
+        }
+    };
+    if wanted.mode.is_some() {
+        node.set_file_mode(wanted.mode.map(|mode| mode & 0o7777));
+    }
+    if wanted.uid.is_some() {
+        node.set_uid(wanted.uid);
+    }
+    if wanted.gid.is_some() {
+        node.set_gid(wanted.gid);
+    }
+    Ok(node)
+}
+
+fn hooks(spec: &ContainerSpec) -> Option<oci::Hooks> {
+    let of = |stage: HookStage| -> Option<Vec<oci::Hook>> {
+        let all = spec.hooks.iter().filter(|hook| hook.stage == stage);
+        let all: Vec<oci::Hook> = all
+            .map(|wanted| {
+                let mut hook = oci::Hook::default();
+                hook.set_path(wanted.path.clone());
+                hook.set_args((!wanted.args.is_empty()).then(|| wanted.args.clone()));
+                hook.set_env(Some(wanted.env.clone()));
+                hook.set_timeout(wanted.timeout);
+                hook
+            })
+            .collect();
+        (!all.is_empty()).then_some(all)
+    };
+    if spec.hooks.is_empty() {
+        return None;
+    }
+    let mut hooks = oci::Hooks::default();
+    hooks.set_create_runtime(of(HookStage::CreateRuntime));
+    hooks.set_create_container(of(HookStage::CreateContainer));
+    hooks.set_start_container(of(HookStage::StartContainer));
+    hooks.set_prestart(of(HookStage::Prestart));
+    Some(hooks)
 }
 
 fn device_node(host_path: &Path, container_path: &Path) -> std::io::Result<oci::LinuxDevice> {

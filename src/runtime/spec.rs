@@ -59,6 +59,9 @@ pub struct ContainerSpec {
     pub mounts: Vec<Mount>,
     /// Device nodes of the host that the container sees and may use.
     pub devices: Vec<Device>,
+    /// Programs of the host that are run while the container is made. Not for WebAssembly.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hooks: Vec<Hook>,
     /// Give the command a terminal; stdout and stderr then arrive as one stream.
     pub tty: bool,
     /// Keep a stdin open to which [`crate::PodRuntime::attach`] connects; without it stdin is `/dev/null`.
@@ -101,6 +104,7 @@ impl ContainerSpec {
             security: Security::default(),
             mounts: Vec::new(),
             devices: Vec::new(),
+            hooks: Vec::new(),
             tty: false,
             stdin: false,
             stdin_once: false,
@@ -253,6 +257,15 @@ pub enum MountSource {
         /// How mounts made later spread.
         propagation: Propagation,
     },
+    /// What a driver of devices asks for, in the words of the OCI runtime specification. Such mounts do not propagate.
+    Oci {
+        /// Type of the file system; `bind` or empty for a file or directory of the host.
+        kind: String,
+        /// Absolute path on the host, or whatever the file system takes.
+        path: PathBuf,
+        /// Options, such as `rbind` and `nosuid`.
+        options: Vec<String>,
+    },
     /// A new tmpfs.
     Tmpfs {
         /// Largest size in bytes; `None` is the kernel's default, half of the memory.
@@ -260,6 +273,14 @@ pub enum MountSource {
         /// Permission bits of its root directory.
         mode: u32,
     },
+}
+
+impl MountSource {
+    /// Whether mounts that are made below it later spread, in one direction at least.
+    #[must_use]
+    pub fn propagates(&self) -> bool {
+        matches!(self, Self::Bind { propagation: Propagation::HostToContainer | Propagation::Bidirectional, .. })
+    }
 }
 
 /// Mount propagation, as in Kubernetes.
@@ -275,7 +296,7 @@ pub enum Propagation {
 }
 
 /// A device node of the host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Device {
     /// Path of the device on the host.
     pub host_path: PathBuf,
@@ -283,6 +304,57 @@ pub struct Device {
     pub container_path: PathBuf,
     /// Allowed access: any of `r`, `w` and `m`.
     pub permissions: String,
+    /// What the node stands for; `None`: the same as the one on the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<DeviceNumber>,
+    /// Permission bits of the node; `None`: those of the one on the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<u32>,
+    /// Owner of the node; `None`: that of the one on the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// Group of the node; `None`: that of the one on the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
+}
+
+/// What a device node stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceNumber {
+    /// A block device; otherwise a character device.
+    pub is_block: bool,
+    /// Number of the driver.
+    pub major: i64,
+    /// Number of the driver's device.
+    pub minor: i64,
+}
+
+/// A program of the host that is run while a container is made, with the container's state (OCI) as its input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hook {
+    /// When.
+    pub stage: HookStage,
+    /// Absolute path of the program.
+    pub path: PathBuf,
+    /// Its arguments, the first of which is its name.
+    pub args: Vec<String>,
+    /// Its environment, as `NAME=value`.
+    pub env: Vec<String>,
+    /// How long it may take, in seconds; `None`: for ever.
+    pub timeout: Option<i64>,
+}
+
+/// When a hook is run, in the words of the OCI runtime specification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HookStage {
+    /// Deprecated: like the next, before it.
+    Prestart,
+    /// In the host's namespaces, once the container's exist.
+    CreateRuntime,
+    /// In the container's namespaces, before its root is.
+    CreateContainer,
+    /// In the container, before its command.
+    StartContainer,
 }
 
 /// Limits of a cgroup. `None` leaves the kernel's default.

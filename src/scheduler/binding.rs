@@ -1,14 +1,20 @@
 //! Tells the API what was decided: which volumes a pod's claims get, and its node.
 
 use crate::extender::ExtenderError;
-use crate::plugins::devices::DeviceChoice;
+use crate::plugins::devices::conditions::{Readiness, readiness};
+use crate::plugins::devices::{self, DeviceChoice};
 use crate::plugins::volumes::Choice;
 use crate::pod::Pending;
+use crate::world::World;
 use edge_client::claims::{BOUND_BY_CONTROLLER, SELECTED_NODE, is_fully_bound};
-use edge_client::{Api, Client, Error, Informer, Key, Patch, PatchParams, ResourceExt, object_reference};
-use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use edge_client::{
+    Api, Client, DeleteParams, Error, Informer, Key, Patch, PatchParams, PostParams, Preconditions, ResourceExt,
+    object_reference,
+};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimConsumerReference};
-use serde_json::json;
+use k8s_openapi::jiff::Timestamp;
+use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +27,8 @@ pub(crate) enum BindError {
     Extender(#[from] ExtenderError),
     #[error("claim {0} got allocated elsewhere in the meantime")]
     Elsewhere(Key),
+    #[error("{0}")]
+    Unprepared(String),
     #[error("claim {0} is gone")]
     Gone(Key),
     #[error("the volume of claim {0} cannot be made on this node")]
@@ -104,6 +112,52 @@ const PROTECTION: &str = "resource.kubernetes.io/delete-protection";
 /// A claim that somebody else writes at the same time is tried again so often.
 const ATTEMPTS: usize = 5;
 
+/// Makes the claims that do not exist yet: those for extended resources. On failure what was made is known to [`release`].
+pub(crate) async fn make_claims(client: &Client, choices: &mut [DeviceChoice], pod: &Pending) -> Result<(), BindError> {
+    for choice in choices.iter_mut().filter(|choice| !choice.mappings.is_empty()) {
+        let api: Api<ResourceClaim> = Api::namespaced(client.clone(), pod.namespace());
+        let mut claim = (*choice.claim).clone();
+        claim.metadata.uid = None;
+        choice.claim = Arc::new(api.create(&PostParams::default(), &claim).await?);
+    }
+    Ok(())
+}
+
+/// Waits until drivers have made the pod's devices ready.
+pub(crate) async fn prepared(
+    claims: &Informer<ResourceClaim>,
+    choices: &[DeviceChoice],
+    pod: &Pending,
+    world: &dyn World,
+) -> Result<(), BindError> {
+    let all = devices::claims(pod, world).map_err(BindError::Unprepared)?;
+    let own = choices.iter().filter(|choice| !choice.mappings.is_empty()).map(|choice| Key::of(&*choice.claim));
+    let mut keys: Vec<Key> = all.iter().map(|claim| Key::of(&**claim)).chain(own).collect();
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let mut changes = claims.subscribe();
+    while let Some(key) = keys.last() {
+        let claim = claims.get_key(key).ok_or_else(|| BindError::Gone(key.clone()))?;
+        let now = Timestamp::now();
+        let until = match readiness(&claim, now) {
+            Readiness::Ready => {
+                keys.pop();
+                continue;
+            }
+            Readiness::Failed(why) => return Err(BindError::Unprepared(why)),
+            Readiness::Waits(until) => until.unwrap_or(now + devices::conditions::PATIENCE),
+        };
+        // a second later it is over
+        let left = Duration::try_from(until.duration_since(now)).unwrap_or_default() + Duration::from_secs(1);
+        match tokio::time::timeout(left, changes.recv()).await {
+            Ok(Some(_)) | Err(_) => {}
+            Ok(None) => return Err(BindError::Timeout(left)),
+        }
+    }
+    Ok(())
+}
+
 /// Says which devices the claims of a pod get and that the pod uses them, and waits until that is known here, so that no other decision
 /// takes them for free.
 pub(crate) async fn devices(
@@ -119,9 +173,15 @@ pub(crate) async fn devices(
     let mut changes = claims.subscribe();
     for choice in choices {
         allocate(client, choice, pod).await?;
+        if !choice.mappings.is_empty() {
+            tell_pod(client, choice, pod).await?;
+        }
     }
     let is_known = |choice: &DeviceChoice| {
         let known = claims.get_key(&Key::of(&*choice.claim));
+        if !choice.mappings.is_empty() && known.is_none() {
+            return false;
+        }
         // one that is gone meanwhile has its devices no more
         known.is_none_or(|claim| claim.metadata.uid != choice.claim.metadata.uid || is_user(&claim, pod))
     };
@@ -133,6 +193,15 @@ pub(crate) async fn devices(
         }
     };
     tokio::time::timeout(timeout, known).await.map_err(|_| BindError::Timeout(timeout))
+}
+
+/// Notes in the pod's status which claim its extended resources come from.
+async fn tell_pod(client: &Client, choice: &DeviceChoice, pod: &Pending) -> Result<(), Error> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), pod.namespace());
+    let status = json!({"extendedResourceClaimStatus":
+        {"resourceClaimName": choice.claim.name_any(), "requestMappings": choice.mappings}});
+    let patch = json!({"metadata": {"uid": pod.info.uid}, "status": status});
+    api.patch_status(&pod.key().name, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
 }
 
 fn is_user(claim: &ResourceClaim, pod: &Pending) -> bool {
@@ -186,6 +255,8 @@ async fn try_allocate(
             version = api.patch(&key.name, &PatchParams::default(), &patch).await?.resource_version();
         }
         status["allocation"] = serde_json::to_value(allocation).map_err(Error::SerdeError)?;
+        status["allocation"]["allocationTimestamp"] =
+            Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into();
     }
     let mut users = claim.status.as_ref().and_then(|s| s.reserved_for.clone()).unwrap_or_default();
     users.push(ResourceClaimConsumerReference {
@@ -203,6 +274,14 @@ async fn try_allocate(
 pub(crate) async fn release(client: &Client, choices: &[DeviceChoice], pod: &Pending) {
     for choice in choices {
         let key = Key::of(&*choice.claim);
+        if !choice.mappings.is_empty() {
+            if !key.name.is_empty()
+                && let Err(error) = remove(client, &choice.claim).await
+            {
+                tracing::debug!(claim = %key, pod = %pod.key(), %error, "claim not removed");
+            }
+            continue;
+        }
         let api: Api<ResourceClaim> = Api::namespaced(client.clone(), &key.namespace);
         let users = json!([{"$patch": "delete", "uid": pod.info.uid}]);
         let patch = json!({"metadata": {"uid": choice.claim.uid()}, "status": {"reservedFor": users}});
@@ -213,11 +292,32 @@ pub(crate) async fn release(client: &Client, choices: &[DeviceChoice], pod: &Pen
     }
 }
 
+/// Removes a claim that was made for extended resources and is of no use.
+async fn remove(client: &Client, claim: &ResourceClaim) -> Result<(), Error> {
+    let api: Api<ResourceClaim> = Api::namespaced(client.clone(), &claim.namespace().unwrap_or_default());
+    let name = claim.name_any();
+    let preconditions = Preconditions { uid: claim.uid(), resource_version: None };
+    let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+    let status = json!({"allocation": null, "reservedFor": null, "devices": null});
+    let of = json!({"uid": claim.uid()});
+    api.patch_status(&name, &PatchParams::default(), &Patch::Merge(json!({"metadata": of, "status": status}))).await?;
+    let of = json!({"uid": claim.uid(), "finalizers": Value::Null});
+    api.patch(&name, &PatchParams::default(), &Patch::Merge(json!({"metadata": of}))).await?;
+    match api.delete(&name, &params).await {
+        Err(error) if !edge_client::is_not_found(&error) => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Takes its devices from a claim that nobody uses, so that others may fit somewhere else.
 pub(crate) async fn free(client: &Client, claim: &ResourceClaim) -> Result<(), Error> {
+    if devices::extended::is_made(claim) {
+        return remove(client, claim).await;
+    }
     let api: Api<ResourceClaim> = Api::namespaced(client.clone(), &claim.namespace().unwrap_or_default());
     let metadata = json!({"uid": claim.uid(), "resourceVersion": claim.resource_version()});
-    let patch = json!({"metadata": metadata, "status": {"allocation": null, "reservedFor": null}});
+    let status = json!({"allocation": null, "reservedFor": null, "devices": null});
+    let patch = json!({"metadata": metadata, "status": status});
     api.patch_status(&claim.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
 }
 
@@ -234,5 +334,5 @@ pub(crate) async fn post(client: &Client, pod: &Pending, node: &str) -> Result<(
         .header(http::header::CONTENT_TYPE, "application/json")
         .body(body)
         .map_err(|e| Error::Service(Box::new(e)))?;
-    client.request::<serde_json::Value>(request).await.map(drop)
+    client.request::<Value>(request).await.map(drop)
 }

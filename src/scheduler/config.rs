@@ -442,7 +442,7 @@ mod tests {
         assert!(!p.filters.has(Plugin::NodePorts) && p.filters.has(Plugin::NodeResourcesFit) && !p.preempts);
         assert_eq!(p.name, "packer");
         let heavier = only("{plugins: {multiPoint: {enabled: [{name: ImageLocality, weight: 7}]}}}");
-        assert!(heavier.weights.contains(&(Plugin::ImageLocality, 7)) && heavier.weights.len() == 7);
+        assert!(heavier.weights.contains(&(Plugin::ImageLocality, 7)) && heavier.weights.len() == 8);
     }
 
     #[test]

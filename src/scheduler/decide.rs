@@ -148,7 +148,7 @@ pub(crate) fn check(a: &Attempt<'_>, prepared: &Prepared, id: NodeId) -> Result<
     }
     prepared.spread.check(id)?;
     prepared.near.check(id)?;
-    devices::choose(&prepared.devices, &a.q.pod.pod, node).map(drop)
+    devices::choose(a, &prepared.devices, node).map(drop)
 }
 
 /// Judges a node again as if the pods that it is kept free for were on it already, as far as they are not less important.
@@ -237,6 +237,7 @@ pub(crate) fn scores(a: &Attempt<'_>, prepared: &Prepared, nodes: &[NodeId]) -> 
             Plugin::NodeResourcesFit => Some(states.iter().map(|s| resources::fit_score(pod, s, settings)).collect()),
             Plugin::NodeResourcesBalancedAllocation => resources::can_balance(pod, settings)
                 .then(|| states.iter().map(|s| resources::balance_score(pod, s, settings)).collect()),
+            Plugin::DynamicResources => devices::scores(a, &prepared.devices, &states),
             Plugin::ImageLocality => images::scores(pod, a.cluster, &states),
             _ => None,
         };
@@ -266,7 +267,7 @@ pub(crate) fn choices(a: &Attempt<'_>, prepared: &Prepared, id: NodeId) -> Choic
     let Some(node) = a.cluster.node(id).node.as_deref() else { return Choices::default() };
     Choices {
         volumes: volumes::choose(a, &prepared.volumes, node).unwrap_or_default(),
-        devices: devices::choose(&prepared.devices, &a.q.pod.pod, node).unwrap_or_default(),
+        devices: devices::choose(a, &prepared.devices, node).unwrap_or_default(),
     }
 }
 

@@ -83,7 +83,11 @@ impl Hints<'_> {
             Event::DeviceClaim(key) => {
                 by.has(Plugin::DynamicResources) && key.namespace == pod.namespace() && uses_claim(pod, &key.name)
             }
-            Event::Devices => by.has(Plugin::DynamicResources),
+            Event::Devices => {
+                let mut others = pod.info.requests.others.iter();
+                let may_be_devices = by.has(Plugin::NodeResourcesFit) && others.any(|(name, _)| name.contains('/'));
+                by.has(Plugin::DynamicResources) || may_be_devices
+            }
             Event::Namespace => by.has(Plugin::InterPodAffinity),
         }
     }
@@ -146,7 +150,9 @@ impl Hints<'_> {
 /// Whether a pod has a claim to devices, as far as it is known which one is its own.
 fn uses_claim(pod: &Pending, name: &str) -> bool {
     let noted = pod.pod.status.as_ref().and_then(|s| s.resource_claim_statuses.as_deref()).unwrap_or_default();
+    let extended = pod.pod.status.as_ref().and_then(|s| s.extended_resource_claim_status.as_ref());
     let own = noted.iter().filter_map(|s| s.resource_claim_name.as_deref());
+    let own = own.chain(extended.map(|s| s.resource_claim_name.as_str()));
     let entries = pod.spec().resource_claims.as_deref().unwrap_or_default();
     entries.iter().filter_map(|e| e.resource_claim_name.as_deref()).chain(own).any(|n| n == name)
 }

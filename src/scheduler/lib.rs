@@ -111,6 +111,7 @@ pub async fn run(informers: Informers, client: Client, config: Config) {
         requests: Arc::new(Semaphore::new(REQUESTS)),
         done,
     };
+    s.classes_changed();
     loop {
         // everything that is known already counts before the next decision
         while let Ok(change) = node_changes.try_recv() {
@@ -131,7 +132,10 @@ pub async fn run(informers: Informers, client: Client, config: Config) {
         while let Ok(change) = device_claims.try_recv() {
             s.device_claim_changed(&change);
         }
-        while slices.try_recv().is_ok() || device_classes.try_recv().is_ok() {
+        while device_classes.try_recv().is_ok() {
+            s.classes_changed();
+        }
+        while slices.try_recv().is_ok() {
             s.wake(&Event::Devices);
         }
         while let Ok(change) = namespaces.try_recv() {
@@ -155,7 +159,7 @@ pub async fn run(informers: Informers, client: Client, config: Config) {
             Some(_) = csi_nodes.recv() => s.wake(&Event::Storage),
             Some(change) = device_claims.recv() => s.device_claim_changed(&change),
             Some(_) = slices.recv() => s.wake(&Event::Devices),
-            Some(_) = device_classes.recv() => s.wake(&Event::Devices),
+            Some(_) = device_classes.recv() => s.classes_changed(),
             Some(change) = namespaces.recv() => s.namespace_changed(&change),
             () = sleep_until(due), if due.is_some() => {}
             else => return,
@@ -211,10 +215,21 @@ impl Scheduler {
         }
     }
 
+    fn classes_changed(&mut self) {
+        let names = devices::extended::names(&self.world.device_classes.list());
+        for profile in &mut self.profiles {
+            if profile.filters.has(Plugin::DynamicResources) {
+                profile.resources.of_classes.clone_from(&names);
+            }
+        }
+        self.wake(&Event::Devices);
+    }
+
     fn device_claim_changed(&mut self, change: &Change<ResourceClaim>) {
         let gives_back = match change {
             Change::Applied { old, new } => devices::gives_back(old.as_deref(), Some(new)),
-            Change::Deleted(claim) => devices::gives_back(Some(claim), None),
+            // a pod for which such a claim was made is tried anew once it is gone
+            Change::Deleted(claim) => devices::gives_back(Some(claim), None) || devices::extended::is_made(claim),
         };
         if gives_back {
             self.wake(&Event::Devices);
@@ -359,9 +374,13 @@ impl Scheduler {
         let extenders = self.extenders.clone();
         let node = self.cluster.node(node).name.clone();
         tokio::spawn(async move {
+            let mut devices = devices;
+            let made = binding::make_claims(&client, &mut devices, &pod).await;
             let bound = async {
+                made?;
                 binding::volumes(&client, &world.claims, &volumes, &node, timeout).await?;
                 binding::devices(&client, &world.resource_claims, &devices, &pod, timeout).await?;
+                binding::prepared(&world.resource_claims, &devices, &pod, &*world).await?;
                 // closed only with the process
                 let _permit = requests.acquire().await;
                 match extenders.iter().find(|e| e.binds() && e.is_about(&pod)) {
@@ -393,6 +412,7 @@ impl Scheduler {
         let mut message = report::summary(nodes, verdict.general.as_ref(), refusals, (0, ""));
         let (mut nominated, mut victims, mut frees, mut comma) = (None, Vec::new(), None, "");
         let has_claims = pod.spec().resource_claims.as_ref().is_some_and(|c| !c.is_empty());
+        let stale = devices::stale(pod, &*self.world);
         if nodes > 0 && has_claims && verdict.general.is_none() && verdict.plugins().has(Plugin::DynamicResources) {
             let refused = verdict.refusals.iter().filter(|(_, r)| r.plugin == Plugin::DynamicResources);
             let mut refused = refused.filter_map(|(id, _)| self.cluster.node(*id).node.clone());
@@ -401,6 +421,10 @@ impl Scheduler {
                 if frees.is_some() { "deallocation of ResourceClaim completed" } else { "still not schedulable" };
             message = format!("{message} {done}");
             comma = ",";
+        }
+        if frees.is_none() && stale.is_some() {
+            message = format!("{message} deletion of ResourceClaim completed");
+            (frees, comma) = (stale, ",");
         }
         if nodes > 0 {
             match self.make_room(pod, verdict).await {

@@ -36,6 +36,7 @@ impl Default for Profile {
                 (Plugin::NodeAffinity, 2),
                 (Plugin::PodTopologySpread, 2),
                 (Plugin::InterPodAffinity, 2),
+                (Plugin::DynamicResources, 2),
                 (Plugin::NodeResourcesFit, 1),
                 (Plugin::NodeResourcesBalancedAllocation, 1),
                 (Plugin::ImageLocality, 1),

@@ -87,6 +87,10 @@ impl World for Nothing {
         None
     }
 
+    fn device_classes(&self) -> Vec<Arc<DeviceClass>> {
+        Vec::new()
+    }
+
     fn slices(&self) -> Vec<Arc<ResourceSlice>> {
         Vec::new()
     }

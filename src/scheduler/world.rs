@@ -43,6 +43,8 @@ pub(crate) trait World: Send + Sync {
     fn resource_claims(&self) -> Vec<Arc<ResourceClaim>>;
     /// A class of devices.
     fn device_class(&self, name: &str) -> Option<Arc<DeviceClass>>;
+    /// All classes of devices.
+    fn device_classes(&self) -> Vec<Arc<DeviceClass>>;
     /// All that drivers tell of devices.
     fn slices(&self) -> Vec<Arc<ResourceSlice>>;
     /// Which pods belong together with one, in the eyes of Services and of its owner; empty: nobody says so.
@@ -165,6 +167,10 @@ impl World for Informed {
 
     fn device_class(&self, name: &str) -> Option<Arc<DeviceClass>> {
         self.device_classes.get("", name)
+    }
+
+    fn device_classes(&self) -> Vec<Arc<DeviceClass>> {
+        self.device_classes.list()
     }
 
     fn slices(&self) -> Vec<Arc<ResourceSlice>> {

@@ -17,6 +17,8 @@ mod commands;
 mod conformance;
 mod controllers;
 mod custom;
+mod device_drivers;
+mod device_sharing;
 mod devices;
 mod etcd;
 mod healing;

@@ -4,6 +4,7 @@
 //! plugins are plain functions over JSON trees; what they know of the cluster they ask through [`Cluster`]. They run in
 //! Kubernetes' order: first those that change ([`mutate`]), then, after defaulting, those that only judge ([`validate`]).
 
+mod admin_access;
 mod certificates;
 mod control;
 mod lifecycle;
@@ -118,6 +119,7 @@ pub(crate) async fn validate(cluster: &dyn Cluster, a: &Attributes<'_>, object: 
         return lifecycle::admit_deletion(a);
     }
     let Some(object) = object else { return Ok(()) };
+    admin_access::validate(cluster, a, object)?;
     storage::growth(cluster, a, object)?;
     priority::validate_class(cluster, a, object).await?;
     certificates::validate(cluster, a, object)?;

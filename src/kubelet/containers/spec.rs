@@ -41,6 +41,10 @@ pub(super) enum DescribeError {
         #[source]
         source: ProgramError,
     },
+    #[error("{0}")]
+    Devices(String),
+    #[error(transparent)]
+    Cdi(#[from] crate::devices::cdi::CdiError),
     #[error("volume \"{0}\" not found")]
     NoVolume(String),
     #[error("failed to prepare subPath for volumeMount \"{volume}\" of container \"{container}\"")]
@@ -154,6 +158,8 @@ pub(super) async fn describe(
     if is_wasm && (image_config.user.is_empty() || isolation == Isolation::Dense) {
         wasm::USER.clone_into(&mut image_config.user);
     }
+    let devices = cx.devices.of_container(&pod, &container).map_err(DescribeError::Devices)?;
+    let cdi_dirs = cx.config.cdi_dirs.clone();
     let listen = wasm::listen(&shared.addresses(), &container);
     let id = id.to_owned();
     tokio::task::spawn_blocking(move || {
@@ -187,6 +193,7 @@ pub(super) async fn describe(
         spec.log_rotation = LogRotation::default();
         // plain data always serializes
         spec.labels = serde_json::to_value(labels).unwrap_or_default();
+        crate::devices::cdi::add(&cdi_dirs, &devices, &mut spec)?;
         Ok(spec)
     })
     .await

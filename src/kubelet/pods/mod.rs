@@ -137,9 +137,11 @@ impl Manager {
         tokio::pin!(synced);
         let mut orphans = Some(orphans);
         let mut addresses = self.cx.config.node_ips.clone();
+        let mut health = self.cx.devices.health_changes();
         loop {
             tokio::select! {
                 Ok(()) = addresses.changed() => self.tell_all(|| Input::NodeChanged),
+                Ok(()) = health.changed() => self.tell_all(|| Input::NodeChanged),
                 change = changes.recv() => match change {
                     Some(change) => self.changed(change),
                     None => return,
@@ -172,6 +174,7 @@ impl Manager {
             }
             handles.keys().cloned().chain(alive).collect()
         };
+        crate::devices::Devices::keep_only(&self.cx, &known);
         for uid in orphans.difference(&known) {
             tracing::info!(uid, "removing what is left of an unknown pod");
             self.remove_orphan(uid).await;

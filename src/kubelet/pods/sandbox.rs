@@ -4,6 +4,7 @@ use super::record::{Kind, spec_containers};
 use super::shared::PodShared;
 use crate::containers::qos;
 use crate::env::resolv::{self, ResolvConf};
+use edge_client::EventType;
 use edge_network::{HostPort, PodIdentity, Protocol};
 use edge_runtime::SandboxSpec;
 use edge_sys::fsutil::write_atomic_volatile;
@@ -28,6 +29,8 @@ pub(crate) enum SandboxError {
     Network(#[from] edge_network::Error),
     #[error("{0}")]
     Name(String),
+    #[error("devices not given up: {0}")]
+    Devices(String),
     #[error(transparent)]
     RuntimeClass(#[from] super::runtime_class::RuntimeClassError),
     #[error("cannot write {path}")]
@@ -158,6 +161,11 @@ pub(crate) async fn remove(shared: &PodShared) -> Result<(), SandboxError> {
 /// Removes everything of the pod but its logs and what the agent keeps of it.
 pub(crate) async fn tear_down(shared: &PodShared) -> Result<(), SandboxError> {
     remove(shared).await?;
+    if let Err(why) = shared.cx.devices.unprepare(&shared.uid).await {
+        let message = format!("Failed to unprepare dynamic resources: unprepare dynamic resources: {why}");
+        shared.cx.recorder.event(&*shared.pod(), EventType::Warning, "FailedUnprepareDynamicResources", message);
+        return Err(SandboxError::Devices(why));
+    }
     let (dir, kept) = (shared.cx.config.pod_dir(&shared.uid), shared.kept.clone());
     let path = dir.clone();
     let done = tokio::task::spawn_blocking(move || {

@@ -156,9 +156,10 @@ impl Worker {
         let (shared, pod) = (self.shared.clone(), pod.clone());
         match action {
             Action::SetUpVolumes => self.spawn(async move {
+                let work = async { tokio::join!(shared.volumes.set_up(), shared.cx.devices.prepare(&shared)) };
                 tokio::select! {
                     () = shared.ending.cancelled() => Event::Volumes(Err(())),
-                    ready = shared.volumes.set_up() => {
+                    (ready, ()) = work => {
                         shared.set_ready_volumes(ready);
                         Event::Volumes(Ok(()))
                     }
@@ -336,7 +337,10 @@ impl Worker {
         if self.record.gone {
             return;
         }
-        let status = compute(pod, &self.record, &self.status, &self.shared.cx.config.ips(), Now::get());
+        let mut status = compute(pod, &self.record, &self.status, &self.shared.cx.config.ips(), Now::get());
+        if self.record.finished_before.is_none() {
+            self.shared.cx.devices.note_health(pod, &mut status);
+        }
         self.status = status.clone();
         self.shared.cx.status.set(pod, status);
     }

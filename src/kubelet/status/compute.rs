@@ -45,7 +45,7 @@ pub(crate) fn compute(pod: &Pod, record: &Record, before: &PodStatus, host_ips: 
     let host_network = pod.spec.as_ref().and_then(|s| s.host_network).unwrap_or(false);
     let pod_ips = if host_network && record.sandbox == Sandbox::Ready { host_ips } else { &record.ips };
     let mut status = PodStatus {
-        phase: Some(phase(record).to_owned()),
+        phase: Some(phase(pod, record).to_owned()),
         host_ip: host_ips.first().map(ToString::to_string),
         host_ips: Some(host_ips.iter().map(|ip| HostIP { ip: ip.to_string() }).collect()),
         pod_ip: pod_ips.first().map(ToString::to_string),
@@ -56,6 +56,7 @@ pub(crate) fn compute(pod: &Pod, record: &Record, before: &PodStatus, host_ips: 
         // not the kubelet's: kept as the API has them
         nominated_node_name: pod.status.as_ref().and_then(|s| s.nominated_node_name.clone()),
         resource_claim_statuses: pod.status.as_ref().and_then(|s| s.resource_claim_statuses.clone()),
+        extended_resource_claim_status: pod.status.as_ref().and_then(|s| s.extended_resource_claim_status.clone()),
         ..PodStatus::default()
     };
     if let Some(rejected) = &record.rejected {
@@ -88,10 +89,18 @@ pub(crate) fn with_foreign_conditions(mut status: PodStatus, api: &PodStatus) ->
     status
 }
 
-fn phase(record: &Record) -> &'static str {
+fn phase(pod: &Pod, record: &Record) -> &'static str {
     if record.rejected.is_some() {
         return "Failed";
     }
+    match phase_of_containers(record) {
+        // once a pod has ended others get its devices, and they must have been given up before that
+        "Succeeded" | "Failed" if record.teardown != Stage::Done && crate::devices::claims_any(pod) => "Running",
+        phase => phase,
+    }
+}
+
+fn phase_of_containers(record: &Record) -> &'static str {
     let main = || record.containers.iter().filter(|c| c.kind == Kind::Main);
     let all_ended = !record.containers.iter().any(ContainerRecord::is_active);
     if let Some(ending) = &record.ending {

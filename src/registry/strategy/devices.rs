@@ -2,7 +2,7 @@
 //!
 //! CEL expressions are kept as they are: they are judged by whoever evaluates them.
 
-use super::{Strategy, immutable};
+use super::{Strategy, immutable, slices};
 use edge_api::field::{ErrorKind, ErrorList, Path};
 use edge_api::{Object, names};
 use serde_json::Value;
@@ -23,6 +23,7 @@ const MAX_EXPRESSION: usize = 10 * 1024;
 pub(crate) static CLAIM: Strategy = Strategy {
     validate: |o, errors| devices(o.pointer("/spec/devices"), &Path::new("spec").child("devices"), errors),
     validate_update: |new, live, errors| immutable(new, live, "/spec", errors),
+    prepare_status: forget_devices,
     validate_status: claim_status,
     ..Strategy::DEFAULT
 };
@@ -43,6 +44,11 @@ pub(crate) static CLASS: Strategy = Strategy {
     validate: |o, errors| {
         let path = Path::new("spec");
         selectors(o.get("spec"), &path, errors);
+        let resource = text(o.get("spec"), "extendedResourceName");
+        if has(o.get("spec"), "extendedResourceName") && !is_extended(resource) {
+            let why = "must be a valid extended resource name";
+            errors.invalid(&path.child("extendedResourceName"), &resource.into(), why);
+        }
         for (i, config) in items(o.get("spec"), "config").iter().enumerate() {
             configuration(config, &path.child("config").index(i), errors);
         }
@@ -52,8 +58,8 @@ pub(crate) static CLASS: Strategy = Strategy {
 
 pub(crate) static SLICE: Strategy = Strategy {
     generation: true,
-    prepare_create: |o| note_times(o, &Object::default()),
-    prepare_update: note_times,
+    prepare_create: |o| prepare_slice(o, &Object::default()),
+    prepare_update: prepare_slice,
     validate: slice,
     validate_update: |new, live, errors| {
         for pointer in ["/spec/pool/name", "/spec/driver", "/spec/nodeName"] {
@@ -63,15 +69,15 @@ pub(crate) static SLICE: Strategy = Strategy {
     ..Strategy::DEFAULT
 };
 
-fn items<'a>(value: &'a Value, field: &str) -> &'a [Value] {
+pub(super) fn items<'a>(value: &'a Value, field: &str) -> &'a [Value] {
     value.get(field).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
 }
 
-fn text<'a>(value: &'a Value, field: &str) -> &'a str {
+pub(super) fn text<'a>(value: &'a Value, field: &str) -> &'a str {
     value.get(field).and_then(Value::as_str).unwrap_or_default()
 }
 
-fn has(value: &Value, field: &str) -> bool {
+pub(super) fn has(value: &Value, field: &str) -> bool {
     value.get(field).is_some_and(|v| !v.is_null())
 }
 
@@ -89,7 +95,7 @@ fn label(name: &str, path: &Path, errors: &mut ErrorList) {
     }
 }
 
-fn driver(name: &str, path: &Path, errors: &mut ErrorList) {
+pub(super) fn driver(name: &str, path: &Path, errors: &mut ErrorList) {
     if name.is_empty() {
         errors.required(path, "");
         return;
@@ -125,6 +131,14 @@ fn unique<'a>(list: impl Iterator<Item = &'a str>, path: impl Fn(usize) -> Path,
             errors.duplicate(&path(i), &name.into());
         }
     }
+}
+
+/// Whether a resource is neither Kubernetes' own nor a quota's name for another one.
+fn is_extended(name: &str) -> bool {
+    name.contains('/')
+        && !name.contains("kubernetes.io/")
+        && !name.starts_with("requests.")
+        && names::qualified_name(&format!("requests.{name}")).is_ok()
 }
 
 /// What a claim asks for.
@@ -183,6 +197,10 @@ fn wanted(request: &Value, path: &Path, errors: &mut ErrorList) {
         errors.invalid(&at, &class.into(), &why);
     }
     selectors(request, path, errors);
+    let capacity = request.get("capacity").and_then(|c| c.get("requests")).and_then(Value::as_object);
+    for name in capacity.into_iter().flat_map(|requests| requests.keys()) {
+        slices::qualified_name(name, &path.child("capacity").child("requests").key(name), errors);
+    }
     let count = request.get("count").and_then(Value::as_i64).unwrap_or(0);
     match text(request, "allocationMode") {
         "All" if count != 0 => {
@@ -258,6 +276,27 @@ fn references(of: &Value, known: &HashSet<String>, path: &Path, errors: &mut Err
     }
 }
 
+/// Whether a device's status is about a device of a claim's results.
+fn is_about(device: &Value, result: &Value) -> bool {
+    ["driver", "pool", "device", "shareID"].iter().all(|field| text(result, field) == text(device, field))
+}
+
+/// What was said of devices goes with them when they are given back.
+fn forget_devices(new: &mut Object, live: &Object) {
+    let results = |o: &Object| items(&o.get("status")["allocation"]["devices"], "results").to_vec();
+    let (before, after) = (results(live), results(new));
+    let gone: Vec<&Value> = before.iter().filter(|old| !after.iter().any(|new| is_about(new, old))).collect();
+    if gone.is_empty() {
+        return;
+    }
+    let status = new.section_mut("status");
+    let Some(devices) = status.get_mut("devices").and_then(Value::as_array_mut) else { return };
+    devices.retain(|device| !gone.iter().any(|result| is_about(device, result)));
+    if devices.is_empty() {
+        status.remove("devices");
+    }
+}
+
 fn claim_status(new: &Object, live: &Object, errors: &mut ErrorList) {
     let path = Path::new("status");
     let (status, before) = (new.get("status"), live.get("status"));
@@ -265,10 +304,7 @@ fn claim_status(new: &Object, live: &Object, errors: &mut ErrorList) {
     let allocation = status.get("allocation").filter(|a| !a.is_null());
     let results = allocation.map(|a| items(&a["devices"], "results")).unwrap_or_default();
     for (i, device) in items(status, "devices").iter().enumerate() {
-        let same = |result: &Value| {
-            ["driver", "pool", "device", "shareID"].iter().all(|field| text(result, field) == text(device, field))
-        };
-        if !results.iter().any(same) {
+        if !results.iter().any(|result| is_about(device, result)) {
             let why = "must be an allocated device in the claim";
             errors.invalid(&path.child("devices").index(i), device, why);
         }
@@ -312,6 +348,11 @@ fn users(new: &Object, status: &Value, before: &Value, path: &Path, errors: &mut
     }
 }
 
+fn prepare_slice(new: &mut Object, live: &Object) {
+    slices::drop_disabled(new, live);
+    note_times(new, live);
+}
+
 /// Says since when devices have had their taints, where drivers do not.
 fn note_times(new: &mut Object, live: &Object) {
     let since = |device: &str, taint: &Value| {
@@ -353,8 +394,10 @@ fn slice(o: &Object, errors: &mut ErrorList) {
     let more = |d: &Value| !items(d, "taints").is_empty() || !items(d, "consumesCounters").is_empty();
     at_most(devices, if devices.iter().any(more) { MAX_DEVICES_WITH_MORE } else { MAX_DEVICES }, &at, errors);
     unique(devices.iter().map(|d| text(d, "name")), |i| at.index(i).child("name"), errors);
+    let per_device = spec.get("perDeviceNodeSelection").and_then(Value::as_bool) == Some(true);
     for (i, device) in devices.iter().enumerate() {
         label(text(device, "name"), &at.index(i).child("name"), errors);
+        slices::device(device, per_device, &at.index(i), errors);
     }
 }
 

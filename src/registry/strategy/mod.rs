@@ -13,6 +13,7 @@ pub(crate) mod namespace;
 mod network;
 pub(crate) mod pod;
 pub(crate) mod service;
+mod slices;
 mod storage;
 pub(crate) mod template;
 pub(crate) mod workload;
@@ -60,6 +61,8 @@ pub struct Strategy {
     pub prepare_create: fn(&mut Object),
     /// Completes a changed object; the second is the live one.
     pub prepare_update: fn(&mut Object, &Object),
+    /// Completes a new status, as its subresource writes it; the second is the live object.
+    pub prepare_status: fn(&mut Object, &Object),
     /// Judges the object as it would be stored.
     pub validate: fn(&Object, &mut ErrorList),
     /// Judges the change from the live object (second).
@@ -88,6 +91,7 @@ impl Strategy {
         unconditional_update: true,
         prepare_create: |_| {},
         prepare_update: |_, _| {},
+        prepare_status: |_, _| {},
         validate: |_, _| {},
         validate_update: |_, _, _| {},
         validate_status: |_, _, _| {},

@@ -118,6 +118,8 @@ impl Registry {
         }
         if main {
             (info.strategy.prepare_update)(&mut new, served_old);
+        } else if target.subresource == "status" {
+            (info.strategy.prepare_status)(&mut new, served_old);
         }
         if info.strategy.generation && meta::desired_state_differs(info, &new, served_old) {
             meta::set_generation(&mut new, old.generation() + 1);

@@ -150,8 +150,9 @@ impl Stage {
                 mount(Some("tmpfs"), &self.directory, Some("tmpfs"), HARMLESS, Some(options.as_str()))?;
                 (&self.directory, inside::directory(root, &wanted.destination))
             }
-            MountSource::Bind { path, propagation } => {
-                let source = if *propagation == Propagation::Private { path } else { connected };
+            MountSource::Bind { path, .. } | MountSource::Oci { path, .. } => {
+                let copied = MountSource::propagates(&wanted.source);
+                let source = if copied { connected } else { path };
                 let (point, target) = if fs::metadata(source)?.is_dir() {
                     (&self.directory, inside::directory(root, &wanted.destination))
                 } else {

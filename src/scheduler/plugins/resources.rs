@@ -5,6 +5,7 @@ use crate::cluster::NodeState;
 use crate::pod::{Pending, PodInfo};
 use crate::requests::Amounts;
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 /// How nodes are compared by what is free on them.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,6 +30,8 @@ pub(crate) struct Settings {
     pub(crate) ignored: Vec<String>,
     /// Groups (what is before the slash of the name) of such.
     pub(crate) ignored_groups: Vec<String>,
+    /// Extended resources that classes of devices stand for: a node need not have them itself.
+    pub(crate) of_classes: BTreeSet<String>,
 }
 
 impl Default for Settings {
@@ -39,6 +42,7 @@ impl Default for Settings {
             balanced: vec!["cpu".into(), "memory".into()],
             ignored: Vec::new(),
             ignored_groups: Vec::new(),
+            of_classes: BTreeSet::new(),
         }
     }
 }
@@ -65,7 +69,8 @@ fn shortages(info: &PodInfo, state: &NodeState, settings: &Settings, used: &Amou
         out.push("Insufficient ephemeral-storage".into());
     }
     for (name, n) in &need.others {
-        if short(*n, has.get(name), used.get(name)) && !settings.ignores(name) {
+        let is_device = has.get(name) == 0 && settings.of_classes.contains(&**name);
+        if short(*n, has.get(name), used.get(name)) && !is_device && !settings.ignores(name) {
             out.push(format!("Insufficient {name}").into());
         }
     }

@@ -12,6 +12,7 @@ mod agent;
 mod cleanup;
 mod clock;
 pub(crate) mod disk;
+pub(crate) mod driver;
 pub(crate) mod etcd;
 pub(crate) mod filled;
 mod footprint;

@@ -31,6 +31,8 @@ else
   rm -rf "$data"
 fi
 rm -rf /etc/edge
+# A folder of another kubelet is not empty.
+rmdir /var/lib/kubelet/plugins_registry /var/lib/kubelet 2>/dev/null
 # The logs of another kubelet's pods are there, too.
 [ -e /var/lib/kubelet ] || [ -e /var/lib/rancher ] || rm -rf /var/log/pods
 for link in /var/log/containers/*.log; do

@@ -98,6 +98,8 @@ impl Node {
             agent_dir: self.path("agent"),
             pod_logs_dir: self.path("logs"),
             container_logs_dir: Some(self.path("links")),
+            plugins_dir: self.path("plugins"),
+            cdi_dirs: vec![self.path("cdi")],
             node_ips: tokio::sync::watch::channel(vec![IpAddr::from([192, 0, 2, 1])]).1,
             node_labels: Default::default(),
             node_taints: Vec::new(),

@@ -305,11 +305,16 @@ async fn devices(node: Arc<Node>) {
         host_path: "/dev/null".into(),
         container_path: "/dev/edge-null".into(),
         permissions: "rwm".to_owned(),
+        ..Device::default()
     }];
     assert_eq!(node.output("a", spec).await, "ok\nnone\nusual");
     let mut spec = node.container("d", "true");
-    spec.devices =
-        vec![Device { host_path: "/etc/passwd".into(), container_path: "/dev/x".into(), permissions: "r".to_owned() }];
+    spec.devices = vec![Device {
+        host_path: "/etc/passwd".into(),
+        container_path: "/dev/x".into(),
+        permissions: "r".to_owned(),
+        ..Device::default()
+    }];
     assert!(node.runtime.create_container("a", spec).await.is_err());
 }
 

@@ -3,6 +3,7 @@
 //! Requests are satisfied in order, and what turns out to be a dead end is taken back. The devices of one request are taken in the order of
 //! the pools, so no set of them is tried twice.
 
+use super::capacity::{self, Amounts};
 use super::pools::{Counter, Entry, Pools};
 use super::request::{Alternative, Amount, MAX_RESULTS, Plan, is_meant};
 use super::select::{qualified, selects};
@@ -20,11 +21,13 @@ const STEPS: usize = 200_000;
 const MOST: usize = 512;
 
 /// A device for a request.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Pick<'a> {
     plan: usize,
     alternative: &'a Alternative,
     device: usize,
+    /// What it takes of a device that others may have, too.
+    share: Option<Amounts>,
 }
 
 /// The state of a search.
@@ -38,6 +41,8 @@ pub(super) struct Search<'a> {
     requests: Vec<(usize, &'a [Alternative])>,
     picks: Vec<Pick<'a>>,
     in_use: Vec<bool>,
+    /// What the picks take of devices that are shared.
+    shares: HashMap<usize, Vec<Amounts>>,
     /// Of counters of pools what the picks take.
     consumed: HashMap<(usize, Counter), Quantity>,
     /// What expressions have said about devices, by the place of the alternative in memory.
@@ -49,7 +54,10 @@ type Found = Result<bool, String>;
 
 impl<'a> Search<'a> {
     pub(super) fn new(pools: &'a Pools, plans: &'a [&'a Plan], node: &'a Node) -> Self {
-        let usable = pools.devices.iter().enumerate().filter(|(_, d)| d.is_on(node)).map(|(i, _)| i).collect();
+        let mut usable: Vec<usize> =
+            pools.devices.iter().enumerate().filter(|(_, d)| d.is_on(node)).map(|(i, _)| i).collect();
+        // those that need no preparation first
+        usable.sort_by_key(|i| pools.devices.get(*i).is_some_and(Entry::has_conditions));
         let requests = plans.iter().enumerate().flat_map(|(i, p)| p.requests.iter().map(move |r| (i, r.as_slice())));
         Self {
             pools,
@@ -59,6 +67,7 @@ impl<'a> Search<'a> {
             requests: requests.collect(),
             picks: Vec::new(),
             in_use: pools.devices.iter().map(|d| d.is_taken).collect(),
+            shares: HashMap::new(),
             consumed: HashMap::new(),
             known: HashMap::new(),
             steps: 0,
@@ -78,7 +87,7 @@ impl<'a> Search<'a> {
         if total > MOST {
             return Err(format!("the claims of the pod need more than {MOST} devices"));
         }
-        if self.request(0)? { Ok(Some(self.results())) } else { Ok(None) }
+        if self.request(0)? { self.results().map(Some) } else { Ok(None) }
     }
 
     fn request(&mut self, at: usize) -> Found {
@@ -106,12 +115,11 @@ impl<'a> Search<'a> {
                 return Err("timed out trying to allocate devices".into());
             }
             let Some(device) = self.usable.get(place).copied() else { break };
-            let pick = Pick { plan, alternative, device };
-            if !self.fits(pick)? {
-                continue;
-            }
+            let Some(pick) = self.fitting(plan, alternative, device)? else { continue };
+            // one that is shared may be taken more than once
+            let next = if pick.share.is_some() { place } else { place + 1 };
             self.take(pick);
-            if self.some(at, (plan, alternative), left - 1, place + 1)? {
+            if self.some(at, (plan, alternative), left - 1, next)? {
                 return Ok(true);
             }
             self.give_back();
@@ -149,11 +157,10 @@ impl<'a> Search<'a> {
         let before = self.picks.len();
         let mut fits = !wanted.is_empty();
         for device in wanted {
-            let pick = Pick { plan, alternative, device };
-            if !self.fits(pick)? {
+            let Some(pick) = self.fitting(plan, alternative, device)? else {
                 fits = false;
                 break;
-            }
+            };
             self.take(pick);
         }
         if fits && self.request(at + 1)? {
@@ -184,25 +191,58 @@ impl<'a> Search<'a> {
         Ok(selected)
     }
 
-    fn fits(&mut self, pick: Pick<'a>) -> Found {
-        let Some((entry, device)) = self.entry(pick.device) else { return Ok(false) };
-        let Some(pool) = self.pools.pools.get(entry.pool) else { return Ok(false) };
+    /// The device for a request, if it will do.
+    fn fitting(
+        &mut self,
+        plan: usize,
+        alternative: &'a Alternative,
+        device: usize,
+    ) -> Result<Option<Pick<'a>>, String> {
+        let mut pick = Pick { plan, alternative, device, share: None };
+        let Some((entry, device)) = self.entry(pick.device) else { return Ok(None) };
+        let Some(pool) = self.pools.pools.get(entry.pool) else { return Ok(None) };
         let admin = pick.alternative.is_admin;
         if !pool.is_complete || (self.in_use.get(pick.device) != Some(&false) && !admin) {
-            return Ok(false);
+            return Ok(None);
         }
         // also one that only looks does not look at one device twice
+        let is_shared = entry.is_shared() && !admin;
         let again = |p: &Pick<'_>| p.device == pick.device && std::ptr::eq(p.alternative, pick.alternative);
-        if self.picks.iter().any(again) || !self.is_selected(pick.plan, pick.alternative, pick.device)? {
-            return Ok(false);
+        let is_again = !is_shared && self.picks.iter().any(again);
+        if is_again || !self.is_selected(pick.plan, pick.alternative, pick.device)? {
+            return Ok(None);
         }
         if let Some(why) = &pool.invalid {
             return Err(format!("pool {}/{} is invalid: {why}", pool.driver, pool.name));
         }
         let tolerated = device.taints.iter().flatten().all(|t| is_tolerated(t, &pick.alternative.tolerations));
         let of_claim = self.picks.iter().filter(|p| p.plan == pick.plan).count();
-        let enough = admin || entry.consumes().all(|(counter, amount)| self.has_left(entry.pool, counter, &amount));
-        Ok(tolerated && of_claim < MAX_RESULTS && enough && self.keeps_constraints(pick))
+        let enough = admin
+            || self.has_shares(pick.device)
+            || entry.consumes().all(|(counter, amount)| self.has_left(entry.pool, counter, &amount));
+        if !tolerated || of_claim >= MAX_RESULTS || !enough || !self.keeps_constraints(&pick) {
+            return Ok(None);
+        }
+        if is_shared || pick.alternative.capacity.is_some() {
+            let driver = entry.slice.spec.driver.as_str();
+            let claim = self.plans.get(pick.plan).map_or("", |p| p.claim.as_str());
+            let taken = capacity::taken(device, driver, pick.alternative.capacity.as_ref())
+                .map_err(|why| format!("claim {claim}, request {}: {why}", pick.alternative.name))?;
+            let Some(taken) = taken else { return Ok(None) };
+            let here = self.shares.get(&pick.device).into_iter().flatten();
+            let others: Vec<&Amounts> = here.chain(entry.used.iter().filter(|_| is_shared)).collect();
+            if !capacity::has(device, driver, &taken, &others) {
+                return Ok(None);
+            }
+            pick.share = is_shared.then_some(taken);
+        }
+        Ok(Some(pick))
+    }
+
+    /// Whether somebody has a share of a device, whose part of counters is accounted for then.
+    fn has_shares(&self, device: usize) -> bool {
+        let of_others = self.pools.devices.get(device).is_some_and(|entry| entry.is_shared() && entry.used.is_some());
+        of_others || self.shares.get(&device).is_some_and(|shares| !shares.is_empty())
     }
 
     fn has_left(&self, pool: usize, counter: Counter, amount: &Quantity) -> bool {
@@ -211,7 +251,7 @@ impl<'a> Search<'a> {
         left.is_some_and(|left| consumed.add(amount) <= left)
     }
 
-    fn keeps_constraints(&self, pick: Pick<'a>) -> bool {
+    fn keeps_constraints(&self, pick: &Pick<'a>) -> bool {
         let Some(plan) = self.plans.get(pick.plan) else { return false };
         let Some(own) = self.entry(pick.device) else { return false };
         plan.constraints.iter().filter(|c| is_meant(c.requests.as_ref(), &pick.alternative.name)).all(|c| {
@@ -233,7 +273,12 @@ impl<'a> Search<'a> {
     }
 
     fn take(&mut self, pick: Pick<'a>) {
-        if !pick.alternative.is_admin {
+        if let Some(share) = &pick.share {
+            if !self.has_shares(pick.device) {
+                self.account(pick.device, Quantity::add);
+            }
+            self.shares.entry(pick.device).or_default().push(share.clone());
+        } else if !pick.alternative.is_admin {
             if let Some(slot) = self.in_use.get_mut(pick.device) {
                 *slot = true;
             }
@@ -244,7 +289,12 @@ impl<'a> Search<'a> {
 
     fn give_back(&mut self) {
         let Some(pick) = self.picks.pop() else { return };
-        if !pick.alternative.is_admin {
+        if pick.share.is_some() {
+            self.shares.entry(pick.device).or_default().pop();
+            if !self.has_shares(pick.device) {
+                self.account(pick.device, Quantity::sub);
+            }
+        } else if !pick.alternative.is_admin {
             if let Some(slot) = self.in_use.get_mut(pick.device) {
                 *slot = false;
             }
@@ -260,11 +310,11 @@ impl<'a> Search<'a> {
         }
     }
 
-    fn results(&self) -> Vec<AllocationResult> {
+    fn results(&self) -> Result<Vec<AllocationResult>, String> {
         (0..self.plans.len()).map(|plan| self.result(plan)).collect()
     }
 
-    fn result(&self, plan: usize) -> AllocationResult {
+    fn result(&self, plan: usize) -> Result<AllocationResult, String> {
         let picks: Vec<&Pick<'a>> = self.picks.iter().filter(|p| p.plan == plan).collect();
         let mut results = Vec::new();
         let mut config: Vec<DeviceAllocationConfiguration> = Vec::new();
@@ -273,14 +323,19 @@ impl<'a> Search<'a> {
             let Some((entry, device)) = self.entry(pick.device) else { continue };
             let alternative = pick.alternative;
             let tolerations = &alternative.tolerations;
+            let driver = &entry.slice.spec.driver;
+            let share = pick.share.as_ref().map(|_| capacity::share()).transpose();
             results.push(DeviceRequestAllocationResult {
                 request: alternative.name.clone(),
-                driver: entry.slice.spec.driver.clone(),
+                driver: driver.clone(),
+                share_id: share.map_err(|error| format!("cannot name a share of a device: {error}"))?,
+                consumed_capacity: pick.share.as_ref().map(|share| capacity::told(device, driver, share)),
+                binding_conditions: device.binding_conditions.clone(),
+                binding_failure_conditions: device.binding_failure_conditions.clone(),
                 pool: entry.slice.spec.pool.name.clone(),
                 device: device.name.clone(),
                 admin_access: alternative.is_admin.then_some(true),
                 tolerations: (!tolerations.is_empty()).then(|| tolerations.clone()),
-                ..DeviceRequestAllocationResult::default()
             });
             if !told.contains(&alternative.name.as_str()) {
                 told.push(&alternative.name);
@@ -295,14 +350,14 @@ impl<'a> Search<'a> {
         let own = self.plans.get(plan).map(|p| p.config.as_slice()).unwrap_or_default();
         let is_used = |c: &&DeviceAllocationConfiguration| told.iter().any(|name| is_meant(c.requests.as_ref(), name));
         config.extend(own.iter().filter(is_used).cloned());
-        AllocationResult {
+        Ok(AllocationResult {
             devices: Some(DeviceAllocationResult {
                 results: Some(results),
                 config: (!config.is_empty()).then_some(config),
             }),
             node_selector: self.node_selector(&picks),
             ..AllocationResult::default()
-        }
+        })
     }
 
     /// Where the devices of a claim can be used together; nothing: everywhere.
@@ -314,7 +369,7 @@ impl<'a> Search<'a> {
                 Some(true) => (device.node_name.as_deref(), device.node_selector.as_ref()),
                 _ => (spec.node_name.as_deref(), spec.node_selector.as_ref()),
             };
-            if node.is_some_and(|n| !n.is_empty()) {
+            if node.is_some_and(|n| !n.is_empty()) || device.binds_to_node == Some(true) {
                 let name = self.node.metadata.name.clone().unwrap_or_default();
                 let requirement = NodeSelectorRequirement {
                     key: "metadata.name".into(),

@@ -1,6 +1,7 @@
 //! The devices that there are, as drivers tell of them.
 
-use super::DeviceId;
+use super::capacity::Amounts;
+use super::{DeviceId, Use};
 use edge_api::Quantity;
 use edge_client::placement::selector_matches;
 use k8s_openapi::api::core::v1::Node;
@@ -30,7 +31,10 @@ pub(super) struct Entry {
     pub(super) pool: usize,
     pub(super) slice: Arc<ResourceSlice>,
     index: usize,
+    /// Nobody else gets it.
     pub(super) is_taken: bool,
+    /// What others have of it already.
+    pub(super) used: Option<Amounts>,
 }
 
 /// All devices.
@@ -43,6 +47,17 @@ pub(super) struct Pools {
 impl Entry {
     pub(super) fn device(&self) -> Option<&Device> {
         self.slice.spec.devices.as_ref()?.get(self.index)
+    }
+
+    /// Whether several claims may have it at the same time.
+    pub(super) fn is_shared(&self) -> bool {
+        self.device().is_some_and(|device| device.allow_multiple_allocations == Some(true))
+    }
+
+    /// Whether it has to be made ready before a pod is bound.
+    pub(super) fn has_conditions(&self) -> bool {
+        let conditions = self.device().and_then(|device| device.binding_conditions.as_ref());
+        conditions.is_some_and(|conditions| !conditions.is_empty())
     }
 
     /// Whether it can be used on a node.
@@ -77,7 +92,7 @@ impl Entry {
 
 impl Pools {
     /// Sorts slices. Those of older generations are silently left out.
-    pub(super) fn new(slices: Vec<Arc<ResourceSlice>>, taken: &HashSet<DeviceId>) -> Self {
+    pub(super) fn new(slices: Vec<Arc<ResourceSlice>>, taken: &HashMap<DeviceId, Use>) -> Self {
         let mut of_pools: BTreeMap<(String, String), Vec<Arc<ResourceSlice>>> = BTreeMap::new();
         for slice in slices {
             let key = (slice.spec.driver.clone(), slice.spec.pool.name.clone());
@@ -93,7 +108,7 @@ impl Pools {
         out
     }
 
-    fn add(&mut self, driver: String, name: String, slices: Vec<Arc<ResourceSlice>>, taken: &HashSet<DeviceId>) {
+    fn add(&mut self, driver: String, name: String, slices: Vec<Arc<ResourceSlice>>, taken: &HashMap<DeviceId, Use>) {
         let count = slices.first().map_or(0, |s| s.spec.pool.resource_slice_count);
         let mut pool = Pool {
             is_complete: i64::try_from(slices.len()) == Ok(count),
@@ -117,9 +132,12 @@ impl Pools {
                     pool.invalid = Some(format!("duplicate device name {}", device.name));
                 }
                 let id = (pool.driver.clone(), pool.name.clone(), device.name.clone());
-                let is_taken = taken.contains(&id);
-                let entry = Entry { pool: self.pools.len(), slice: slice.clone(), index, is_taken };
-                if is_taken {
+                let of = taken.get(&id);
+                let mut entry =
+                    Entry { pool: self.pools.len(), slice: slice.clone(), index, is_taken: false, used: None };
+                entry.is_taken = of.is_some_and(|of| of.is_whole || !entry.is_shared());
+                entry.used = of.map(|of| of.amounts.clone());
+                if of.is_some() {
                     for (counter, amount) in entry.consumes() {
                         if let Some(left) = pool.counters.get_mut(&counter) {
                             *left = left.sub(&amount);

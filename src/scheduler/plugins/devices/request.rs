@@ -4,6 +4,8 @@ use super::select::{Selector, Selectors};
 use k8s_openapi::api::resource::v1::{
     DeviceAllocationConfiguration, DeviceClass, DeviceConstraint, DeviceSelector, DeviceToleration, ResourceClaim,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Devices that one claim gets at most (Kubernetes' value).
@@ -25,6 +27,8 @@ pub(super) struct Alternative {
     pub(super) is_admin: bool,
     pub(super) selectors: Vec<Selector>,
     pub(super) tolerations: Vec<DeviceToleration>,
+    /// How much of its capacities a device is to give.
+    pub(super) capacity: Option<BTreeMap<String, Quantity>>,
     /// What the class says to the driver.
     pub(super) class: Arc<DeviceClass>,
 }
@@ -76,7 +80,7 @@ pub(super) fn plan(
         let mut all = expressions(class.spec.selectors.as_ref(), selectors);
         all.extend(expressions(own, selectors));
         let tolerations = tolerations.cloned().unwrap_or_default();
-        Ok(Alternative { name, amount, is_admin: false, selectors: all, tolerations, class })
+        Ok(Alternative { name, amount, is_admin: false, selectors: all, tolerations, capacity: None, class })
     };
     let devices = claim.spec.devices.as_ref();
     let mut requests = Vec::new();
@@ -87,13 +91,16 @@ pub(super) fn plan(
             let (own, tolerations) = (exactly.selectors.as_ref(), exactly.tolerations.as_ref());
             let mut a = alternative(request.name.clone(), &exactly.device_class_name, mode, count, own, tolerations)?;
             a.is_admin = exactly.admin_access == Some(true);
+            a.capacity = exactly.capacity.as_ref().and_then(|c| c.requests.clone());
             alternatives.push(a);
         }
         for sub in request.first_available.iter().flatten() {
             let name = format!("{}/{}", request.name, sub.name);
             let (mode, count) = (sub.allocation_mode.as_deref(), sub.count);
             let (own, tolerations) = (sub.selectors.as_ref(), sub.tolerations.as_ref());
-            alternatives.push(alternative(name, &sub.device_class_name, mode, count, own, tolerations)?);
+            let mut a = alternative(name, &sub.device_class_name, mode, count, own, tolerations)?;
+            a.capacity = sub.capacity.as_ref().and_then(|c| c.requests.clone());
+            alternatives.push(a);
         }
         if alternatives.is_empty() {
             return Err(format!("request {}: unsupported request type", request.name));

@@ -44,7 +44,8 @@ fn classes(name: &str) -> Option<Arc<DeviceClass>> {
 
 /// What claims get on node `a`: `request=device` of each result, claims separated by `;`.
 fn allocate(slices: &[Arc<ResourceSlice>], claims: &[Value], taken: &[&str], on: &str) -> Result<String, String> {
-    let taken = taken.iter().map(|d| ("d.io".to_owned(), "p".to_owned(), (*d).to_owned())).collect();
+    let whole = || Use { is_whole: true, amounts: Amounts::new() };
+    let taken = taken.iter().map(|d| (("d.io".to_owned(), "p".to_owned(), (*d).to_owned()), whole())).collect();
     let pools = Pools::new(slices.to_vec(), &taken);
     let selectors = Selectors::default();
     let plans: Vec<Plan> =
@@ -234,9 +235,81 @@ fn partitions_share_counters() {
 }
 
 #[test]
+fn claims_share_devices_by_capacity() {
+    let device = |name: &str, more: Value| {
+        let policy = json!({"default": "10Gi", "validRange": {"min": "10Gi", "max": "40Gi", "step": "10Gi"}});
+        let mut device = json!({"name": name, "allowMultipleAllocations": true, "attributes": {"card": {"string": name}},
+            "capacity": {"memory": {"value": "40Gi", "requestPolicy": policy}}});
+        device.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        device
+    };
+    let slices = [slice("s", json!({"devices": [device("g0", json!({})), device("g1", json!({}))]}))];
+    let memory = |amount: &str| json!({"capacity": {"requests": {"memory": amount}}});
+    let asks = |amounts: &[&str]| amounts.iter().map(|amount| one(memory(amount))).collect::<Vec<_>>();
+    for (claims, taken, want) in [
+        (asks(&["40Gi"]), vec![], "r=g0"),
+        (asks(&["30Gi", "10Gi", "20Gi"]), vec![], "r=g0;r=g0;r=g1"),
+        (asks(&["30Gi", "20Gi", "20Gi"]), vec![], "r=g0;r=g1;r=g1"),
+        (asks(&["11Gi", "21Gi"]), vec![], "r=g0;r=g1"),
+        (asks(&["41Gi"]), vec![], "none"),
+        (asks(&["30Gi", "30Gi", "30Gi"]), vec![], "none"),
+        (vec![one(json!({}))], vec![], "r=g0"),
+        (vec![one(json!({"count": 4}))], vec![], "r=g0,r=g0,r=g0,r=g0"),
+        (vec![one(json!({"count": 8}))], vec![], "r=g0,r=g0,r=g0,r=g0,r=g1,r=g1,r=g1,r=g1"),
+        (vec![one(json!({"count": 9}))], vec![], "none"),
+        (vec![one(json!({"allocationMode": "All"}))], vec![], "r=g0,r=g1"),
+        (asks(&["10Gi"]), vec!["g0"], "r=g1"),
+        (vec![one(json!({"capacity": {"requests": {"nope": "1"}}}))], vec![], "none"),
+        (
+            vec![
+                json!({"requests": [exactly("r", json!({"count": 2}))], "constraints": [{"distinctAttribute": "d.io/card"}]}),
+            ],
+            vec![],
+            "r=g0,r=g1",
+        ),
+    ] {
+        assert_eq!(allocate(&slices, &claims, &taken, "a").as_deref(), Ok(want), "{claims:?} {taken:?}");
+    }
+    // devices of which only one claim can have one are filtered by the same
+    let whole = [slice("s", gpus(&[("g0", 0)]))];
+    for (amount, want) in [("40Gi", "r=g0"), ("41Gi", "none")] {
+        assert_eq!(allocate(&whole, &asks(&[amount]), &[], "a").as_deref(), Ok(want));
+    }
+    // what others have counts
+    let result = |amount: &str| json!({"request": "r", "driver": "d.io", "pool": "p", "device": "g0", "shareID": "x", "consumedCapacity": {"memory": amount}});
+    let used: AllocationResult =
+        serde_json::from_value(json!({"devices": {"results": [result("20Gi"), result("10Gi")]}})).unwrap();
+    let taken = by_device(devices_of(&used));
+    let pools = Pools::new(slices.to_vec(), &taken);
+    for (amount, want) in [("10Gi", "g0"), ("20Gi", "g1")] {
+        let plan = plan(&claim(one(memory(amount))), &classes, &Selectors::default()).unwrap();
+        let plans = [&plan];
+        let found = Search::new(&pools, &plans, &node("a")).run().unwrap().unwrap();
+        let of = found[0].devices.as_ref().unwrap().results.as_ref().unwrap()[0].clone();
+        assert_eq!((of.device.as_str(), of.consumed_capacity.unwrap()["memory"].0.as_str()), (want, amount));
+        assert_eq!(of.share_id.unwrap().len(), 36);
+    }
+}
+
+#[test]
+fn devices_that_need_preparation_come_last() {
+    let needs = json!({"name": "g0", "bindsToNode": true, "bindingConditions": ["Ready"], "bindingFailureConditions": ["Broken"]});
+    let spec = json!({"nodeName": null, "allNodes": true, "devices": [needs, {"name": "g1"}]});
+    let slices = [slice("s", spec)];
+    assert_eq!(allocate(&slices, &[one(json!({}))], &[], "a").as_deref(), Ok("r=g1"));
+    let pools = Pools::new(slices.to_vec(), &by_device([(("d.io".into(), "p".into(), "g1".into()), None)].into_iter()));
+    let plan = plan(&claim(one(json!({}))), &classes, &Selectors::default()).unwrap();
+    let found = Search::new(&pools, &[&plan], &node("a")).run().unwrap().unwrap();
+    let of = &found[0].devices.as_ref().unwrap().results.as_ref().unwrap()[0];
+    assert_eq!(of.binding_conditions.as_deref(), Some(&["Ready".to_owned()][..]));
+    assert_eq!(of.binding_failure_conditions.as_deref(), Some(&["Broken".to_owned()][..]));
+    assert!(found[0].node_selector.is_some(), "it is made ready for this node");
+}
+
+#[test]
 fn results_say_where_and_how() {
     let result = |slice: Arc<ResourceSlice>, devices: Value| {
-        let pools = Pools::new(vec![slice], &HashSet::new());
+        let pools = Pools::new(vec![slice], &HashMap::new());
         let plan = plan(&claim(devices), &classes, &Selectors::default()).unwrap();
         let plans = [&plan];
         let node = node("a");
