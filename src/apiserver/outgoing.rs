@@ -177,10 +177,8 @@ impl Outgoing {
         let connector =
             HttpsConnectorBuilder::new().with_tls_config(config).https_only().enable_http1().wrap_connector(dialer);
         // HTTP/1.1, as kube-apiserver: who has several backends gets his requests spread over them
-        let client = Client::builder(TokioExecutor::new())
-            .pool_max_idle_per_host(KEPT)
-            .pool_idle_timeout(IDLE)
-            .build(connector);
+        let client =
+            Client::builder(TokioExecutor::new()).pool_max_idle_per_host(KEPT).pool_idle_timeout(IDLE).build(connector);
         let now = Instant::now();
         let mut clients = self.clients.lock();
         clients.retain(|_, known| now.duration_since(known.last_use) < REMEMBERED);
@@ -261,12 +259,16 @@ fn root_cause(error: &(dyn Error + 'static)) -> String {
     loop {
         if let Some(rustls::Error::InvalidCertificate(why)) = error.downcast_ref::<rustls::Error>() {
             let why = match why {
-                rustls::CertificateError::UnknownIssuer => "certificate signed by unknown authority".to_owned(),
+                // a bad signature: somebody of the same name as an authority that is known
+                rustls::CertificateError::UnknownIssuer | rustls::CertificateError::BadSignature => {
+                    "certificate signed by unknown authority".to_owned()
+                }
                 other => format!("{other:?}"),
             };
             return format!("tls: failed to verify certificate: x509: {why}");
         }
-        let below = error.downcast_ref::<std::io::Error>().and_then(|e| e.get_ref()).map(|e| e as &(dyn Error + 'static));
+        let below =
+            error.downcast_ref::<std::io::Error>().and_then(|e| e.get_ref()).map(|e| e as &(dyn Error + 'static));
         match below.or_else(|| error.source()) {
             Some(below) => error = below,
             None => return error.to_string(),
@@ -280,7 +282,8 @@ fn refusal(status: StatusCode, body: &[u8]) -> String {
     if let Some(message) = own.as_ref().and_then(|v| v["message"].as_str()).filter(|m| !m.is_empty()) {
         return message.chars().take(QUOTED).collect();
     }
-    let text: String = String::from_utf8_lossy(body.get(..QUOTED * 4).unwrap_or(body)).trim().chars().take(QUOTED).collect();
+    let text: String =
+        String::from_utf8_lossy(body.get(..QUOTED * 4).unwrap_or(body)).trim().chars().take(QUOTED).collect();
     match status.as_u16() {
         400 => "the server rejected our request for an unknown reason".to_owned(),
         401 => "the server has asked for the client to provide credentials".to_owned(),
@@ -289,7 +292,10 @@ fn refusal(status: StatusCode, body: &[u8]) -> String {
         405 => "the server does not allow this method on the requested resource".to_owned(),
         429 => "the server has received too many requests and has asked us to try again later".to_owned(),
         503 => "the server is currently unable to handle the request".to_owned(),
-        504 => "the server was unable to return a response in the time allotted, but may still be processing the request".to_owned(),
+        504 => {
+            "the server was unable to return a response in the time allotted, but may still be processing the request"
+                .to_owned()
+        }
         500.. => format!("an error on the server ({text:?}) has prevented the request from succeeding"),
         code => format!("the server responded with the status code {code} but did not return more information"),
     }
@@ -323,7 +329,11 @@ mod tests {
     fn refusals_are_worded_as_by_kubernetes_client() {
         for (code, body, want) in [
             (404, "404 page not found", "the server could not find the requested resource"),
-            (500, "boom \"x\"", "an error on the server (\"boom \\\"x\\\"\") has prevented the request from succeeding"),
+            (
+                500,
+                "boom \"x\"",
+                "an error on the server (\"boom \\\"x\\\"\") has prevented the request from succeeding",
+            ),
             (418, "", "the server responded with the status code 418 but did not return more information"),
             (400, r#"{"kind": "Status", "message": "no"}"#, "no"),
         ] {

@@ -134,12 +134,7 @@ impl Cluster for Server {
         self.outgoing.post(callee, review).await
     }
 
-    async fn convert(
-        &self,
-        from: Option<&ResourceInfo>,
-        to: &ResourceInfo,
-        object: Object,
-    ) -> Result<Object, Status> {
+    async fn convert(&self, from: Option<&ResourceInfo>, to: &ResourceInfo, object: Object) -> Result<Object, Status> {
         self.registry.convert(from, to, object).await
     }
 

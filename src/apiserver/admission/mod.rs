@@ -29,11 +29,11 @@ pub(crate) use webhook::{HookMetrics, Webhooks};
 
 use crate::outgoing::{CallError, Callee};
 use again::Again;
-pub(crate) use matching::operation_name;
 use async_trait::async_trait;
 use bytes::Bytes;
 use edge_api::{GroupResource, Object, Status, UserInfo};
 use edge_registry::{Attributes, Catalog, Operation, ResourceInfo};
+pub(crate) use matching::operation_name;
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -103,12 +103,7 @@ pub(crate) trait Cluster: Send + Sync {
     ///
     /// # Errors
     /// When a webhook would have to convert it, and does not.
-    async fn convert(
-        &self,
-        from: Option<&ResourceInfo>,
-        to: &ResourceInfo,
-        object: Object,
-    ) -> Result<Object, Status>;
+    async fn convert(&self, from: Option<&ResourceInfo>, to: &ResourceInfo, object: Object) -> Result<Object, Status>;
     /// Where calls of webhooks are counted.
     fn hook_metrics(&self) -> &HookMetrics;
 }

@@ -14,6 +14,7 @@ pub(crate) mod disk;
 pub(crate) mod etcd;
 pub(crate) mod filled;
 mod footprint;
+pub(crate) mod hooks;
 pub(crate) mod images;
 pub(crate) mod network;
 mod rogue;

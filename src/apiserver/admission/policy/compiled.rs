@@ -185,12 +185,7 @@ fn selectable(found: Result<Constraints, String>, path: &Path, errors: &mut Erro
 }
 
 /// Compiles `matchConditions`.
-pub(in super::super) fn conditions(
-    spec: &Value,
-    path: &Path,
-    env: &Env,
-    errors: &mut ErrorList,
-) -> Conditions {
+pub(in super::super) fn conditions(spec: &Value, path: &Path, env: &Env, errors: &mut ErrorList) -> Conditions {
     let all = items(spec, "matchConditions");
     if all.len() > MAX_CONDITIONS {
         errors.push(

@@ -149,11 +149,7 @@ impl<'a> Subject<'a> {
         are_met(conditions, &self.activation(&[], None), budget)
     }
 
-    fn activation<'s>(
-        &'s self,
-        variables: &'s [(String, Program)],
-        param: Option<&'s Object>,
-    ) -> Activation<'s> {
+    fn activation<'s>(&'s self, variables: &'s [(String, Program)], param: Option<&'s Object>) -> Activation<'s> {
         let object = |o: Option<&'s Object>| o.map_or(Value::Null, |o| Value::object(o.fields()));
         let mut facts = vec![Value::Null; OWN];
         for (place, value) in [
@@ -209,11 +205,7 @@ fn error(policy: &Policy, message: String, is_validation: bool) -> Option<Findin
 }
 
 /// Whether all conditions hold. One that does not makes up for errors of others.
-fn are_met<'s>(
-    conditions: &'s Conditions,
-    activation: &Activation<'s>,
-    budget: &mut Budget,
-) -> Result<bool, String> {
+fn are_met<'s>(conditions: &'s Conditions, activation: &Activation<'s>, budget: &mut Budget) -> Result<bool, String> {
     let mut errors = Vec::new();
     for (name, program) in conditions {
         match program.run(activation, budget) {

@@ -5,7 +5,7 @@ use super::super::{AttributesExt, Cluster, request};
 use super::compiled::{SideEffects, Webhook};
 use super::metrics::Outcome;
 use super::{review, views};
-use crate::outgoing::Callee;
+use crate::outgoing::{CallError, Callee};
 use edge_api::{Object, Status};
 use edge_cel::{Budget, PER_CALL};
 use edge_registry::{Attributes, ResourceInfo};
@@ -75,7 +75,9 @@ fn is_wanted(cluster: &dyn Cluster, a: &Attributes<'_>, hook: &Webhook, seen: &S
         }
         Err(why) => Err(why.clone()),
     };
-    met.or_else(|why| if hook.fails { Err(a.forbidden(seen.object.as_deref().or(seen.old.as_deref()), &why)) } else { Ok(false) })
+    met.or_else(|why| {
+        if hook.fails { Err(a.forbidden(seen.object.as_deref().or(seen.old.as_deref()), &why)) } else { Ok(false) }
+    })
 }
 
 /// Asks a webhook.
@@ -157,9 +159,11 @@ async fn ask(
         longest: LONGEST,
     };
     let answer = cluster.ask(&callee, review.to_string().into()).await;
-    let answer = answer.map_err(|e| failed(format!("failed to call webhook: {e}"), e.code()))?;
-    let answer = review::answer(version, &uid, is_mutating, answer)
-        .map_err(|why| failed(why, 503))?;
+    let answer = answer.map_err(|e| match e {
+        CallError::Setup(_) => failed(e.to_string(), e.code()),
+        _ => failed(format!("failed to call webhook: {e}"), e.code()),
+    })?;
+    let answer = review::answer(version, &uid, is_mutating, answer).map_err(|why| failed(why, 503))?;
     for (key, value) in &answer.annotations {
         // there is no audit log to annotate
         tracing::debug!(webhook = hook.name, key, value, "audit annotation");

@@ -102,8 +102,16 @@ impl HookMetrics {
         let counters = self.0.lock();
         for (name, help, counted) in [
             ("request_total", "Calls of admission webhooks.", &counters.requests),
-            ("rejection_count", "Writes refused by admission webhooks, or for want of their answer.", &counters.rejections),
-            ("fail_open_count", "Calls of admission webhooks that failed, and kept nothing from going on.", &counters.failed_open),
+            (
+                "rejection_count",
+                "Writes refused by admission webhooks, or for want of their answer.",
+                &counters.rejections,
+            ),
+            (
+                "fail_open_count",
+                "Calls of admission webhooks that failed, and kept nothing from going on.",
+                &counters.failed_open,
+            ),
         ] {
             if counted.is_empty() {
                 continue;
@@ -158,11 +166,19 @@ mod tests {
             format!("request_total{{{own},operation=\"CREATE\",code=\"503\",rejected=\"true\"}} 1"),
             format!("request_total{{{own},operation=\"CREATE\",code=\"503\",rejected=\"false\"}} 1"),
             format!("rejection_count{{{own},operation=\"CREATE\",error_type=\"no_error\",rejection_code=\"403\"}} 1"),
-            format!("rejection_count{{{own},operation=\"CREATE\",error_type=\"calling_webhook_error\",rejection_code=\"503\"}} 1"),
-            format!("rejection_count{{{own},operation=\"CREATE\",error_type=\"apiserver_internal_error\",rejection_code=\"400\"}} 1"),
+            format!(
+                "rejection_count{{{own},operation=\"CREATE\",error_type=\"calling_webhook_error\",rejection_code=\"503\"}} 1"
+            ),
+            format!(
+                "rejection_count{{{own},operation=\"CREATE\",error_type=\"apiserver_internal_error\",rejection_code=\"400\"}} 1"
+            ),
             format!("fail_open_count{{{own}}} 1"),
-            format!("admission_duration_seconds_bucket{{{own},operation=\"CREATE\",rejected=\"false\",le=\"0.005\"}} 0"),
-            format!("admission_duration_seconds_bucket{{{own},operation=\"CREATE\",rejected=\"false\",le=\"0.025\"}} 3"),
+            format!(
+                "admission_duration_seconds_bucket{{{own},operation=\"CREATE\",rejected=\"false\",le=\"0.005\"}} 0"
+            ),
+            format!(
+                "admission_duration_seconds_bucket{{{own},operation=\"CREATE\",rejected=\"false\",le=\"0.025\"}} 3"
+            ),
             format!("admission_duration_seconds_count{{{own},operation=\"CREATE\",rejected=\"true\"}} 3"),
         ] {
             assert!(text.contains(&format!("apiserver_admission_webhook_{line}\n")), "{line}\n{text}");

@@ -11,7 +11,13 @@ use serde_json::{Value, json};
 const JSON_PATCH: &str = "JSONPatch";
 
 /// A review for a webhook, of one version of AdmissionReview. `facts` is everything but the objects.
-pub(super) fn review(version: &str, uid: &str, mut facts: Value, object: Option<&Object>, old: Option<&Object>) -> Value {
+pub(super) fn review(
+    version: &str,
+    uid: &str,
+    mut facts: Value,
+    object: Option<&Object>,
+    old: Option<&Object>,
+) -> Value {
     let tree = |o: Option<&Object>| o.map_or(Value::Null, |o| Value::Object(o.fields().clone()));
     facts["uid"] = uid.into();
     facts["object"] = tree(object);
@@ -88,9 +94,7 @@ fn check(
     }
     let patch = match &response["patch"] {
         Value::Null => Vec::new(),
-        Value::String(text) => {
-            BASE64_STANDARD.decode(text).map_err(|e| format!("response.patch is no base64: {e}"))?
-        }
+        Value::String(text) => BASE64_STANDARD.decode(text).map_err(|e| format!("response.patch is no base64: {e}"))?,
         _ => return Err("response.patch is no string".into()),
     };
     let (has_patch, kind) = (!patch.is_empty(), &response["patchType"]);
@@ -154,7 +158,11 @@ pub(super) fn denial(webhook: &str, status: &Value) -> Status {
             kind: text(given, "kind"),
             uid: text(given, "uid"),
             causes: causes
-                .map(|c| StatusCause { reason: text(c, "reason"), message: text(c, "message"), field: text(c, "field") })
+                .map(|c| StatusCause {
+                    reason: text(c, "reason"),
+                    message: text(c, "message"),
+                    field: text(c, "field"),
+                })
                 .collect(),
             retry_after_seconds: given["retryAfterSeconds"].as_u64().and_then(|s| u32::try_from(s).ok()).unwrap_or(0),
         })

@@ -36,9 +36,7 @@ fn cluster(is_mutating: bool, hooks: &[Value]) -> Fake {
 fn answer(endpoint: &Endpoint, review: &Value) -> Result<Value, CallError> {
     let Endpoint::Url(url) = endpoint else { return Err(CallError::Setup("no service".into())) };
     let request = &review["request"];
-    let patch = |patch: Value| {
-        json!({"uid": request["uid"], "allowed": true, "patchType": "JSONPatch", "patch": BASE64_STANDARD.encode(patch.to_string())})
-    };
+    let patch = |patch: Value| json!({"uid": request["uid"], "allowed": true, "patchType": "JSONPatch", "patch": BASE64_STANDARD.encode(patch.to_string())});
     let data = &request["object"]["data"];
     let response = match url.rsplit('/').next().unwrap() {
         "allow" => json!({"uid": request["uid"], "allowed": true}),
@@ -46,11 +44,15 @@ fn answer(endpoint: &Endpoint, review: &Value) -> Result<Value, CallError> {
         "down" => return Err(CallError::Send { url: url.clone(), why: "connection refused".into() }),
         "one" if data["start"] == "yes" => patch(json!([{"op": "add", "path": "/data/one", "value": "yes"}])),
         // once more each time it is asked
-        "count" => patch(json!([{"op": "add", "path": "/data/count", "value": format!("{}x", data["count"].as_str().unwrap_or_default())}])),
+        "count" => patch(
+            json!([{"op": "add", "path": "/data/count", "value": format!("{}x", data["count"].as_str().unwrap_or_default())}]),
+        ),
         "two" if data["one"] == "yes" => patch(json!([{"op": "add", "path": "/data/two", "value": "yes"}])),
         "rename" => patch(json!([{"op": "replace", "path": "/metadata/name", "value": "other"}])),
         "break" => patch(json!([{"op": "replace", "path": "/data", "value": [1]}])),
-        "unknown" => patch(json!([{"op": "add", "path": "/nonsense", "value": 1}, {"op": "add", "path": "/data/known", "value": "1"}])),
+        "unknown" => patch(
+            json!([{"op": "add", "path": "/nonsense", "value": 1}, {"op": "add", "path": "/data/known", "value": "1"}]),
+        ),
         "miss" => patch(json!([{"op": "remove", "path": "/nope"}])),
         "fields" => patch(json!([{"op": "add", "path": "/metadata/managedFields", "value": [{"manager": "x"}]}])),
         _ => json!({"uid": request["uid"], "allowed": true}),
@@ -172,7 +174,10 @@ fn changes_are_made_in_order_and_once_more_where_that_is_wanted() {
         // nobody is asked again for his own change, nor a third time
         (vec![hook("a", "count", again())], json!({"count": "x"})),
         (vec![hook("a", "count", again()), hook("b", "count", again())], json!({"count": "xxx"})),
-        (vec![hook("a", "down", json!({"failurePolicy": "Ignore"})), hook("b", "one", json!({}))], json!({"one": "yes"})),
+        (
+            vec![hook("a", "down", json!({"failurePolicy": "Ignore"})), hook("b", "one", json!({}))],
+            json!({"one": "yes"}),
+        ),
         // what the type does not know goes
         (vec![hook("a", "unknown", json!({}))], json!({"known": "1"})),
     ] {
@@ -255,23 +260,46 @@ fn answers_are_believed_only_as_far_as_they_may_go() {
         (with(json!({"/response": 7})), true, "webhook response is no object"),
         (with(json!({"/response/uid": "2"})), true, r#"expected response.uid="1", got "2""#),
         (with(json!({"/response/uid": 1})), true, r#"expected response.uid="1", got """#),
-        (with(json!({"/kind": "Pod"})), true, "expected webhook response of admission.k8s.io/v1, Kind=AdmissionReview, got admission.k8s.io/v1, Kind=Pod"),
+        (
+            with(json!({"/kind": "Pod"})),
+            true,
+            "expected webhook response of admission.k8s.io/v1, Kind=AdmissionReview, got admission.k8s.io/v1, Kind=Pod",
+        ),
         (with(json!({"/apiVersion": null})), true, "Kind=AdmissionReview, got /, Kind=AdmissionReview"),
         (with(json!({"/apiVersion": "admission.k8s.io/v1beta1"})), true, "got admission.k8s.io/v1beta1"),
         (with(json!({"/response/allowed": "yes"})), true, "response.allowed is no boolean"),
         (with(json!({"/response/patch": 1})), true, "response.patch is no string"),
         (with(json!({"/response/patch": "%%%"})), true, "response.patch is no base64"),
-        (with(json!({"/response/patch": encoded("[]")})), true, "webhook returned response.patch but not response.patchType"),
-        (with(json!({"/response/patchType": "JSONPatch"})), true, "webhook returned response.patchType but not response.patch"),
-        (with(json!({"/response/patch": encoded("[]"), "/response/patchType": ""})), true, "invalid response.patchType"),
+        (
+            with(json!({"/response/patch": encoded("[]")})),
+            true,
+            "webhook returned response.patch but not response.patchType",
+        ),
+        (
+            with(json!({"/response/patchType": "JSONPatch"})),
+            true,
+            "webhook returned response.patchType but not response.patch",
+        ),
+        (
+            with(json!({"/response/patch": encoded("[]"), "/response/patchType": ""})),
+            true,
+            "invalid response.patchType",
+        ),
         (with(json!({"/response/patch": encoded("[]")})), false, "validating webhook may not return response.patch"),
-        (with(json!({"/response/patchType": "JSONPatch"})), false, "validating webhook may not return response.patchType"),
+        (
+            with(json!({"/response/patchType": "JSONPatch"})),
+            false,
+            "validating webhook may not return response.patchType",
+        ),
     ] {
         let said = review::answer("v1", "1", is_mutating, review.clone()).unwrap_err();
         assert!(said.starts_with(invalid) && said.contains(why), "{review}: {said}");
     }
     for (review, why) in [
-        (with(json!({"/response/patch": encoded("[]"), "/response/patchType": "Merge"})), "unsupported patch type \"Merge\""),
+        (
+            with(json!({"/response/patch": encoded("[]"), "/response/patchType": "Merge"})),
+            "unsupported patch type \"Merge\"",
+        ),
         (patch("{"), "received undecodable patch in webhook response: "),
         (patch("{}"), "received undecodable patch in webhook response: "),
         (patch(r#"[{"op": "fly", "path": "/a"}]"#), "received undecodable patch in webhook response: "),
@@ -280,7 +308,12 @@ fn answers_are_believed_only_as_far_as_they_may_go() {
         let said = review::answer("v1", "1", true, review).unwrap_err();
         assert!(said.starts_with(why), "{said}");
     }
-    for (review, has_patch) in [(good(), false), (patch("[]"), false), (patch("null"), false), (patch(r#"[{"op": "remove", "path": "/a"}]"#), true)] {
+    for (review, has_patch) in [
+        (good(), false),
+        (patch("[]"), false),
+        (patch("null"), false),
+        (patch(r#"[{"op": "remove", "path": "/a"}]"#), true),
+    ] {
         let answer = review::answer("v1", "1", true, review).unwrap();
         assert_eq!((answer.is_allowed, answer.patch.is_some()), (true, has_patch));
     }
@@ -316,7 +349,8 @@ fn refusals_say_what_the_webhook_says() {
         let denied = review::denial("a.b.c", &status);
         assert_eq!((denied.code, denied.reason, denied.message), (code, reason, message), "{status}");
     }
-    let details = json!({"details": {"name": "n", "causes": [{"message": "m", "field": "f"}, 7], "retryAfterSeconds": 5}});
+    let details =
+        json!({"details": {"name": "n", "causes": [{"message": "m", "field": "f"}, 7], "retryAfterSeconds": 5}});
     let denied = review::denial("a.b.c", &details).details.unwrap();
     assert_eq!((denied.name.as_str(), denied.retry_after_seconds), ("n", 5));
     assert_eq!((denied.causes[0].message.as_str(), denied.causes[0].field.as_str()), ("m", "f"));
@@ -346,7 +380,10 @@ fn reviews_hold_all_the_facts() {
         let a = Attributes { deletion: Some(&deletion), ..*a };
         let facts = super::super::request::facts(&a, "n", a.info);
         assert_eq!(facts["namespace"], "n");
-        assert_eq!(facts["options"], json!({"kind": "DeleteOptions", "apiVersion": "meta.k8s.io/v1", "gracePeriodSeconds": 3}));
+        assert_eq!(
+            facts["options"],
+            json!({"kind": "DeleteOptions", "apiVersion": "meta.k8s.io/v1", "gracePeriodSeconds": 3})
+        );
     });
 }
 
@@ -417,7 +454,11 @@ fn configurations_are_judged_in_kubernetes_words() {
     assert_eq!(check::faults(&twice, None, false).to_string(), "webhooks[1].name: Duplicate value: \"a.b.c\"");
     // what was let in once may stay
     assert!(check::faults(&twice, Some(&twice), false).is_empty());
-    let old = json!([hook("a", "allow", json!({"sideEffects": "Some", "admissionReviewVersions": ["v3"], "matchConditions": [{"name": "c", "expression": "nope"}]}))]);
+    let old = json!([hook(
+        "a",
+        "allow",
+        json!({"sideEffects": "Some", "admissionReviewVersions": ["v3"], "matchConditions": [{"name": "c", "expression": "nope"}]})
+    )]);
     assert!(!check::faults(&old, None, false).is_empty());
     assert!(check::faults(&old, Some(&old), false).is_empty(), "{}", check::faults(&old, Some(&old), false));
 }
