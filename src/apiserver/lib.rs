@@ -28,6 +28,7 @@ mod listener;
 mod metrics;
 mod negotiate;
 mod options;
+mod outgoing;
 mod proxy;
 mod query;
 mod request_info;

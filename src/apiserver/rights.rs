@@ -1,11 +1,11 @@
-//! Keeps in step with what is stored what every request depends on: roles and bindings, what nodes' rights follow from, and
-//! admission policies.
+//! Keeps in step with what is stored what every request depends on: roles and bindings, what nodes' rights follow from,
+//! admission policies and webhooks.
 //!
 //! One task follows all these resources. Whoever has just written one of them can wait until the index shows it
 //! ([`Rights::settle`]): a binding that was created holds for the next request.
 
 use crate::Server;
-use crate::admission::policy;
+use crate::admission::{policy, webhook};
 use edge_api::Status;
 use edge_auth::NodeAuthorizer;
 use edge_registry::{EventKind, ListOptions, Registry, ResourceInfo, Stored, Target, WatchEvent, WatchOptions};
@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 
 const RBAC: &str = "rbac.authorization.k8s.io";
 /// Group and plural.
-const RESOURCES: [(&str, &str); 11] = [
+const RESOURCES: [(&str, &str); 13] = [
     (RBAC, "roles"),
     (RBAC, "clusterroles"),
     (RBAC, "rolebindings"),
@@ -29,6 +29,8 @@ const RESOURCES: [(&str, &str); 11] = [
     (policy::GROUP, policy::RESOURCES[1]),
     (policy::GROUP, policy::RESOURCES[2]),
     (policy::GROUP, policy::RESOURCES[3]),
+    (policy::GROUP, webhook::RESOURCES[0]),
+    (policy::GROUP, webhook::RESOURCES[1]),
 ];
 /// Before a resource that cannot be read is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -154,7 +156,11 @@ fn upsert(server: &Server, stored: &Stored) {
             server.access.rbac.upsert(&value);
         }
         Ok(value) if value["apiVersion"].as_str().is_some_and(|v| v.starts_with(policy::GROUP)) => {
-            server.policies.upsert(&value);
+            if webhook::is_configuration(value["kind"].as_str().unwrap_or_default()) {
+                server.webhooks.upsert(&value);
+            } else {
+                server.policies.upsert(&value);
+            }
         }
         Ok(value) => server.access.nodes.upsert(&value),
         Err(error) => {
@@ -167,7 +173,11 @@ fn remove(server: &Server, row: &ResourceInfo, namespace: &str, name: &str) {
     if row.group == RBAC {
         server.access.rbac.remove(&row.kind, namespace, name);
     } else if row.group == policy::GROUP {
-        server.policies.remove(&row.kind, name);
+        if webhook::is_configuration(&row.kind) {
+            server.webhooks.remove(&row.kind, name);
+        } else {
+            server.policies.remove(&row.kind, name);
+        }
     } else {
         server.access.nodes.remove(&row.kind, namespace, name);
     }

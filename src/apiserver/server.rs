@@ -1,7 +1,7 @@
 //! The server itself: what a request can reach, and the two ways in.
 
 use crate::access::Access;
-use crate::admission::{AdmissionControl, Policies};
+use crate::admission::{AdmissionControl, HookMetrics, Policies, Webhooks};
 use crate::agents::{self, Routes, Tunnels};
 use crate::aggregation::{self, Aggregation, FrontProxy};
 use crate::body::Body;
@@ -11,6 +11,7 @@ use crate::discovery::{Offer, RemoteVersion, Row, Rows};
 use crate::health::Component;
 use crate::in_flight::Limits;
 use crate::metrics::{Metrics, ObjectCount};
+use crate::outgoing::Outgoing;
 use crate::proxy::NodeDialer;
 use crate::request_info::RequestInfo;
 use crate::rights::Rights;
@@ -70,6 +71,12 @@ pub(crate) struct Server {
     pub(crate) policies: Policies,
     /// Other API servers behind this one.
     pub(crate) aggregation: Aggregation,
+    /// The webhooks that writes are shown to.
+    pub(crate) webhooks: Webhooks,
+    /// Calls of those.
+    pub(crate) hook_metrics: HookMetrics,
+    /// The way to webhooks.
+    pub(crate) outgoing: Outgoing,
     /// Where the server is reached at this moment.
     pub(crate) advertised: RwLock<IpAddr>,
     rights: OnceLock<Rights>,
@@ -94,7 +101,7 @@ impl ApiServer {
         }
         let tunnels = Arc::new(Tunnels::default());
         let access = Access { authenticator: parts.authenticator, rbac: Rbac::new(), nodes: NodeAuthorizer::default() };
-        let server = Arc::new(Server {
+        let server = Arc::new_cyclic(|server| Server {
             access,
             registry: parts.registry,
             dialer: Arc::new(Routes { local: parts.dialer, tunnels: tunnels.clone() }),
@@ -108,6 +115,9 @@ impl ApiServer {
             usage: Usage::default(),
             policies: Policies::default(),
             aggregation: Aggregation::new(parts.front_proxy),
+            webhooks: Webhooks::default(),
+            hook_metrics: HookMetrics::default(),
+            outgoing: Outgoing::new(server.clone()),
             rights: OnceLock::new(),
             ready: AtomicBool::new(false),
         });

@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use edge_api::{Object, Status, UserInfo};
 
+use crate::options::DeleteOptions;
 use crate::resource::ResourceInfo;
 
 /// What is being done.
@@ -14,6 +15,8 @@ pub enum Operation {
     Update,
     /// A deletion.
     Delete,
+    /// A connection to something behind an object (`exec`, `attach`, `portforward`, `proxy`); nothing is written.
+    Connect,
 }
 
 /// The facts of a write.
@@ -35,6 +38,10 @@ pub struct Attributes<'a> {
     pub dry_run: bool,
     /// The object as stored, for updates and deletions.
     pub old: Option<&'a Object>,
+    /// Name under which changed fields are recorded.
+    pub field_manager: &'a str,
+    /// What was asked for, for deletions.
+    pub deletion: Option<&'a DeleteOptions>,
 }
 
 /// Admission control.

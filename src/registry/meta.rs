@@ -42,7 +42,10 @@ pub(crate) fn generate_name(base: &str) -> Result<String, Status> {
 }
 
 /// A random (version 4) UUID.
-fn uid() -> Result<String, Status> {
+///
+/// # Errors
+/// 500 when the system gives no random numbers.
+pub fn uid() -> Result<String, Status> {
     let mut b = random::<16>()?;
     b[6] = b[6] & 0x0f | 0x40;
     b[8] = b[8] & 0x3f | 0x80;

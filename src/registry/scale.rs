@@ -16,7 +16,8 @@ pub(crate) fn of(info: &ResourceInfo, object: &Object, stored: &Stored) -> Store
     Stored::opaque(stored.key(), scale.to_json().into(), stored.resource_version())
 }
 
-fn view(info: &ResourceInfo, object: &Object) -> Object {
+/// The scale of an object, which is given in the row's version or in one that has its replicas in the same place.
+pub fn view(info: &ResourceInfo, object: &Object) -> Object {
     let mut meta = serde_json::Map::new();
     for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
         if let Some(value) = object.metadata().and_then(|m| m.get(field)) {
@@ -74,11 +75,16 @@ pub(crate) fn update(target: &Target<'_>, live: Option<&Object>, transform: Tran
         return Err(Status::invalid(&kind, target.name, &errors));
     }
     let mut object = live.clone();
-    match paths(target.info) {
-        Some(paths) => set(&mut object, &paths.spec_replicas, replicas),
+    set_replicas(target.info, &mut object, replicas);
+    Ok(object)
+}
+
+/// Gives an object so many replicas.
+pub fn set_replicas(info: &ResourceInfo, object: &mut Object, replicas: i64) {
+    match paths(info) {
+        Some(paths) => set(object, &paths.spec_replicas, replicas),
         None => drop(object.section_mut("spec").insert("replicas".into(), replicas.into())),
     }
-    Ok(object)
 }
 
 /// Whether an object has replicas at all: one of a custom resource may not.

@@ -100,6 +100,24 @@ impl Registry {
         }
     }
 
+    /// An object of one row's version in that of another row of the same resource; `from` is `None` for a stored version that is not
+    /// served.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn convert(
+        &self,
+        from: Option<&ResourceInfo>,
+        to: &ResourceInfo,
+        object: Object,
+    ) -> Result<Object, Status> {
+        let stored = match from {
+            Some(from) => self.to_stored(from, object).await?,
+            None => object,
+        };
+        self.served(to, stored).await
+    }
+
     async fn ask_one(&self, info: &ResourceInfo, desired: &str, object: Object) -> Result<Object, Status> {
         let mut objects = self.ask(info, desired, vec![object.into_value()]).await?;
         objects.pop().ok_or_else(|| Status::internal("a conversion webhook gave no object back"))

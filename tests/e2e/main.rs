@@ -55,3 +55,4 @@ mod wasm;
 mod wasm_dense;
 mod wasm_images;
 mod wasm_run;
+mod webhooks;

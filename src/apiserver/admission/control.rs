@@ -1,11 +1,13 @@
 //! The registry's seam: the plugins with a view of the running server behind them.
 
-use super::{Cluster, mutate, validate};
+use super::{Cluster, HookMetrics, mutate, validate};
 use crate::Server;
 use crate::access::Ask;
+use crate::outgoing::{CallError, Callee};
 use async_trait::async_trait;
+use bytes::Bytes;
 use edge_api::{GroupResource, Object, Status, UserInfo};
-use edge_registry::{Admission, Attributes, Catalog, Operation, Target, UpdateKind, WriteOptions};
+use edge_registry::{Admission, Attributes, Catalog, Operation, ResourceInfo, Target, UpdateKind, WriteOptions};
 use serde_json::Value;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -122,5 +124,21 @@ impl Cluster for Server {
 
     fn policies(&self) -> Option<Arc<super::policy::Set>> {
         self.policies.current()
+    }
+
+    fn webhooks(&self) -> Option<Arc<super::webhook::Set>> {
+        self.webhooks.current()
+    }
+
+    async fn ask(&self, callee: &Callee<'_>, review: Bytes) -> Result<Value, CallError> {
+        self.outgoing.post(callee, review).await
+    }
+
+    async fn convert(&self, from: Option<&ResourceInfo>, to: &ResourceInfo, object: Object) -> Result<Object, Status> {
+        self.registry.convert(from, to, object).await
+    }
+
+    fn hook_metrics(&self) -> &HookMetrics {
+        &self.hook_metrics
     }
 }

@@ -11,6 +11,10 @@ pub(super) fn admit(cluster: &dyn Cluster, a: &Attributes<'_>, object: &Object) 
     if a.namespace.is_empty() || a.operation != Operation::Create || a.is("", "namespaces") {
         return Ok(());
     }
+    // what is submitted to an object that exists (a binding, an eviction) is nothing new in the namespace
+    if !a.subresource.is_empty() {
+        return Ok(());
+    }
     // anybody may ask whether he could do something in a namespace that is not there
     if a.info.group == "authorization.k8s.io" {
         return Ok(());

@@ -5,10 +5,12 @@
 //! Kubernetes' order: first those that change ([`mutate`]), then, after defaulting, those that only judge ([`validate`]).
 
 mod admin_access;
+mod again;
 mod certificates;
 mod control;
 mod lifecycle;
 mod limits;
+mod matching;
 mod node_restriction;
 mod nodes;
 mod pod_security;
@@ -17,15 +19,22 @@ pub(crate) mod policy;
 mod priority;
 mod quota;
 mod rbac;
+mod request;
 mod service_account;
 mod storage;
+pub(crate) mod webhook;
 
 pub(crate) use control::AdmissionControl;
 pub(crate) use policy::Policies;
+pub(crate) use webhook::{HookMetrics, Webhooks};
 
+use crate::outgoing::{CallError, Callee};
+use again::Again;
 use async_trait::async_trait;
+use bytes::Bytes;
 use edge_api::{GroupResource, Object, Status, UserInfo};
-use edge_registry::{Attributes, Catalog, Operation};
+use edge_registry::{Attributes, Catalog, Operation, ResourceInfo};
+pub(crate) use matching::operation_name;
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -84,6 +93,20 @@ pub(crate) trait Cluster: Send + Sync {
     fn catalog(&self) -> &Catalog;
     /// The policies in force; `None` when there are none.
     fn policies(&self) -> Option<Arc<policy::Set>>;
+    /// The webhooks in force; `None` when there are none.
+    fn webhooks(&self) -> Option<Arc<webhook::Set>>;
+    /// Posts a review to a webhook.
+    ///
+    /// # Errors
+    /// When no answer comes that could be read.
+    async fn ask(&self, callee: &Callee<'_>, review: Bytes) -> Result<Value, CallError>;
+    /// An object in another version of its resource; `from` is `None` for a stored version that is not served.
+    ///
+    /// # Errors
+    /// When a webhook would have to convert it, and does not.
+    async fn convert(&self, from: Option<&ResourceInfo>, to: &ResourceInfo, object: Object) -> Result<Object, Status>;
+    /// Where calls of webhooks are counted.
+    fn hook_metrics(&self) -> &HookMetrics;
 }
 
 /// The plugins that change the object.
@@ -91,6 +114,32 @@ pub(crate) trait Cluster: Send + Sync {
 /// # Errors
 /// The `Status` of the first that refuses.
 pub(crate) async fn mutate(cluster: &dyn Cluster, a: &Attributes<'_>, object: &mut Object) -> Result<(), Status> {
+    built_in(cluster, a, object).await?;
+    let policies = cluster.policies().filter(|set| !set.only_judges());
+    let webhooks = cluster.webhooks().filter(|set| !set.only_judges());
+    if (policies.is_none() && webhooks.is_none()) || policy::is_exempt(a) {
+        return Ok(());
+    }
+    let (mut for_policies, mut for_webhooks) = (Again::default(), Again::default());
+    for is_first in [true, false] {
+        let mut has_changed = false;
+        if let Some(set) = &policies {
+            has_changed |= policy::mutate(cluster, set, a, object, &mut for_policies).await?;
+        }
+        if let Some(set) = &webhooks {
+            has_changed |= webhook::mutate(cluster, set, a, Some(&mut *object), &mut for_webhooks).await?;
+        }
+        if !has_changed || !is_first {
+            break;
+        }
+        // what was added needs the same as what was sent
+        built_in(cluster, a, object).await?;
+    }
+    Ok(())
+}
+
+/// The plugins that need nobody to be set up.
+async fn built_in(cluster: &dyn Cluster, a: &Attributes<'_>, object: &mut Object) -> Result<(), Status> {
     lifecycle::admit(cluster, a, object)?;
     certificates::complete(a, object);
     if a.is("", "pods") && a.operation == Operation::Create {
@@ -105,7 +154,7 @@ pub(crate) async fn mutate(cluster: &dyn Cluster, a: &Attributes<'_>, object: &m
         storage::default_class(cluster, a, object).await?;
         storage::protect(a, object);
     }
-    policy::mutate(cluster, a, object).await
+    Ok(())
 }
 
 /// The plugins that only judge, on the object as it will be stored.
@@ -114,21 +163,44 @@ pub(crate) async fn mutate(cluster: &dyn Cluster, a: &Attributes<'_>, object: &m
 /// The `Status` of the first that refuses.
 pub(crate) async fn validate(cluster: &dyn Cluster, a: &Attributes<'_>, object: Option<&Object>) -> Result<(), Status> {
     node_restriction::validate(cluster, a, object)?;
-    policy::validate(cluster, a, object).await?;
     if a.operation == Operation::Delete {
-        return lifecycle::admit_deletion(a);
+        lifecycle::admit_deletion(a)?;
+        return by_others(cluster, a, None).await;
     }
     let Some(object) = object else { return Ok(()) };
+    if a.operation == Operation::Connect {
+        return by_others(cluster, a, Some(object)).await;
+    }
     admin_access::validate(cluster, a, object)?;
     storage::growth(cluster, a, object)?;
     priority::validate_class(cluster, a, object).await?;
     certificates::validate(cluster, a, object)?;
     policy::check(a, object)?;
+    webhook::check(a, object)?;
     rbac::no_escalation(cluster, a, object)?;
     pod_security::validate(cluster, a, object)?;
     limits::enforce(cluster, a, object).await?;
+    by_others(cluster, a, Some(object)).await?;
     // last, so that nothing is charged for what another plugin refuses
     quota::charge(cluster, a, object).await
+}
+
+/// What administrators have set up: policies, then webhooks.
+async fn by_others(cluster: &dyn Cluster, a: &Attributes<'_>, object: Option<&Object>) -> Result<(), Status> {
+    if policy::is_exempt(a) {
+        return Ok(());
+    }
+    let webhooks = cluster.webhooks();
+    if let Some(set) = webhooks.as_ref().filter(|set| a.operation == Operation::Delete && !set.only_judges()) {
+        // they may refuse a deletion, but there is nothing to change
+        let mut again = Again::default();
+        webhook::mutate(cluster, set, a, None, &mut again).await?;
+    }
+    policy::validate(cluster, a, object).await?;
+    match webhooks {
+        Some(set) => webhook::validate(cluster, &set, a, object).await,
+        None => Ok(()),
+    }
 }
 
 /// An array below a section, made where it is absent; `None` when something else is in its place (validation will say
@@ -144,7 +216,7 @@ fn array_mut<'o>(section: &'o mut serde_json::Map<String, Value>, field: &str) -
 #[cfg(test)]
 mod testing {
     use super::*;
-    use edge_registry::{ResourceInfo, StorageClass, Verbs, strategy};
+    use edge_registry::{StorageClass, Verbs, strategy};
     use std::collections::BTreeMap;
 
     /// A cluster made of a few objects, keyed by `group/resource/namespace/name`.
@@ -156,6 +228,10 @@ mod testing {
         /// Objects whose status was changed, as they became.
         pub(super) changed: parking_lot::Mutex<Vec<Object>>,
         pub(super) policies: Policies,
+        pub(super) webhooks: Webhooks,
+        /// What webhooks answer to reviews, given where they are.
+        pub(super) answer: Option<fn(&edge_registry::custom::Endpoint, &Value) -> Result<Value, CallError>>,
+        pub(super) metrics: HookMetrics,
     }
 
     impl Fake {
@@ -205,6 +281,26 @@ mod testing {
         fn policies(&self) -> Option<Arc<policy::Set>> {
             self.policies.current()
         }
+        fn webhooks(&self) -> Option<Arc<webhook::Set>> {
+            self.webhooks.current()
+        }
+        async fn ask(&self, callee: &Callee<'_>, review: Bytes) -> Result<Value, CallError> {
+            let review = serde_json::from_slice(&review).map_err(|e| CallError::Unreadable(e.to_string()))?;
+            let nobody = || CallError::Send { url: callee.url(), why: "nobody is there".into() };
+            self.answer.ok_or_else(nobody)?(callee.endpoint, &review)
+        }
+        async fn convert(
+            &self,
+            _: Option<&ResourceInfo>,
+            to: &ResourceInfo,
+            mut object: Object,
+        ) -> Result<Object, Status> {
+            object.set_gvk(&to.gvk());
+            Ok(object)
+        }
+        fn hook_metrics(&self) -> &HookMetrics {
+            &self.metrics
+        }
     }
 
     /// Runs `f` with the attributes of a write by nobody in particular.
@@ -218,7 +314,19 @@ mod testing {
         let user = UserInfo::new("jane", ["dev"]);
         let info = row(resource);
         let subresource = "";
-        f(&Attributes { operation, info: &info, subresource, namespace, name, user: &user, dry_run: false, old: None })
+        let a = Attributes {
+            operation,
+            info: &info,
+            subresource,
+            namespace,
+            name,
+            user: &user,
+            dry_run: false,
+            old: None,
+            field_manager: "",
+            deletion: None,
+        };
+        f(&a)
     }
 
     fn row((group, plural, kind): (&str, &str, &str)) -> ResourceInfo {

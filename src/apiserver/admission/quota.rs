@@ -19,7 +19,7 @@ fn is_charged(a: &Attributes<'_>) -> bool {
         Operation::Create => a.subresource.is_empty(),
         Operation::Update if a.is("", "services") || a.is("", "persistentvolumeclaims") => true,
         Operation::Update => a.info.group.is_empty() && a.info.plural == "pods" && a.subresource == "resize",
-        Operation::Delete => false,
+        Operation::Delete | Operation::Connect => false,
     }
 }
 

@@ -1,25 +1,14 @@
-//! Conversion webhooks: `ConversionReview` over HTTPS, to a Service of the cluster or an address of its own.
+//! Conversion webhooks: `ConversionReview`s, and what is believed of their answers.
 
 use crate::Server;
-use crate::proxy;
+use crate::outgoing::{CallError, Callee};
 use async_trait::async_trait;
-use bytes::Bytes;
 use edge_api::{Object, Status};
-use edge_registry::custom::Endpoint;
 use edge_registry::{Converter, Webhook};
-use http::header::{ACCEPT, CONTENT_TYPE, HOST};
-use http::{Request, StatusCode, Uri};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
 use std::hash::{BuildHasher, RandomState};
-use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
 /// How long a webhook may take (kube-apiserver's value).
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -49,9 +38,18 @@ impl Converter for WebhookConverter {
         let uid = format!("{:016x}{:016x}", RandomState::new().hash_one(0u8), RandomState::new().hash_one(1u8));
         let review = json!({"apiVersion": format!("apiextensions.k8s.io/{version}"), "kind": "ConversionReview",
             "request": {"uid": uid, "desiredAPIVersion": desired, "objects": objects}});
-        let asked = tokio::time::timeout(PATIENCE, ask(&server, webhook, review.to_string().into())).await;
-        let answer =
-            asked.map_err(|_| failed(format!("no answer within {} s", PATIENCE.as_secs())))?.map_err(failed)?;
+        let callee = Callee {
+            endpoint: &webhook.endpoint,
+            ca_bundle: &webhook.ca_bundle,
+            patience: PATIENCE,
+            knows_patience: false,
+            longest: LONGEST,
+        };
+        let answer = server.outgoing.post(&callee, review.to_string().into()).await;
+        let answer = answer.map_err(|e| match e {
+            CallError::Deadline { .. } => failed(format!("no answer within {} s", PATIENCE.as_secs())),
+            other => failed(other.to_string()),
+        })?;
         let Value::Object(mut review) = review else { return Ok(Vec::new()) };
         let objects = review.get_mut("request").and_then(|r| r.get_mut("objects")).map(Value::take).unwrap_or_default();
         let Value::Array(objects) = objects else { return Ok(Vec::new()) };
@@ -108,75 +106,6 @@ fn restored(before: Value, after: Value, desired: &str) -> Result<Value, String>
     }
     after.fields_mut().insert("metadata".into(), metadata.into());
     Ok(after.into_value())
-}
-
-/// Posts a review and reads the answer.
-async fn ask(server: &Server, webhook: &Webhook, review: Bytes) -> Result<Value, String> {
-    let (address, host, path) = place(server, &webhook.endpoint).await?;
-    let say = |e: &dyn std::fmt::Display| e.to_string();
-    let mut config = trusting(&webhook.ca_bundle).await?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let name = ServerName::try_from(host.clone()).map_err(|e| say(&e))?;
-    let socket = TcpStream::connect(address).await.map_err(|e| say(&e))?;
-    let stream = TlsConnector::from(Arc::new(config)).connect(name, socket).await.map_err(|e| say(&e))?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| say(&e))?;
-    // it ends with the sender
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "connection to a webhook ended");
-        }
-    });
-    let request = Request::post(path)
-        .header(HOST, host)
-        .header(CONTENT_TYPE, "application/json")
-        .header(ACCEPT, "application/json")
-        .body(Full::new(review))
-        .map_err(|e| say(&e))?;
-    let response = sender.send_request(request).await.map_err(|e| say(&e))?;
-    let status = response.status();
-    let body = Limited::new(response.into_body(), LONGEST).collect().await.map_err(|e| say(&e))?.to_bytes();
-    if status != StatusCode::OK {
-        return Err(format!("it answered {status}"));
-    }
-    serde_json::from_slice(&body).map_err(|e| say(&e))
-}
-
-/// Whom to believe: the authorities of the definition, or where it names none those of the machine.
-async fn trusting(ca_bundle: &[u8]) -> Result<rustls::ClientConfig, String> {
-    if !ca_bundle.is_empty() {
-        return edge_pki::remote_client_config(ca_bundle, None).map_err(|e| e.to_string());
-    }
-    let read = tokio::task::spawn_blocking(rustls_native_certs::load_native_certs).await;
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add_parsable_certificates(read.map_err(|e| e.to_string())?.certs);
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    Ok(config.map_err(|e| e.to_string())?.with_root_certificates(roots).with_no_client_auth())
-}
-
-/// Address, name and path of a webhook.
-async fn place(server: &Server, endpoint: &Endpoint) -> Result<(SocketAddr, String, String), String> {
-    match endpoint {
-        Endpoint::Service { namespace, name, path, port } => {
-            let service = server.stored_object("", "services", namespace, name);
-            let service = service.ok_or_else(|| format!("service {name:?} not found"))?;
-            let slices = server.stored_objects("discovery.k8s.io", "endpointslices", namespace).await;
-            let slices = slices.map_err(|e| e.message)?;
-            let address = proxy::ready_endpoint(&service, &slices, *port)
-                .ok_or_else(|| format!("no endpoints available for service {name:?}"))?;
-            let path = if path.is_empty() { "/".to_owned() } else { path.clone() };
-            Ok((address, format!("{name}.{namespace}.svc"), path))
-        }
-        Endpoint::Url(url) => {
-            let uri: Uri = url.parse().map_err(|_| format!("{url:?} is no URL"))?;
-            let host = uri.host().ok_or_else(|| format!("{url:?} has no host"))?;
-            let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-            let addresses = tokio::net::lookup_host((host.as_str(), uri.port_u16().unwrap_or(443))).await;
-            let address = addresses.map_err(|e| e.to_string())?.next();
-            let address = address.ok_or_else(|| format!("{host} has no address"))?;
-            Ok((address, host, uri.path().to_owned()))
-        }
-    }
 }
 
 #[cfg(test)]

@@ -88,6 +88,7 @@ pub(crate) async fn serve(
         }
         ["metrics"] => {
             let mut text = server.metrics.render(&server.options.git_version, &server.object_counts().await);
+            server.hook_metrics.render(&mut text);
             text.push_str(&(server.other_metrics)());
             Ok(plain(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text))
         }

@@ -1,12 +1,16 @@
 //! Subresources behind which somebody else answers: see [`crate::proxy`].
 
 use crate::Server;
+use crate::admission::{self, Cluster};
 use crate::body::Body;
 use crate::proxy::{self, Attachment};
+use crate::query::Query;
 use crate::request_info::RequestInfo;
 use edge_api::selector::LabelSelector;
 use edge_api::{GroupResource, Object, Status, UserInfo};
+use edge_registry::{Attributes, Operation, ResourceInfo};
 use http::{Request, Response};
+use serde_json::Value;
 
 /// Which of them.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +38,66 @@ impl Connection {
             _ => None,
         }
     }
+}
+
+/// Asks policies and webhooks about a connection. They are shown what was asked for as the options that Kubernetes makes of it; these they
+/// may refuse, but not change.
+///
+/// # Errors
+/// The first refusal.
+pub(super) async fn admit(
+    server: &Server,
+    user: &UserInfo,
+    info: &RequestInfo,
+    row: &ResourceInfo,
+    query: &Query<'_>,
+) -> Result<(), Status> {
+    let is_asked = server.policies().is_some() || server.webhooks().is_some();
+    // logs are read
+    let Some(sub) = row.subresource(&info.subresource).filter(|s| is_asked && s.name != "log") else { return Ok(()) };
+    let a = Attributes {
+        operation: Operation::Connect,
+        info: row,
+        subresource: &info.subresource,
+        namespace: if row.namespaced { &info.namespace } else { "" },
+        name: &info.name,
+        user,
+        dry_run: false,
+        old: None,
+        field_manager: "",
+        deletion: None,
+    };
+    let mut options = options(&sub.kind, &info.rest, query);
+    admission::mutate(server, &a, &mut options).await?;
+    admission::validate(server, &a, Some(&options)).await
+}
+
+/// `PodExecOptions` and the like.
+fn options(kind: &str, rest: &str, query: &Query<'_>) -> Object {
+    let mut fields = serde_json::Map::from_iter([("apiVersion".into(), "v1".into()), ("kind".into(), kind.into())]);
+    if kind.ends_with("ProxyOptions") {
+        fields.insert("path".into(), format!("/{rest}").into());
+    } else if kind == "PodPortForwardOptions" {
+        let ports = query.all("ports").flat_map(|p| p.split(',')).filter_map(|p| p.trim().parse::<u16>().ok());
+        let ports: Vec<Value> = ports.map(Value::from).collect();
+        if !ports.is_empty() {
+            fields.insert("ports".into(), ports.into());
+        }
+    } else {
+        for name in ["stdin", "stdout", "stderr", "tty"] {
+            if query.flag(name) {
+                fields.insert(name.into(), true.into());
+            }
+        }
+        if let Some(container) = query.get("container").filter(|c| !c.is_empty()) {
+            fields.insert("container".into(), container.into());
+        }
+        let command: Vec<Value> = query.all("command").map(Value::from).collect();
+        if !command.is_empty() {
+            fields.insert("command".into(), command.into());
+        }
+    }
+    Object::from_value(Value::Object(fields)).unwrap_or_default()
 }
 
 pub(super) async fn connect(

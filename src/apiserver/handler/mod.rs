@@ -16,6 +16,7 @@ mod watch;
 mod write;
 
 use crate::Server;
+use crate::admission::{self, policy};
 use crate::body::{Body, BodyError};
 use crate::encode::add_warnings;
 use crate::negotiate::{Accepted, Scope, accept_of};
@@ -23,8 +24,8 @@ use crate::query::Query;
 use crate::request_info::RequestInfo;
 use crate::reviews;
 use bytes::Bytes;
-use edge_api::{Status, UserInfo};
-use edge_registry::{ResourceInfo, Target, WriteOptions};
+use edge_api::{Object, Status, UserInfo};
+use edge_registry::{Attributes, Operation, ResourceInfo, Target, WriteOptions};
 use http::{HeaderMap, Request, Response};
 use std::sync::Arc;
 
@@ -57,6 +58,7 @@ pub(crate) async fn handle(
 ) -> Result<Response<Body>, Status> {
     let row = server.row_as_of_now(info).await?;
     if let Some(connection) = connect::Connection::of(info) {
+        connect::admit(server, user, info, &row, query).await?;
         return connect::connect(server, user, info, connection, request).await;
     }
     let (parts, body) = request.into_parts();
@@ -150,9 +152,28 @@ impl Context<'_> {
         WriteOptions { user: self.user, field_manager: &self.field_manager, dry_run }
     }
 
-    /// Waits until a change of RBAC objects holds for the next request.
+    /// Both kinds of admission for what is submitted to a subresource that the API server itself answers.
+    async fn admit_submitted(&self, submitted: &mut Object, dry_run: bool) -> Result<(), Status> {
+        let target = self.target();
+        let a = Attributes {
+            operation: Operation::Create,
+            info: target.info,
+            subresource: target.subresource,
+            namespace: target.namespace,
+            name: target.name,
+            user: self.user,
+            dry_run,
+            old: None,
+            field_manager: &self.field_manager,
+            deletion: None,
+        };
+        admission::mutate(self.server.as_ref(), &a, submitted).await?;
+        admission::validate(self.server.as_ref(), &a, Some(submitted)).await
+    }
+
+    /// Waits until a change of RBAC objects, admission policies or webhooks holds for the next request.
     async fn settle_rights(&self) {
-        if self.row.group == "rbac.authorization.k8s.io" {
+        if matches!(self.row.group.as_ref(), "rbac.authorization.k8s.io" | policy::GROUP) {
             self.server.settle_rights().await;
         }
     }

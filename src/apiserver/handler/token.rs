@@ -26,6 +26,7 @@ pub(super) async fn create(context: &Context<'_>, body: Body) -> Result<Response
     let Decoded { mut object, warnings } = decode::object(encoding, &bytes, &gvk, Schema::builtin().kind(&gvk), mode)?;
     let (namespace, name) = (context.info.namespace.as_str(), context.info.name.as_str());
     let account = stored(context, "serviceaccounts", namespace, name)?;
+    context.admit_submitted(&mut object, dry_run).await?;
     let lifetime = lifetime(&object, &gvk)?;
     let (bound, node) = bound(context, &object)?;
     if let Some(asking) = node_of(context.user) {

@@ -118,6 +118,9 @@ impl Registry {
 
     /// Assigns a pod to a node.
     async fn bind(&self, target: &Target<'_>, options: &WriteOptions<'_>, binding: &Object) -> Result<Stored, Status> {
+        let mut binding = binding.clone();
+        self.admit_submitted(&attributes(Operation::Create, target, options, None), &mut binding).await?;
+        let binding = &binding;
         let mut errors = ErrorList::new();
         let (kind, node) = (binding.str_at("/target/kind"), binding.str_at("/target/name"));
         let path = Path::new("target");
@@ -131,8 +134,6 @@ impl Registry {
         if !errors.is_empty() {
             return Err(Status::invalid(&binding_kind, target.name, &errors));
         }
-        let a = attributes(Operation::Create, target, options, None);
-        self.validate_admission(&a, Some(binding)).await?;
         let hub = resource_of(&self.hub, target, "create")?;
         loop {
             let live = crate::read::get(&self.hub, target)?;

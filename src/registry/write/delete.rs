@@ -1,7 +1,7 @@
 //! Delete and deletecollection: at once, after a grace period, or when the last finalizer has gone.
 
 use super::{Change, Committed, attributes};
-use crate::admission::Operation;
+use crate::admission::{Attributes, Operation};
 use crate::meta::{set_finalizer, set_generation};
 use crate::options::{DeleteOptions, ListOptions, Propagation, Target, WriteOptions};
 use crate::read::{self, resource_of};
@@ -35,13 +35,26 @@ impl Registry {
         options: &WriteOptions<'_>,
         deletion: &DeleteOptions,
     ) -> Result<Deleted, Status> {
+        self.delete_with(target, options, deletion, true).await
+    }
+
+    /// The same; `is_judged`: admission has not been asked yet.
+    pub(super) async fn delete_with(
+        &self,
+        target: &Target<'_>,
+        options: &WriteOptions<'_>,
+        deletion: &DeleteOptions,
+        is_judged: bool,
+    ) -> Result<Deleted, Status> {
         let hub = resource_of(&self.hub, target, "delete")?;
         loop {
             let live = read::get(&self.hub, target)?;
             let object = live.object()?;
             check_preconditions(target, deletion, &object)?;
-            let a = attributes(Operation::Delete, target, options, Some(&object));
-            self.validate_admission(&a, None).await?;
+            if is_judged {
+                let a = attributes(Operation::Delete, target, options, Some(&object));
+                self.validate_admission(&Attributes { deletion: Some(deletion), ..a }, None).await?;
+            }
             let (change, gone) = match &step(target.info, deletion, &object, Timestamp::now()) {
                 Step::Nothing => return Ok(Deleted::Pending(live)),
                 Step::Remove => (self.commit(target, &hub, Some(&live), Change::Delete, options.dry_run).await?, true),

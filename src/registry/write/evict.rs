@@ -1,6 +1,7 @@
 //! Eviction: deletion of a pod as far as disruption budgets allow.
 
-use super::{Change, Committed};
+use super::{Change, Committed, attributes};
+use crate::admission::Operation;
 use crate::options::{DeleteOptions, Preconditions, Target, WriteOptions};
 use crate::read::{self, resource_of};
 use crate::registry::{Deleted, Registry};
@@ -24,14 +25,16 @@ impl Registry {
         options: &WriteOptions<'_>,
         eviction: &Object,
     ) -> Result<Stored, Status> {
+        let mut eviction = eviction.clone();
+        self.admit_submitted(&attributes(Operation::Create, target, options, None), &mut eviction).await?;
         let pod = read::get(&self.hub, &Target { subresource: "", ..*target })?.object()?;
-        let deletion = deletion_of(eviction, &pod);
+        let deletion = deletion_of(&eviction, &pod);
         if needs_budget(&pod) {
             self.spend_budget(target, options, &pod).await?;
         }
         let whole = Target { subresource: "", ..*target };
         self.mark_evicted(&whole, options, &pod).await?;
-        match self.do_delete(&whole, options, &deletion).await? {
+        match self.delete_with(&whole, options, &deletion, false).await? {
             Deleted::Gone(stored) | Deleted::Pending(stored) => Ok(stored),
         }
     }

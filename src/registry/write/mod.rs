@@ -121,6 +121,15 @@ impl Registry {
         Ok(())
     }
 
+    /// Both kinds of admission for what is submitted to a subresource and is no object of the resource itself.
+    async fn admit_submitted(&self, attributes: &Attributes<'_>, submitted: &mut Object) -> Result<(), Status> {
+        if let Some(admission) = self.admission.get() {
+            admission.mutate(attributes, submitted).await?;
+            admission.validate(attributes, Some(submitted)).await?;
+        }
+        Ok(())
+    }
+
     async fn validate_admission(&self, attributes: &Attributes<'_>, object: Option<&Object>) -> Result<(), Status> {
         match self.admission.get() {
             Some(admission) => admission.validate(attributes, object).await,
@@ -155,6 +164,8 @@ fn attributes<'a>(
         user: options.user,
         dry_run: options.dry_run,
         old,
+        field_manager: options.field_manager,
+        deletion: None,
     }
 }
 

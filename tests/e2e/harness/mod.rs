@@ -16,6 +16,7 @@ pub(crate) mod driver;
 pub(crate) mod etcd;
 pub(crate) mod filled;
 mod footprint;
+pub(crate) mod hooks;
 pub(crate) mod images;
 pub(crate) mod network;
 mod rogue;

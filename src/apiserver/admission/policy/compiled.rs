@@ -1,12 +1,15 @@
 //! Policies and bindings as they are kept: compiled when they change, not when they are needed.
 
-use super::matching::Constraints;
+use crate::admission::matching::Constraints;
 use edge_api::field::{ErrorKind, ErrorList, Path};
 use edge_cel::{Env, Program, Type};
 use serde_json::Value;
 
 /// A field that an expression is in, for what is wrong with it.
 type At<'p> = (&'p Path, &'p mut ErrorList);
+
+/// Conditions with their names.
+pub(in super::super) type Conditions = Vec<(String, Program)>;
 
 /// One demand.
 #[derive(Debug)]
@@ -30,7 +33,7 @@ pub(super) struct Mutation {
 pub(super) struct Policy {
     pub(super) name: String,
     pub(super) constraints: Constraints,
-    pub(super) conditions: Vec<(String, Program)>,
+    pub(super) conditions: Conditions,
     pub(super) variables: Vec<(String, Program)>,
     pub(super) validations: Vec<Validation>,
     pub(super) mutations: Vec<Mutation>,
@@ -56,7 +59,7 @@ pub(super) struct Binding {
     pub(super) audits: bool,
 }
 
-fn env(params: bool, asks: bool) -> Env {
+pub(in super::super) fn env(params: bool, asks: bool) -> Env {
     edge_cel::admission::env(Type::Dyn, params.then_some(Type::Dyn), asks)
 }
 
@@ -181,7 +184,8 @@ fn selectable(found: Result<Constraints, String>, path: &Path, errors: &mut Erro
     found.map_err(|why| errors.push(ErrorKind::Invalid, path, format!("Invalid value: {why}"))).ok()
 }
 
-fn conditions(spec: &Value, path: &Path, env: &Env, errors: &mut ErrorList) -> Vec<(String, Program)> {
+/// Compiles `matchConditions`.
+pub(in super::super) fn conditions(spec: &Value, path: &Path, env: &Env, errors: &mut ErrorList) -> Conditions {
     let all = items(spec, "matchConditions");
     if all.len() > MAX_CONDITIONS {
         errors.push(
@@ -190,7 +194,7 @@ fn conditions(spec: &Value, path: &Path, env: &Env, errors: &mut ErrorList) -> V
             format!("Too many: {}: must have at most {MAX_CONDITIONS} items", all.len()),
         );
     }
-    let mut out: Vec<(String, Program)> = Vec::new();
+    let mut out = Conditions::new();
     for (i, condition) in all.iter().enumerate() {
         let at = path.index(i);
         let name = text(condition, "name");

@@ -3,12 +3,12 @@
 //! In: a write, and the policies with their bindings. Out: another object, warnings, or a refusal in kube-apiserver's words. Policies are
 //! compiled when they change ([`Policies`]); where there are none, a write pays for nothing.
 
-mod compiled;
-mod matching;
+pub(super) mod compiled;
 mod mutate;
 mod params;
-mod run;
+pub(super) mod run;
 
+use super::matching::Constraints;
 use super::{AttributesExt, Cluster};
 use compiled::{Binding, MUTATING, Policy};
 use edge_api::field::ErrorList;
@@ -16,7 +16,6 @@ use edge_api::status::StatusCause;
 use edge_api::{Object, Reason, Status};
 use edge_cel::Budget;
 use edge_registry::{Attributes, Conversion, Operation, ResourceInfo};
-use matching::Constraints;
 pub(super) use mutate::mutate;
 use parking_lot::RwLock;
 use run::{Finding, Subject};
@@ -48,6 +47,11 @@ pub(crate) struct Set {
 }
 
 impl Set {
+    /// Whether none of them changes objects.
+    pub(super) fn only_judges(&self) -> bool {
+        self.mutating.is_empty()
+    }
+
     fn changed(&self, change: impl FnOnce(&mut Set)) -> Option<Arc<Self>> {
         let mut next = Set { policies: self.policies.clone(), bindings: self.bindings.clone(), ..Set::default() };
         change(&mut next);
@@ -129,8 +133,8 @@ pub(super) fn check(a: &Attributes<'_>, object: &Object) -> Result<(), Status> {
     if errors.is_empty() { Ok(()) } else { Err(Status::invalid(&a.info.group_kind(), object.name(), &errors)) }
 }
 
-/// Whether policies may be about it: not about what could keep an administrator from repairing a policy.
-fn is_exempt(a: &Attributes<'_>) -> bool {
+/// Whether policies and webhooks are never about it: what could keep an administrator from repairing them.
+pub(super) fn is_exempt(a: &Attributes<'_>) -> bool {
     a.info.group == GROUP
 }
 

@@ -1,12 +1,13 @@
 //! Policies that change what is written.
 
+use super::super::again::Again;
 use super::super::{AttributesExt, Cluster};
 use super::compiled::{Binding, Mutation, Policy};
 use super::run::Subject;
-use super::{applies, denial, is_exempt};
+use super::{Set, applies, denial};
 use edge_api::{Object, Status};
 use edge_cel::Budget;
-use edge_registry::{Attributes, Operation};
+use edge_registry::Attributes;
 use edge_schema::apply::{self, Writer};
 use edge_schema::patch::JsonPatch;
 use serde_json::Value;
@@ -16,33 +17,30 @@ const MANAGER: &str = "mutating-admission-policy";
 /// What a policy cannot change.
 const IDENTITY: [&str; 5] = ["/apiVersion", "/kind", "/metadata/name", "/metadata/namespace", "/metadata/uid"];
 
-/// Lets all policies change an object, in the order of their names. One that asks for it has another turn when others have changed the
-/// object after it.
+/// Lets all policies change an object, in the order of their names; in the second round, those that ask for it when others have changed the
+/// object after them. Whether one did.
 ///
 /// # Errors
 /// When a policy cannot do what it says.
 pub(in super::super) async fn mutate(
     cluster: &dyn Cluster,
+    set: &Set,
     a: &Attributes<'_>,
     object: &mut Object,
-) -> Result<(), Status> {
-    let Some(set) = cluster.policies().filter(|set| !set.mutating.is_empty()) else { return Ok(()) };
-    if is_exempt(a) || a.operation == Operation::Delete {
-        return Ok(());
-    }
+    again: &mut Again,
+) -> Result<bool, Status> {
+    let mut has_changed = false;
     let mut budget = Budget::default();
-    let mut last_change = None;
+    again.begin(Some(object));
     for (i, (policy, binding)) in set.mutating.iter().enumerate() {
-        if turn(cluster, a, object, (policy, binding), &mut budget).await? {
-            last_change = Some(i);
+        if again.is_due(i) {
+            let changes = turn(cluster, a, object, (policy, binding), &mut budget).await?;
+            again.answered(i, changes, policy.is_asked_again);
+            has_changed |= changes;
         }
     }
-    for (i, (policy, binding)) in set.mutating.iter().enumerate() {
-        if policy.is_asked_again && last_change.is_some_and(|last| last > i) {
-            turn(cluster, a, object, (policy, binding), &mut budget).await?;
-        }
-    }
-    Ok(())
+    again.end(Some(object));
+    Ok(has_changed)
 }
 
 /// Lets one policy change the object; whether it did.

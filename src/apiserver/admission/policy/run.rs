@@ -1,8 +1,7 @@
 //! One policy's expressions about one write.
 
-use super::super::Cluster;
-use super::compiled::{Mutation, Policy, Validation};
-use super::matching::operation_name;
+use super::super::{Cluster, request};
+use super::compiled::{Conditions, Mutation, Policy, Validation};
 use super::{differs, in_version, is_deletion};
 use edge_api::{Object, UserInfo};
 use edge_cel::admission::{
@@ -10,7 +9,7 @@ use edge_cel::admission::{
 };
 use edge_cel::{Authorizer, Budget, Check, Decision, Error, Program, Value, Variables};
 use edge_registry::{Attributes, ResourceInfo};
-use serde_json::{Value as Json, json};
+use serde_json::Value as Json;
 use std::borrow::Cow;
 use std::cell::RefCell;
 
@@ -29,7 +28,7 @@ pub(super) struct Finding {
 }
 
 /// A write, as expressions see it.
-pub(super) struct Subject<'a> {
+pub(in super::super) struct Subject<'a> {
     object: Option<Cow<'a, Object>>,
     old: Option<Cow<'a, Object>>,
     request: Json,
@@ -52,7 +51,7 @@ impl Authorizer for Rights<'_> {
 
 impl<'a> Subject<'a> {
     /// `matched` is the version of the resource that the policy is about.
-    pub(super) fn new(
+    pub(in super::super) fn new(
         cluster: &'a dyn Cluster,
         a: &Attributes<'a>,
         object: Option<&'a Object>,
@@ -66,7 +65,7 @@ impl<'a> Subject<'a> {
         Self {
             object: object.map(seen),
             old: a.old.map(seen),
-            request: request(a, name, matched),
+            request: request::facts(a, name, matched),
             namespace,
             rights: Rights { cluster, user: a.user },
             resource: Check {
@@ -82,8 +81,8 @@ impl<'a> Subject<'a> {
 
     /// Everything that the policy finds fault with.
     pub(super) fn judge(&self, policy: &Policy, param: Option<&Object>, budget: &mut Budget) -> Vec<Finding> {
-        let activation = self.activation(policy, param);
-        match is_met(policy, &activation, budget) {
+        let activation = self.activation(&policy.variables, param);
+        match are_met(&policy.conditions, &activation, budget) {
             Ok(true) => {}
             Ok(false) => return Vec::new(),
             Err(why) => return error(policy, why, true).into_iter().collect(),
@@ -133,8 +132,8 @@ impl<'a> Subject<'a> {
         param: Option<&Object>,
         budget: &mut Budget,
     ) -> Result<Option<Json>, String> {
-        let activation = self.activation(policy, param);
-        if !is_met(policy, &activation, budget)? {
+        let activation = self.activation(&policy.variables, param);
+        if !are_met(&policy.conditions, &activation, budget)? {
             return Ok(None);
         }
         let value = mutation.program.run(&activation, budget).map_err(|e| failed(&mutation.program, &e))?;
@@ -142,7 +141,15 @@ impl<'a> Subject<'a> {
         made.map(Some).ok_or_else(|| format!("expression '{}' made what JSON cannot say", mutation.program.source()))
     }
 
-    fn activation<'s>(&'s self, policy: &'s Policy, param: Option<&'s Object>) -> Activation<'s> {
+    /// Whether all of some conditions hold that have no variables of their own.
+    ///
+    /// # Errors
+    /// Why that cannot be said.
+    pub(in super::super) fn meets(&self, conditions: &Conditions, budget: &mut Budget) -> Result<bool, String> {
+        are_met(conditions, &self.activation(&[], None), budget)
+    }
+
+    fn activation<'s>(&'s self, variables: &'s [(String, Program)], param: Option<&'s Object>) -> Activation<'s> {
         let object = |o: Option<&'s Object>| o.map_or(Value::Null, |o| Value::object(o.fields()));
         let mut facts = vec![Value::Null; OWN];
         for (place, value) in [
@@ -158,7 +165,7 @@ impl<'a> Subject<'a> {
                 *slot = value;
             }
         }
-        Activation { facts, variables: &policy.variables, known: RefCell::new(vec![None; policy.variables.len()]) }
+        Activation { facts, variables, known: RefCell::new(vec![None; variables.len()]) }
     }
 }
 
@@ -198,9 +205,9 @@ fn error(policy: &Policy, message: String, is_validation: bool) -> Option<Findin
 }
 
 /// Whether all conditions hold. One that does not makes up for errors of others.
-fn is_met<'s>(policy: &'s Policy, activation: &Activation<'s>, budget: &mut Budget) -> Result<bool, String> {
+fn are_met<'s>(conditions: &'s Conditions, activation: &Activation<'s>, budget: &mut Budget) -> Result<bool, String> {
     let mut errors = Vec::new();
-    for (name, program) in &policy.conditions {
+    for (name, program) in conditions {
         match program.run(activation, budget) {
             Ok(Value::Bool(true)) => {}
             Ok(Value::Bool(false)) => return Ok(false),
@@ -222,29 +229,4 @@ fn failure<'s>(validation: &'s Validation, activation: &Activation<'s>, budget: 
         message => message.to_owned(),
     });
     Finding { message, reason: validation.reason.clone(), is_validation: true }
-}
-
-/// The `request` of an AdmissionReview.
-fn request(a: &Attributes<'_>, name: &str, matched: &ResourceInfo) -> Json {
-    let kind = |row: &ResourceInfo| match row.subresource(a.subresource) {
-        Some(sub) => json!({"group": sub.group, "version": sub.version, "kind": sub.kind}),
-        None => json!({"group": row.group, "version": row.version, "kind": row.kind}),
-    };
-    let resource = |row: &ResourceInfo| json!({"group": row.group, "version": row.version, "resource": row.plural});
-    let options = match operation_name(a.operation) {
-        "CREATE" => "CreateOptions",
-        "UPDATE" => "UpdateOptions",
-        _ => "DeleteOptions",
-    };
-    let mut out = json!({
-        "kind": kind(matched), "resource": resource(matched), "requestKind": kind(a.info), "requestResource": resource(a.info),
-        "name": name, "namespace": a.namespace, "operation": operation_name(a.operation),
-        "userInfo": serde_json::to_value(a.user).unwrap_or_default(), "dryRun": a.dry_run,
-        "options": {"kind": options, "apiVersion": "meta.k8s.io/v1"},
-    });
-    if !a.subresource.is_empty() {
-        out["subResource"] = a.subresource.into();
-        out["requestSubResource"] = a.subresource.into();
-    }
-    out
 }

@@ -1,6 +1,7 @@
 //! Policies over a cluster of a few objects.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+use super::super::again::Again;
 use super::super::testing::{Fake, attributes};
 use super::*;
 use serde_json::json;
@@ -311,7 +312,9 @@ fn mutated(policy: &Value) -> Result<Value, String> {
         "spec": {"replicas": 1, "template": {"spec": {"containers": containers}}}});
     let mut object = Object::from_value(object).unwrap();
     attributes(Operation::Create, DEPLOYMENT, "ns", "web", |a| {
-        futures::executor::block_on(mutate(&cluster, a, &mut object)).map_err(|s| s.message)
+        let set = cluster.policies.current().unwrap();
+        let changed = mutate(&cluster, &set, a, &mut object, &mut Again::default());
+        futures::executor::block_on(changed).map_err(|s| s.message)
     })?;
     Ok(object.into_value())
 }

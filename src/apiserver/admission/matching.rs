@@ -1,6 +1,6 @@
-//! Which writes a policy or a binding is about.
+//! Which writes a policy, a binding or a webhook is about.
 
-use super::super::Cluster;
+use super::Cluster;
 use edge_api::selector::LabelSelector;
 use edge_api::{Object, Status};
 use edge_registry::{Attributes, Operation, ResourceInfo};
@@ -27,6 +27,8 @@ pub(super) struct Constraints {
     excluded: Vec<Rule>,
     /// Whether a rule for one version of a resource is one for all.
     equivalent: bool,
+    /// Whether none at all means everything.
+    may_lack_rules: bool,
 }
 
 /// What is being written, as rules see it.
@@ -41,11 +43,12 @@ pub(super) struct Place<'a> {
     pub(super) is_namespaced: bool,
 }
 
-pub(super) fn operation_name(operation: Operation) -> &'static str {
+pub(crate) fn operation_name(operation: Operation) -> &'static str {
     match operation {
         Operation::Create => "CREATE",
         Operation::Update => "UPDATE",
         Operation::Delete => "DELETE",
+        Operation::Connect => "CONNECT",
     }
 }
 
@@ -90,11 +93,23 @@ impl Rule {
 }
 
 impl Constraints {
-    /// Reads them.
+    /// Reads those of a policy or a binding.
     ///
     /// # Errors
     /// What is wrong with a selector.
     pub(super) fn new(value: &Value) -> Result<Self, String> {
+        Ok(Self { may_lack_rules: true, ..Self::read(value, "resourceRules")? })
+    }
+
+    /// Reads those of a webhook, which are among its other fields.
+    ///
+    /// # Errors
+    /// What is wrong with a selector.
+    pub(super) fn of_webhook(value: &Value) -> Result<Self, String> {
+        Self::read(value, "rules")
+    }
+
+    fn read(value: &Value, rules_field: &str) -> Result<Self, String> {
         let selector = |field: &str| match &value[field] {
             Value::Null => Ok(LabelSelector::everything()),
             given => LabelSelector::from_value(given).map_err(|e| e.to_string()),
@@ -103,9 +118,10 @@ impl Constraints {
         Ok(Self {
             namespaces: selector("namespaceSelector")?,
             objects: selector("objectSelector")?,
-            rules: rules("resourceRules"),
+            rules: rules(rules_field),
             excluded: rules("excludeResourceRules"),
             equivalent: value["matchPolicy"].as_str() != Some("Exact"),
+            may_lack_rules: false,
         })
     }
 
@@ -132,7 +148,8 @@ impl Constraints {
 
     fn in_namespace(&self, cluster: &dyn Cluster, a: &Attributes<'_>, object: Option<&Object>) -> Result<bool, Status> {
         if a.info.group.is_empty() && a.info.plural == "namespaces" {
-            let own = if a.operation == Operation::Delete { a.old } else { object };
+            let is_changed = matches!(a.operation, Operation::Create | Operation::Update);
+            let own = if is_changed { object } else { a.old };
             return Ok(own.is_none_or(|o| has_labels(&self.namespaces, o)));
         }
         if !a.info.namespaced {
@@ -177,9 +194,14 @@ impl Constraints {
             return None;
         }
         if self.rules.is_empty() {
+            return rows.into_iter().next().filter(|_| self.may_lack_rules);
+        }
+        // the request's own version if any rule names it; else earlier rules count before later ones
+        if rows.first().is_some_and(|own| place(own, &mut |p| self.rules.iter().any(|r| r.matches(p)))) {
             return rows.into_iter().next();
         }
-        rows.into_iter().find(|row| place(row, &mut |p| self.rules.iter().any(|r| r.matches(p))))
+        let fits = |rule: &Rule, row: &Arc<ResourceInfo>| place(row, &mut |p| rule.matches(p));
+        self.rules.iter().find_map(|rule| rows.iter().find(|row| fits(rule, row))).cloned()
     }
 }
 
