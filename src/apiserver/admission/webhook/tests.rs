@@ -87,7 +87,7 @@ fn mutated(cluster: &Fake) -> Result<Object, Status> {
         if run(mutate(cluster, &set, a, Some(&mut object), &mut again))? {
             run(mutate(cluster, &set, a, Some(&mut object), &mut again))?;
         }
-        Ok(())
+        Ok::<(), Status>(())
     })?;
     Ok(object)
 }
