@@ -313,7 +313,8 @@ fn mutated(policy: &Value) -> Result<Value, String> {
     let mut object = Object::from_value(object).unwrap();
     attributes(Operation::Create, DEPLOYMENT, "ns", "web", |a| {
         let set = cluster.policies.current().unwrap();
-        let changed = mutate(&cluster, &set, a, &mut object, &mut Again::default());
+        let mut again = Again::default();
+        let changed = mutate(&cluster, &set, a, &mut object, &mut again);
         futures::executor::block_on(changed).map_err(|s| s.message)
     })?;
     Ok(object.into_value())
