@@ -141,7 +141,7 @@ async fn what_is_too_old_is_410_and_not_a_version_earlier() {
     let page = c.get(&format!("{MAPS}?limit=1")).await;
     let token = page["metadata"]["continue"].as_str().unwrap().to_owned();
     // the changes that are remembered, and the list as it was is one more
-    let versions = churn(&c, "more", 1024).await;
+    let versions = churn(&c, "more", 8192).await;
     let oldest = *first.last().unwrap();
     let mut events = Events::open(&c, &format!("&resourceVersion={oldest}")).await;
     let next = events.next().await.unwrap();

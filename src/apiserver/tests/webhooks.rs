@@ -140,7 +140,7 @@ async fn reply(path: &str, review: &Value) -> http::Response<StreamBody<Body>> {
         "other-uid" => whole(json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": {"uid": "x", "allowed": true}}).to_string().into_bytes()),
         "other-kind" => whole(json!({"apiVersion": "v1", "kind": "Pod", "response": {"uid": review["request"]["uid"], "allowed": true}}).to_string().into_bytes()),
         "bad-patch" => whole(patch(json!([{"op": "remove", "path": "/no/such/place"}]))),
-        "big-patch" => whole(patch(json!([{"op": "add", "path": "/data", "value": {"a": "x".repeat(4 << 20)}}]))),
+        "big-patch" => whole(patch(json!([{"op": "add", "path": "/data", "value": {"a": "x".repeat(2 << 20)}}]))),
         "deep-patch" => whole(patch((0..200).fold(json!(1), |deep, _| json!([deep])))),
         "huge" => Box::pin(futures::stream::repeat_with(|| Ok(Frame::data(Bytes::from(vec![b' '; 64 << 10]))))),
         "drip" => Box::pin(futures::stream::unfold((), |()| async {
@@ -474,8 +474,12 @@ async fn hostile_answers_are_failures_and_nothing_worse() {
     }
     // patches that do not fit are no failure to ask
     for (does, code) in [("bad-patch", 500), ("big-patch", 422)] {
-        changing(&c, "hostile", &[hooks.hook(does, ("CREATE", "configmaps"), json!({"failurePolicy": "Ignore"}))])
-            .await;
+        changing(
+            &c,
+            "hostile",
+            &[hooks.hook(does, ("CREATE", "configmaps"), json!({"failurePolicy": "Ignore", "timeoutSeconds": 30}))],
+        )
+        .await;
         let answer = post(&c, MAPS, &map(&format!("{does}-2"), json!({}))).await;
         assert_eq!(answer.code, code, "{}", String::from_utf8_lossy(&answer.bytes).get(..500).unwrap_or_default());
         forget(&c, "hostile").await;
