@@ -207,6 +207,7 @@ fn containers_see_their_devices(s: &Stage<'_>) {
     assert_eq!(s.count("unprepare shared"), 1, "before the pod is gone");
     // a container that does not name the claim sees nothing of it
     s.pod_with("blind", json!({}), json!([{"name": "gpu", "resourceClaimName": "shared"}]));
+    s.space.ready(&["blind"]);
     assert_eq!(s.log("blind").trim(), "of= by= usable read-only end");
     s.delete("blind");
     s.delete("first");
