@@ -424,7 +424,7 @@ fn a_server_starts_under_a_dead_webhook_for_everything() {
     let dead = json!({"name": "dead.k8s.io", "rules": [rule], "clientConfig": {"url": format!("https://{}:1/", cluster.ip)}, "sideEffects": "None",
         "admissionReviewVersions": ["v1"], "failurePolicy": "Fail"});
     for kind in ["Validating", "Mutating"] {
-        cluster.apply(&configuration(kind, "dead", &[dead.clone()]).to_string());
+        cluster.apply(&configuration(kind, "dead", std::slice::from_ref(&dead)).to_string());
     }
     let refused = |cluster: &Cluster| {
         let out = cluster.try_kubectl(Kubectl::Newest, &["create", "namespace", "x"]);
