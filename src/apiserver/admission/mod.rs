@@ -219,6 +219,9 @@ mod testing {
     use edge_registry::{StorageClass, Verbs, strategy};
     use std::collections::BTreeMap;
 
+    /// What a webhook answers to a review, given where it is.
+    type Answer = fn(&edge_registry::custom::Endpoint, &Value) -> Result<Value, CallError>;
+
     /// A cluster made of a few objects, keyed by `group/resource/namespace/name`.
     #[derive(Default)]
     pub(super) struct Fake {
@@ -229,8 +232,7 @@ mod testing {
         pub(super) changed: parking_lot::Mutex<Vec<Object>>,
         pub(super) policies: Policies,
         pub(super) webhooks: Webhooks,
-        /// What webhooks answer to reviews, given where they are.
-        pub(super) answer: Option<fn(&edge_registry::custom::Endpoint, &Value) -> Result<Value, CallError>>,
+        pub(super) answer: Option<Answer>,
         pub(super) metrics: HookMetrics,
     }
 

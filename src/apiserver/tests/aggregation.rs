@@ -246,7 +246,7 @@ async fn whatever_another_server_does_costs_its_own_requests() {
 }
 
 /// The first that is answered.
-async fn until_one<F: Future + Unpin>(all: &mut Vec<F>) -> F::Output {
+async fn until_one<F: Future + Unpin>(all: &mut [F]) -> F::Output {
     let (answer, _, _) = futures::future::select_all(all.iter_mut()).await;
     answer
 }

@@ -179,7 +179,7 @@ mod tests {
         state.change(|claims| claims.0.insert(name.clone(), claim())).await.unwrap();
         let again = State::open(dir.path());
         assert_eq!(again.look(|claims| claims.0.get(&name).cloned()), Some(claim()));
-        assert_eq!(again.look(|claims| claims.of_pod("pod")), [name.clone()]);
+        assert_eq!(again.look(|claims| claims.of_pod("pod")), std::slice::from_ref(&name));
         assert!(again.look(|claims| claims.of_pod("other")).is_empty());
         // after a reboot the devices are not prepared any more
         let bytes = fs::read(dir.path().join(FILE)).unwrap();
