@@ -12,6 +12,7 @@ mod cluster;
 mod facts;
 mod files;
 mod identity;
+mod itself;
 mod kubeconfig;
 mod request;
 mod sealed;

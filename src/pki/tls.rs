@@ -3,8 +3,9 @@
 use crate::authority::Authority;
 use crate::files::{self, PkiError};
 use crate::identity::Identity;
-use rustls::client::ResolvesClientCert;
+use crate::itself::OrItself;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
@@ -135,11 +136,22 @@ pub fn client_config(server_ca: &Authority, identity: Option<&Identity>) -> Resu
 /// # Errors
 /// When no authority can be read out of the PEM.
 pub fn remote_client_config(ca_pem: &[u8], identity: Option<&SharedIdentity>) -> Result<ClientConfig, PkiError> {
+    trusting(files::parse_certificates(Path::new("the certificate authority"), ca_pem)?, identity)
+}
+
+/// Authorities that may also show themselves.
+fn trusting(
+    authorities: Vec<CertificateDer<'static>>,
+    identity: Option<&SharedIdentity>,
+) -> Result<ClientConfig, PkiError> {
     let mut roots = RootCertStore::empty();
-    for certificate in files::parse_certificates(Path::new("the cluster's certificate authority"), ca_pem)? {
-        roots.add(certificate)?;
+    for certificate in &authorities {
+        roots.add(certificate.clone())?;
     }
-    with_roots(roots, identity)
+    let usual = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build()?;
+    let mut config = with_roots(RootCertStore::empty(), identity)?;
+    config.dangerous().set_certificate_verifier(Arc::new(OrItself { usual, trusted: authorities }));
+    Ok(config)
 }
 
 fn with_roots(roots: RootCertStore, identity: Option<&SharedIdentity>) -> Result<ClientConfig, PkiError> {
@@ -159,6 +171,8 @@ fn with_roots(roots: RootCertStore, identity: Option<&SharedIdentity>) -> Result
 /// Who vouches for a server.
 #[derive(Debug)]
 pub enum Trust {
+    /// Authorities, some of whom may be the server itself.
+    These(Vec<CertificateDer<'static>>),
     /// Authorities.
     Roots(RootCertStore),
     /// Nobody: whatever it shows is taken.
@@ -171,11 +185,10 @@ impl Trust {
     /// # Errors
     /// When none can be read out of it.
     pub fn in_pem(pem: &[u8]) -> Result<Self, PkiError> {
-        let mut roots = RootCertStore::empty();
-        for certificate in files::parse_certificates(Path::new("the certificate authority"), pem)? {
-            roots.add(certificate)?;
-        }
-        Ok(Self::Roots(roots))
+        let authorities = files::parse_certificates(Path::new("the certificate authority"), pem)?;
+        // one that is no authority is found out now
+        authorities.iter().try_for_each(|one| RootCertStore::empty().add(one.clone()))?;
+        Ok(Self::These(authorities))
     }
 }
 
@@ -185,6 +198,7 @@ impl Trust {
 /// When TLS cannot be set up.
 pub fn front_proxy_config(trust: Trust, identity: &SharedIdentity) -> Result<ClientConfig, PkiError> {
     let mut config = match trust {
+        Trust::These(authorities) => trusting(authorities, Some(identity))?,
         Trust::Roots(roots) => with_roots(roots, Some(identity))?,
         Trust::Nobody => {
             let mut config = with_roots(RootCertStore::empty(), Some(identity))?;
