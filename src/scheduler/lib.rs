@@ -42,6 +42,7 @@ use profile::Profile;
 use queue::Queue;
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 use tell::News;
 use tokio::sync::Semaphore;
@@ -50,8 +51,11 @@ use world::Informed;
 
 /// The name by which pods ask for this scheduler when they do not say.
 const NAME: &str = "default-scheduler";
-/// How many requests to the API are under way at most.
+/// How many bindings are under way at most.
 const REQUESTS: usize = 256;
+/// How many pods the API is being told about at most, that they fit nowhere. Few: where very many are refused at once, and something changes
+/// that may help them, most of that is not worth telling any more, and bindings must not wait behind it.
+const NEWS: usize = 32;
 /// After so many decisions others get their turn on this thread.
 const DECISIONS: usize = 32;
 
@@ -78,6 +82,7 @@ struct Scheduler {
     /// Counts decisions, so that equals take turns.
     turn: usize,
     requests: Arc<Semaphore>,
+    news: Arc<Semaphore>,
     done: UnboundedSender<Done>,
 }
 
@@ -109,6 +114,7 @@ pub async fn run(informers: Informers, client: Client, config: Config) {
         leaving: HashSet::new(),
         turn: 0,
         requests: Arc::new(Semaphore::new(REQUESTS)),
+        news: Arc::new(Semaphore::new(NEWS)),
         done,
     };
     s.classes_changed();
@@ -328,7 +334,7 @@ impl Scheduler {
         {
             // not ready to be tried: nobody is told
             tracing::debug!(pod = %pod.key(), why, "claims are not there yet");
-            self.queue.refused(pod.key(), Plugins::default().with(Plugin::DynamicResources));
+            let _ = self.queue.refused(pod.key(), Plugins::default().with(Plugin::DynamicResources));
             return self.queue.park(pod.key(), &pod.info.uid, Instant::now());
         }
         let (reserved, allocating) = (&self.reserved, &self.allocating);
@@ -407,7 +413,7 @@ impl Scheduler {
     /// The pod fits nowhere: says why, and makes room when its priority allows that.
     async fn refuse(&mut self, pod: &Pending, verdict: &Verdict) {
         let nodes = self.cluster.len();
-        self.queue.refused(pod.key(), verdict.plugins());
+        let outdated = self.queue.refused(pod.key(), verdict.plugins());
         let refusals = verdict.refusals.iter().map(|(_, r)| r);
         let mut message = report::summary(nodes, verdict.general.as_ref(), refusals, (0, ""));
         let (mut nominated, mut victims, mut frees, mut comma) = (None, Vec::new(), None, "");
@@ -439,11 +445,14 @@ impl Scheduler {
         }
         let news = News { pod: pod.clone(), message, nominated, victims, frees };
         let (client, recorder, done) = (self.client.clone(), self.recorder.clone(), self.done.clone());
-        let requests = self.requests.clone();
+        let places = self.news.clone();
         tokio::spawn(async move {
+            let at_once = places.try_acquire();
+            let had_to_wait = at_once.is_err();
             // closed only with the process
-            let _permit = requests.acquire().await;
-            let failed = tell::tell(&client, &recorder, &news).await;
+            let _place = if let Ok(place) = at_once { Ok(place) } else { places.acquire().await };
+            let is_old = had_to_wait && news.is_only_news() && outdated.load(Ordering::Relaxed);
+            let failed = if is_old { Vec::new() } else { tell::tell(&client, &recorder, &news).await };
             let (key, uid) = (news.pod.key().clone(), news.pod.info.uid.clone());
             // the receiver lives as long as the scheduler
             let _ = done.send(Done::Told { key, uid, failed });

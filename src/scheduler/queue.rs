@@ -5,6 +5,8 @@ use crate::pod::Pending;
 use edge_client::Key;
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Where a pod of the queue is.
@@ -32,6 +34,8 @@ struct Entry {
     at: At,
     /// While it was busy, something changed that may help it.
     again: bool,
+    /// The same, for whoever is about to tell that it fits nowhere.
+    outdated: Arc<AtomicBool>,
 }
 
 /// How long pods wait after attempts: the first time, and at most.
@@ -83,13 +87,23 @@ impl Queue {
                 entry.pod = pod;
                 if entry.at == At::Busy {
                     entry.again = true;
+                    entry.outdated.store(true, Ordering::Relaxed);
                     return;
                 }
             }
             None => {
                 self.next += 1;
                 let (number, refused_by) = (self.next, Plugins::default());
-                let entry = Entry { pod, number, attempts: 0, tried: now, refused_by, at: At::Busy, again: false };
+                let entry = Entry {
+                    pod,
+                    number,
+                    attempts: 0,
+                    tried: now,
+                    refused_by,
+                    at: At::Busy,
+                    again: false,
+                    outdated: Arc::default(),
+                };
                 self.entries.insert(key.clone(), entry);
             }
         }
@@ -152,12 +166,13 @@ impl Queue {
         self.failed.first().map(|(time, _)| *time)
     }
 
-    /// The pod fits nowhere, and the API is being told so.
-    pub(crate) fn refused(&mut self, key: &Key, by: Plugins) {
-        if let Some(entry) = self.entries.get_mut(key) {
-            entry.refused_by = by;
-            self.telling.insert(key.clone());
-        }
+    /// The pod fits nowhere, and the API is being told so. What is given becomes true when a change may help it: then this is old news.
+    pub(crate) fn refused(&mut self, key: &Key, by: Plugins) -> Arc<AtomicBool> {
+        let Some(entry) = self.entries.get_mut(key) else { return Arc::default() };
+        entry.refused_by = by;
+        entry.outdated = Arc::new(AtomicBool::new(entry.again));
+        self.telling.insert(key.clone());
+        entry.outdated.clone()
     }
 
     /// Whether this very pod is being worked on.
@@ -201,6 +216,7 @@ impl Queue {
         for key in &self.telling {
             if let Some(entry) = self.entries.get_mut(key).filter(|e| !e.again) {
                 entry.again = helps(&entry.pod, entry.refused_by);
+                entry.outdated.store(entry.again, Ordering::Relaxed);
             }
         }
     }
@@ -283,8 +299,11 @@ mod tests {
         let (mut q, now) = (Queue::new(Backoff::default()), Instant::now());
         q.add(pod("p", 0), now);
         assert!(pop(&mut q, now).is_some());
-        q.refused(&key("p"), Plugins::default().with(Plugin::NodePorts));
+        let outdated = q.refused(&key("p"), Plugins::default().with(Plugin::NodePorts));
+        q.wake(now, |_, _| false);
+        assert!(!outdated.load(Ordering::Relaxed));
         q.wake(now, |_, _| true);
+        assert!(outdated.load(Ordering::Relaxed), "that it fits nowhere is old news");
         assert_eq!(pop(&mut q, now), None);
         q.park(&key("p"), "p", now);
         assert_eq!(pop(&mut q, now), Some("p".into()));

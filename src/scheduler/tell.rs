@@ -24,6 +24,13 @@ pub(crate) struct News {
     pub(crate) frees: Option<Arc<ResourceClaim>>,
 }
 
+impl News {
+    /// Whether nothing follows from it.
+    pub(crate) fn is_only_news(&self) -> bool {
+        self.nominated.is_none() && self.victims.is_empty() && self.frees.is_none()
+    }
+}
+
 /// Tells it. The answer names the victims that could not be asked to go.
 pub(crate) async fn tell(client: &Client, recorder: &EventRecorder, news: &News) -> Vec<Arc<PodInfo>> {
     if let Some(claim) = &news.frees
