@@ -32,10 +32,8 @@ struct Entry {
     tried: Instant,
     refused_by: Plugins,
     at: At,
-    /// While it was busy, something changed that may help it.
-    again: bool,
-    /// The same, for whoever is about to tell that it fits nowhere.
-    outdated: Arc<AtomicBool>,
+    /// While it was busy, something changed that may help it. Shared with whoever is about to tell that it fits nowhere.
+    again: Arc<AtomicBool>,
 }
 
 /// How long pods wait after attempts: the first time, and at most.
@@ -86,24 +84,15 @@ impl Queue {
             Some(entry) => {
                 entry.pod = pod;
                 if entry.at == At::Busy {
-                    entry.again = true;
-                    entry.outdated.store(true, Ordering::Relaxed);
+                    entry.again.store(true, Ordering::Relaxed);
                     return;
                 }
             }
             None => {
                 self.next += 1;
                 let (number, refused_by) = (self.next, Plugins::default());
-                let entry = Entry {
-                    pod,
-                    number,
-                    attempts: 0,
-                    tried: now,
-                    refused_by,
-                    at: At::Busy,
-                    again: false,
-                    outdated: Arc::default(),
-                };
+                let entry =
+                    Entry { pod, number, attempts: 0, tried: now, refused_by, at: At::Busy, again: Arc::default() };
                 self.entries.insert(key.clone(), entry);
             }
         }
@@ -156,7 +145,7 @@ impl Queue {
         let entry = self.entries.get_mut(&key)?;
         entry.attempts += 1;
         entry.tried = now;
-        entry.again = false;
+        entry.again = Arc::default();
         entry.refused_by = Plugins::default();
         Some(entry.pod.clone())
     }
@@ -170,9 +159,8 @@ impl Queue {
     pub(crate) fn refused(&mut self, key: &Key, by: Plugins) -> Arc<AtomicBool> {
         let Some(entry) = self.entries.get_mut(key) else { return Arc::default() };
         entry.refused_by = by;
-        entry.outdated = Arc::new(AtomicBool::new(entry.again));
         self.telling.insert(key.clone());
-        entry.outdated.clone()
+        entry.again.clone()
     }
 
     /// Whether this very pod is being worked on.
@@ -183,7 +171,7 @@ impl Queue {
     /// The API has been told that a pod fits nowhere: it waits for a change, unless there was one meanwhile.
     pub(crate) fn park(&mut self, key: &Key, uid: &str, now: Instant) {
         let Some(entry) = self.entries.get(key).filter(|_| self.is_busy(key, uid)) else { return };
-        let at = if entry.again { self.due(entry, now) } else { At::Parked };
+        let at = if entry.again.load(Ordering::Relaxed) { self.due(entry, now) } else { At::Parked };
         self.move_to(key, at);
     }
 
@@ -214,9 +202,8 @@ impl Queue {
             self.move_to(&key, at);
         }
         for key in &self.telling {
-            if let Some(entry) = self.entries.get_mut(key).filter(|e| !e.again) {
-                entry.again = helps(&entry.pod, entry.refused_by);
-                entry.outdated.store(entry.again, Ordering::Relaxed);
+            if let Some(entry) = self.entries.get(key).filter(|e| !e.again.load(Ordering::Relaxed)) {
+                entry.again.store(helps(&entry.pod, entry.refused_by), Ordering::Relaxed);
             }
         }
     }
