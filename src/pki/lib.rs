@@ -31,7 +31,7 @@ pub use request::{KeyRequest, RequestError, RequestFacts};
 pub use sealed::{SealError, seal, unseal};
 pub use service_account::ServiceAccountKey;
 pub use tls::{
-    AnyServer, SharedIdentity, Trust, client_config, front_proxy_config, kubelet_server_config, remote_client_config,
+    AnyServer, SharedIdentity, Trust, client_config, kubelet_server_config, outgoing_config, remote_client_config,
     server_config, shared_server_config, unverified_client_config,
 };
 pub use token::{JoinToken, TokenFormatError, ca_hash, full_token, random_secret};

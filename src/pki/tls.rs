@@ -10,8 +10,9 @@ use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use std::path::Path;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 fn provider() -> Arc<CryptoProvider> {
@@ -31,7 +32,7 @@ fn alpn() -> Vec<Vec<u8>> {
 /// An identity that TLS configurations show, and that can be replaced while they are in use: new connections show the
 /// new one, open ones go on.
 #[derive(Clone, Debug)]
-pub struct SharedIdentity(Arc<RwLock<Arc<CertifiedKey>>>);
+pub struct SharedIdentity(Arc<RwLock<(u64, Arc<CertifiedKey>)>>);
 
 impl SharedIdentity {
     /// One that shows `identity`.
@@ -39,7 +40,19 @@ impl SharedIdentity {
     /// # Errors
     /// When the key cannot be used.
     pub fn new(identity: &Identity) -> Result<Self, PkiError> {
-        Ok(Self(Arc::new(RwLock::new(certified(identity)?))))
+        Ok(Self(Arc::new(RwLock::new((0, certified(identity)?)))))
+    }
+
+    /// One that somebody else issued: its certificate, which others may follow that lead to its authority, and its key, both PEM.
+    ///
+    /// # Errors
+    /// When either is malformed, or they do not belong together.
+    pub fn in_pem(certificates: &[u8], key: &[u8]) -> Result<Self, PkiError> {
+        let chain = files::parse_certificates(Path::new("the client certificate"), certificates)?;
+        let malformed = |_| PkiError::Malformed { path: PathBuf::from("the client key"), what: "private key" };
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(malformed)?;
+        let certified = CertifiedKey::from_der(chain, key, &provider())?;
+        Ok(Self(Arc::new(RwLock::new((0, Arc::new(certified))))))
     }
 
     /// Shows `identity` from now on.
@@ -47,12 +60,19 @@ impl SharedIdentity {
     /// # Errors
     /// When the key cannot be used; the old one is shown still.
     pub fn replace(&self, identity: &Identity) -> Result<(), PkiError> {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = certified(identity)?;
+        let key = certified(identity)?;
+        let mut shown = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        *shown = (shown.0 + 1, key);
         Ok(())
     }
 
+    /// How often it was replaced: for whoever keeps connections that have shown the one before.
+    pub fn generation(&self) -> u64 {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).0
+    }
+
     fn current(&self) -> Arc<CertifiedKey> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.read().unwrap_or_else(PoisonError::into_inner).1.clone()
     }
 }
 
@@ -192,16 +212,16 @@ impl Trust {
     }
 }
 
-/// For a client of an extension API server, which shows the API server's own identity.
+/// For a client of a server that is none of the cluster's own: an extension API server, or a webhook. Shows `identity` when there is one.
 ///
 /// # Errors
 /// When TLS cannot be set up.
-pub fn front_proxy_config(trust: Trust, identity: &SharedIdentity) -> Result<ClientConfig, PkiError> {
+pub fn outgoing_config(trust: Trust, identity: Option<&SharedIdentity>) -> Result<ClientConfig, PkiError> {
     let mut config = match trust {
-        Trust::These(authorities) => trusting(authorities, Some(identity))?,
-        Trust::Roots(roots) => with_roots(roots, Some(identity))?,
+        Trust::These(authorities) => trusting(authorities, identity)?,
+        Trust::Roots(roots) => with_roots(roots, identity)?,
         Trust::Nobody => {
-            let mut config = with_roots(RootCertStore::empty(), Some(identity))?;
+            let mut config = with_roots(RootCertStore::empty(), identity)?;
             config.dangerous().set_certificate_verifier(AnyServer::verifier());
             config
         }

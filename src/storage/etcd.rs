@@ -11,7 +11,6 @@ mod kept;
 mod leases;
 mod messages;
 mod watch;
-mod wire;
 
 pub use endpoints::EtcdOptions;
 pub use error::EtcdError;
@@ -23,6 +22,7 @@ use crate::types::{Class, Compare, KeyValue, List, ListRequest, Op, Outcome, Rev
 use async_trait::async_trait;
 use bytes::Bytes;
 use channel::{Channel, Kind};
+use edge_grpc::wire;
 use leases::Leases;
 use messages::{Range, Ranged, Transacted};
 use std::borrow::Cow;

@@ -3,7 +3,7 @@
 use super::credentials::{AuthEntry, Credentials};
 use crate::error::Error;
 use http::Uri;
-use regex_lite::Regex;
+use regex::Regex;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::io;

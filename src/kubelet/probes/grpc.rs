@@ -1,8 +1,8 @@
 //! gRPC health checks of probes: one call of `grpc.health.v1.Health/Check`. The two messages of that protocol have one field each.
 
-use crate::grpc::wire::{Fields, Message};
-use crate::grpc::{CallError, Channel, UNIMPLEMENTED};
 use bytes::Bytes;
+use edge_grpc::wire::{Fields, Message};
+use edge_grpc::{CallError, Channel, UNIMPLEMENTED};
 use tokio::net::TcpStream;
 
 /// The status of a service that is well.
@@ -63,40 +63,27 @@ fn status(answer: Bytes) -> u64 {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use http::{HeaderMap, Request, Response};
-    use http_body_util::{BodyExt, StreamBody};
-    use hyper::body::{Frame, Incoming};
-    use hyper::service::service_fn;
-    use hyper_util::rt::{TokioExecutor, TokioIo};
-    use std::convert::Infallible;
+    use edge_grpc::server::{self, Call};
+    use std::sync::Arc;
 
     /// A server that answers one question as the service's name asks: with a status, or a code.
     async fn server() -> u16 {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
+        let answer = Arc::new(|call: Call| async move {
+            assert_eq!(call.method, "/grpc.health.v1.Health/Check");
+            let name = Fields::of(call.message).next().unwrap().map(|(_, value)| value.text().unwrap());
+            match name.as_deref().unwrap_or_default() {
+                "" | "well" => Ok(Message::default().number(1, SERVING).into()),
+                "ill" => Ok(Message::default().number(1, 2).into()),
+                "unknown" => Ok(Message::default().into()),
+                "unimplemented" => Err(server::unknown(&call.method)),
+                _ => Err(CallError::new(5, "no such service")),
+            }
+        });
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let serve = service_fn(|request: Request<Incoming>| async {
-                    assert_eq!(request.uri().path(), "/grpc.health.v1.Health/Check");
-                    let asked = request.into_body().collect().await.unwrap().to_bytes();
-                    let name = String::from_utf8_lossy(asked.get(7..).unwrap_or_default()).into_owned();
-                    let (status, code) = match name.as_str() {
-                        "" | "well" => (&[8, 1][..], "0"),
-                        "ill" => (&[8, 2][..], "0"),
-                        "unknown" => (&[][..], "0"),
-                        "unimplemented" => (&[][..], "12"),
-                        _ => (&[][..], "5"),
-                    };
-                    let mut frame = vec![0, 0, 0, 0, status.len() as u8];
-                    frame.extend(status);
-                    let mut trailers = HeaderMap::new();
-                    trailers.insert("grpc-status", code.parse().unwrap());
-                    let frames = [Frame::data(Bytes::from(frame)), Frame::trailers(trailers)];
-                    let body = StreamBody::new(futures::stream::iter(frames.map(Ok::<_, Infallible>)));
-                    Ok::<_, Infallible>(Response::new(body))
-                });
-                let http2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-                tokio::spawn(http2.serve_connection(TokioIo::new(stream), serve));
+                tokio::spawn(server::connection(stream, answer.clone()));
             }
         });
         port

@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use edge_pki::{
-    ClientName, ClusterPki, Identity, ServerNames, SharedIdentity, Trust, client_config, front_proxy_config,
+    ClientName, ClusterPki, Identity, ServerNames, SharedIdentity, Trust, client_config, outgoing_config,
     server_config, user_of_certificate, write_kubeconfig,
 };
 use rustls::{ClientConnection, ServerConnection};
@@ -104,7 +104,7 @@ fn what_extension_servers_are_shown_is_good_for_nothing_else() {
     assert_eq!(pki.front_proxy().unwrap().certificate(), front_proxy.certificate(), "it stays");
 
     let meet = |trust: Trust, identity: &Identity, to: &str| {
-        let client = front_proxy_config(trust, &SharedIdentity::new(identity).unwrap()).unwrap();
+        let client = outgoing_config(trust, Some(&SharedIdentity::new(identity).unwrap())).unwrap();
         let mut client = ClientConnection::new(Arc::new(client), to.to_owned().try_into().unwrap()).unwrap();
         let server = server_config(&serving, &pki.request_header_ca).unwrap();
         let mut server = ServerConnection::new(Arc::new(server)).unwrap();

@@ -5,9 +5,10 @@
 
 use super::endpoints::{Endpoint, EtcdOptions, parse, tls};
 use super::error::EtcdError;
-use super::wire::Message;
-use bytes::{Buf, Bytes, BytesMut};
-use http::{HeaderMap, Request, Response, StatusCode};
+use bytes::{Bytes, BytesMut};
+use edge_grpc::wire::Message;
+use edge_grpc::{CallError, take_frame};
+use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming};
 use hyper::client::conn::http2::{self, SendRequest};
@@ -38,6 +39,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 const ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
 /// Bytes of one answer, and of all of a connection, that may be under way: a watch that is not read must not hold up calls.
 const WINDOWS: (u32, u32) = (1 << 20, 16 << 20);
+/// Most bytes of one answer, which is as long as what was asked for.
+const MAX_MESSAGE: usize = 1 << 30;
 
 /// What a call may do when it is repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +86,7 @@ pub(super) enum Failed {
     /// The connection broke, or no answer came.
     Broken(String),
     /// etcd answered with a code.
-    Code(u32, String),
+    Code(usize, String),
 }
 
 /// The way to etcd.
@@ -196,7 +199,7 @@ impl Channel {
     }
 
     /// What a code of etcd's means.
-    async fn said(&self, kind: Kind, code: u32, text: String) -> EtcdError {
+    async fn said(&self, kind: Kind, code: usize, text: String) -> EtcdError {
         match code {
             8 if text.contains("space exceeded") => EtcdError::Full,
             3 | 8 if text.contains("too large") || text.contains("larger than max") => EtcdError::TooLarge,
@@ -337,18 +340,8 @@ fn opened(response: Response<Incoming>) -> Result<Answers, Failed> {
         return Err(Failed::Code(12, format!("it answers with the HTTP status {}", head.status)));
     }
     // a call that fails at once has its code in the head
-    match code(&head.headers) {
-        Some((code, text)) if code != 0 => Err(Failed::Code(code, text)),
-        _ => Ok(Answers { body, buffer: BytesMut::new() }),
-    }
-}
-
-/// The code of a call and its text, if it is there.
-fn code(headers: &HeaderMap) -> Option<(u32, String)> {
-    let value = headers.get("grpc-status")?;
-    let code = value.to_str().ok().and_then(|v| v.parse().ok()).unwrap_or(2);
-    let text = headers.get("grpc-message").map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
-    Some((code, text.unwrap_or_default()))
+    edge_grpc::verify(&head.headers).map_err(coded)?;
+    Ok(Answers { body, buffer: BytesMut::new() })
 }
 
 /// The answers to a call, one after the other.
@@ -362,7 +355,7 @@ impl Answers {
     /// The next one; `None` after the last.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Failed> {
         loop {
-            if let Some(message) = self.whole()? {
+            if let Some(message) = take_frame(&mut self.buffer, MAX_MESSAGE).map_err(broken)? {
                 return Ok(Some(message));
             }
             let Some(frame) = self.body.frame().await else {
@@ -372,24 +365,18 @@ impl Answers {
             match frame.into_data() {
                 Ok(data) => self.buffer.extend_from_slice(&data),
                 Err(frame) => {
-                    let (code, text) = frame.trailers_ref().and_then(code).unwrap_or_default();
-                    return if code == 0 { Ok(None) } else { Err(Failed::Code(code, text)) };
+                    let trailers = frame.trailers_ref();
+                    return trailers.map_or(Ok(()), edge_grpc::verify).map_err(coded).map(|()| None);
                 }
             }
         }
     }
+}
 
-    fn whole(&mut self) -> Result<Option<Bytes>, Failed> {
-        let [compressed, a, b, c, d, ..] = self.buffer[..] else { return Ok(None) };
-        if compressed != 0 {
-            return Err(Failed::Broken("the answer is compressed".to_owned()));
-        }
-        let length = u32::from_be_bytes([a, b, c, d]) as usize;
-        if self.buffer.len() < length + 5 {
-            self.buffer.reserve(length + 5 - self.buffer.len());
-            return Ok(None);
-        }
-        self.buffer.advance(5);
-        Ok(Some(self.buffer.split_to(length).freeze()))
-    }
+fn broken(error: CallError) -> Failed {
+    Failed::Broken(error.words)
+}
+
+fn coded(error: CallError) -> Failed {
+    Failed::Code(error.code, error.words)
 }

@@ -129,7 +129,8 @@ impl Import {
 
     /// Removes what an attempt before has left.
     async fn clear(&self) -> Result<()> {
-        let range = super::wire::Message::default().bytes(1, b"/registry/").bytes(2, &messages::end_of(b"/registry/"));
+        let range =
+            edge_grpc::wire::Message::default().bytes(1, b"/registry/").bytes(2, &messages::end_of(b"/registry/"));
         self.etcd.inner.channel.call(Kind::Write, super::DELETE_RANGE, range).await.map(drop).map_err(Error::from)
     }
 }

@@ -1,8 +1,8 @@
 //! etcd's requests and answers, those parts of them that are used. The numbers are those of etcd's `rpc.proto` and `kv.proto`.
 
-use super::wire::{Fields, Malformed, Message};
 use crate::types::{Event, KeyValue, Op, Revision, Transaction};
 use bytes::Bytes;
+use edge_grpc::wire::{Fields, Malformed, Message};
 
 /// The key after all keys with a prefix; of the empty one (and of one that nothing comes after): one zero, "to the end".
 pub(super) fn end_of(prefix: &[u8]) -> Vec<u8> {

@@ -1,4 +1,4 @@
-//! Protobuf, as far as etcd's messages need it: numbers, bytes, and messages in messages.
+//! Protobuf, as far as the messages of etcd, of probes and of plugins need it: numbers, bytes, text, and messages in messages.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -10,10 +10,26 @@ const FIXED32: u8 = 5;
 
 /// A message that is being written. Zeros and empty bytes are left out, as protobuf has it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Message(BytesMut);
+pub struct Message(BytesMut);
 
 impl Message {
-    pub(super) fn number(mut self, field: u32, value: u64) -> Self {
+    /// A message that was written elsewhere.
+    pub fn written(bytes: &[u8]) -> Self {
+        Self(bytes.into())
+    }
+
+    /// Texts, one after the other, also empty ones.
+    pub fn texts<'t>(self, field: u32, values: impl IntoIterator<Item = &'t str>) -> Self {
+        values.into_iter().fold(self, |message, value| message.present(field, value.as_bytes()))
+    }
+
+    /// Messages in this one, one after the other.
+    pub fn messages(self, field: u32, values: impl IntoIterator<Item = Self>) -> Self {
+        values.into_iter().fold(self, |message, value| message.message(field, &value))
+    }
+
+    /// A number; none when it is zero.
+    pub fn number(mut self, field: u32, value: u64) -> Self {
         if value != 0 {
             self.tag(field, VARINT);
             self.varint(value);
@@ -21,28 +37,35 @@ impl Message {
         self
     }
 
-    pub(super) fn flag(self, field: u32, value: bool) -> Self {
+    /// A flag; none when it is not set.
+    pub fn flag(self, field: u32, value: bool) -> Self {
         self.number(field, u64::from(value))
     }
 
-    pub(super) fn bytes(self, field: u32, value: &[u8]) -> Self {
+    /// Bytes; none when there are none.
+    pub fn bytes(self, field: u32, value: &[u8]) -> Self {
         if value.is_empty() { self } else { self.present(field, value) }
     }
 
+    /// Text; none when it is empty.
+    pub fn text(self, field: u32, value: &str) -> Self {
+        self.bytes(field, value.as_bytes())
+    }
+
     /// A message in this one, even an empty one.
-    pub(super) fn message(self, field: u32, value: &Self) -> Self {
+    pub fn message(self, field: u32, value: &Self) -> Self {
         self.present(field, &value.0)
     }
 
     /// A number even when it is zero, for the members of unions.
-    pub(super) fn present_number(mut self, field: u32, value: u64) -> Self {
+    pub fn present_number(mut self, field: u32, value: u64) -> Self {
         self.tag(field, VARINT);
         self.varint(value);
         self
     }
 
     /// The message in a gRPC frame: not compressed, its length, itself.
-    pub(super) fn into_frame(self) -> Bytes {
+    pub fn into_frame(self) -> Bytes {
         let mut frame = BytesMut::with_capacity(self.0.len() + 5);
         frame.put_u8(0);
         frame.put_u32(u32::try_from(self.0.len()).unwrap_or(u32::MAX));
@@ -72,34 +95,50 @@ impl Message {
 
 /// What a field holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Value {
+pub enum Value {
+    /// A number that is written in as many bytes as it needs.
     Number(u64),
+    /// Bytes, text, or a message.
     Bytes(Bytes),
 }
 
 impl Value {
     /// As a number; zero when it is something else.
-    pub(super) fn number(&self) -> u64 {
+    pub fn number(&self) -> u64 {
         if let Self::Number(value) = self { *value } else { 0 }
     }
 
     /// As bytes; none when it is something else.
-    pub(super) fn bytes(self) -> Bytes {
+    pub fn bytes(self) -> Bytes {
         if let Self::Bytes(value) = self { value } else { Bytes::new() }
+    }
+
+    /// As the fields of a message; none when it is something else.
+    pub fn fields(self) -> Fields {
+        Fields(self.bytes())
+    }
+
+    /// As text; empty when it is something else.
+    ///
+    /// # Errors
+    /// [`Malformed`] when it is not UTF-8.
+    pub fn text(self) -> Result<String, Malformed> {
+        String::from_utf8(self.bytes().to_vec()).map_err(|_| Malformed)
     }
 }
 
 /// The message is not protobuf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the answer is malformed")]
-pub(super) struct Malformed;
+#[error("the message is malformed")]
+pub struct Malformed;
 
 /// The fields of a message that is read, in their order. Nothing is copied.
 #[derive(Clone, Debug)]
-pub(super) struct Fields(Bytes);
+pub struct Fields(Bytes);
 
 impl Fields {
-    pub(super) fn of(message: Bytes) -> Self {
+    /// The fields of a message.
+    pub fn of(message: Bytes) -> Self {
         Self(message)
     }
 
@@ -107,7 +146,8 @@ impl Fields {
     ///
     /// # Errors
     /// [`Malformed`].
-    pub(super) fn next(&mut self) -> Result<Option<(u32, Value)>, Malformed> {
+    #[expect(clippy::should_implement_trait, reason = "it fails, and ends then")]
+    pub fn next(&mut self) -> Result<Option<(u32, Value)>, Malformed> {
         while self.0.has_remaining() {
             let tag = self.varint()?;
             let field = u32::try_from(tag >> 3).map_err(|_| Malformed)?;
@@ -167,12 +207,25 @@ mod tests {
     }
 
     #[test]
+    fn text_and_messages_come_back() {
+        let long = "x".repeat(200);
+        let message = Message::default().text(1, "").text(2, &long).flag(3, true).flag(4, false);
+        let mut fields = Fields::of(Message::default().message(1, &message).into_frame().slice(5..));
+        let mut inner = fields.next().unwrap().unwrap().1.fields();
+        let (field, value) = inner.next().unwrap().unwrap();
+        assert_eq!((field, value.text()), (2, Ok(long)));
+        assert_eq!(inner.next(), Ok(Some((3, Value::Number(1)))));
+        assert_eq!(inner.next(), Ok(None));
+        assert_eq!(Value::Bytes(Bytes::from_static(&[0xff])).text(), Err(Malformed));
+    }
+
+    #[test]
     fn nonsense_is_an_error_and_never_a_panic() {
         for bad in [&[0x0a][..], &[0x0a, 5, 1], &[0x08], &[0x08, 0x80], &[0x0b], &[0xff; 11], &[0x09, 1], &[0x0d, 1]] {
             let mut fields = Fields::of(Bytes::copy_from_slice(bad));
             assert_eq!(fields.next(), Err(Malformed), "{bad:?}");
         }
-        // fields of kinds that etcd does not use are passed over
+        // fields of other kinds are passed over
         let mut fields = Fields::of(Bytes::from_static(&[0x09, 1, 2, 3, 4, 5, 6, 7, 8, 0x0d, 1, 2, 3, 4, 0x10, 7]));
         assert_eq!(fields.next(), Ok(Some((2, Value::Number(7)))));
     }

@@ -1,7 +1,11 @@
-//! gRPC over HTTP/2 without TLS, as a client: single calls, and answers that come one after the other. Messages are written and read in
-//! [`wire`]; there are so few that a library for them would be larger than they are.
+//! gRPC over HTTP/2: single calls, and answers that come one after the other. Messages are written and read in [`wire`]; there are so few
+//! that a library for them would be larger than they are. [`Channel`] is for those on the same machine; the way to etcd, which has several
+//! members and TLS, is `storage`'s, by [`take_frame`] and [`verify`]. Who is asked is a [`server`].
 
-pub(crate) mod wire;
+mod hpack;
+mod lenient;
+pub mod server;
+pub mod wire;
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, Request, StatusCode};
@@ -9,6 +13,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use std::fmt::Write as _;
 use std::path::Path;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
@@ -39,20 +44,33 @@ const CODES: [&str; 17] = [
     "DataLoss",
     "Unauthenticated",
 ];
+/// gRPC's code of what went wrong in a way that has no other code, as Go's servers give it.
+pub const UNKNOWN: usize = 2;
+/// gRPC's code of what took too long.
+pub const DEADLINE_EXCEEDED: usize = 4;
+/// gRPC's code of a call that is one too many.
+pub const RESOURCE_EXHAUSTED: usize = 8;
 /// gRPC's code of a call that the server does not know.
-pub(crate) const UNIMPLEMENTED: usize = 12;
-const UNAVAILABLE: usize = 14;
+pub const UNIMPLEMENTED: usize = 12;
 const INTERNAL: usize = 13;
+const UNAVAILABLE: usize = 14;
 
 /// How a call failed: gRPC's code and the server's words, or what stood in the way of the call in the same form.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("rpc error: code = {} desc = {words}", CODES.get(*code).unwrap_or(&"Unknown"))]
-pub(crate) struct CallError {
-    pub(crate) code: usize,
-    pub(crate) words: String,
+pub struct CallError {
+    /// gRPC's code.
+    pub code: usize,
+    /// What the server says of it.
+    pub words: String,
 }
 
 impl CallError {
+    /// A failure with a code of gRPC.
+    pub fn new(code: usize, words: impl Into<String>) -> Self {
+        Self { code, words: words.into() }
+    }
+
     fn unavailable(words: impl ToString) -> Self {
         Self { code: UNAVAILABLE, words: words.to_string() }
     }
@@ -69,7 +87,7 @@ impl From<wire::Malformed> for CallError {
 }
 
 /// A connection to a server; it ends with this.
-pub(crate) struct Channel {
+pub struct Channel {
     sender: SendRequest<Full<Bytes>>,
     authority: String,
     agent: &'static str,
@@ -82,7 +100,7 @@ impl Channel {
     ///
     /// # Errors
     /// When the other end does not.
-    pub(crate) async fn over<S>(stream: S, authority: &str, agent: &'static str) -> Result<Self, CallError>
+    pub async fn over<S>(stream: S, authority: &str, agent: &'static str) -> Result<Self, CallError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -104,7 +122,7 @@ impl Channel {
     ///
     /// # Errors
     /// When nobody listens there.
-    pub(crate) async fn unix(path: &Path) -> Result<Self, CallError> {
+    pub async fn unix(path: &Path) -> Result<Self, CallError> {
         let stream = UnixStream::connect(path).await.map_err(|error| {
             CallError::unavailable(format!("connection error: desc = \"dial unix {}: {error}\"", path.display()))
         })?;
@@ -112,7 +130,7 @@ impl Channel {
     }
 
     /// Waits for the end of the connection.
-    pub(crate) async fn ended(&self) {
+    pub async fn ended(&self) {
         self.ended.cancelled().await;
     }
 
@@ -120,7 +138,7 @@ impl Channel {
     ///
     /// # Errors
     /// What the server says is wrong, or that it cannot be understood.
-    pub(crate) async fn call(&self, method: &str, message: Message) -> Result<Bytes, CallError> {
+    pub async fn call(&self, method: &str, message: Message) -> Result<Bytes, CallError> {
         let mut answers = self.begin(method, message).await?;
         let answer = answers.next().await?;
         let answer = answer.ok_or_else(|| CallError::internal("the server has not answered"))?;
@@ -133,7 +151,7 @@ impl Channel {
     ///
     /// # Errors
     /// What the server says is wrong, or that it cannot be understood.
-    pub(crate) async fn begin(&self, method: &str, message: Message) -> Result<Answers, CallError> {
+    pub async fn begin(&self, method: &str, message: Message) -> Result<Answers, CallError> {
         let request = Request::post(format!("http://{}{method}", self.authority))
             .header("content-type", "application/grpc")
             .header("te", "trailers")
@@ -160,7 +178,7 @@ impl Channel {
 }
 
 /// The answers to one call.
-pub(crate) struct Answers {
+pub struct Answers {
     body: Incoming,
     pending: BytesMut,
 }
@@ -170,9 +188,9 @@ impl Answers {
     ///
     /// # Errors
     /// What the server says is wrong, or that it cannot be understood.
-    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, CallError> {
+    pub async fn next(&mut self) -> Result<Option<Bytes>, CallError> {
         loop {
-            if let Some(message) = unframe(&mut self.pending)? {
+            if let Some(message) = take_frame(&mut self.pending, MAX_MESSAGE)? {
                 return Ok(Some(message));
             }
             let Some(frame) = self.body.frame().await else {
@@ -193,24 +211,32 @@ impl Answers {
 }
 
 /// Takes a whole message out of what has come.
-fn unframe(pending: &mut BytesMut) -> Result<Option<Bytes>, CallError> {
+///
+/// # Errors
+/// When it is compressed, or has more than `most` bytes.
+pub fn take_frame(pending: &mut BytesMut, most: usize) -> Result<Option<Bytes>, CallError> {
     let [compressed, a, b, c, d, rest @ ..] = &pending[..] else { return Ok(None) };
     let length = usize::try_from(u32::from_be_bytes([*a, *b, *c, *d])).unwrap_or(usize::MAX);
-    if *compressed != 0 || length > MAX_MESSAGE {
+    if *compressed != 0 || length > most {
         return Err(CallError::internal(format!("a message of {length} bytes, or a compressed one, is not taken")));
     }
     if rest.len() < length {
+        pending.reserve(length + 5 - pending.len());
         return Ok(None);
     }
     pending.advance(5);
     Ok(Some(pending.split_to(length).freeze()))
 }
 
-fn verify(headers: &HeaderMap) -> Result<(), CallError> {
+/// What the head of an answer, or what follows it, says of how the call went; nothing is good news.
+///
+/// # Errors
+/// What the server says is wrong.
+pub fn verify(headers: &HeaderMap) -> Result<(), CallError> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     match text("grpc-status") {
         "" | "0" => Ok(()),
-        code => Err(CallError { code: code.parse().unwrap_or(2), words: unescape(text("grpc-message")) }),
+        code => Err(CallError { code: code.parse().unwrap_or(UNKNOWN), words: unescape(text("grpc-message")) }),
     }
 }
 
@@ -234,6 +260,21 @@ fn unescape(text: &str) -> String {
     String::from_utf8_lossy(&out).chars().take(MAX_WORDS).collect()
 }
 
+/// The same words with `%` and two digits for what may not be in a header.
+fn escape(words: &str) -> String {
+    let mut out = String::with_capacity(words.len());
+    for byte in words.chars().take(MAX_WORDS).collect::<String>().bytes() {
+        match byte {
+            b' '..=b'~' if byte != b'%' => out.push(char::from(byte)),
+            _ => {
+                // writing to a string cannot fail
+                let _ = write!(out, "%{byte:02X}");
+            }
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,12 +282,12 @@ mod tests {
     #[test]
     fn messages_are_taken_out_of_frames() {
         let mut pending = BytesMut::from(&[0, 0, 0, 0, 2, 7, 8, 0, 0, 0][..]);
-        assert_eq!(unframe(&mut pending), Ok(Some(Bytes::from_static(&[7, 8]))));
-        assert_eq!(unframe(&mut pending), Ok(None));
+        assert_eq!(take_frame(&mut pending, 8), Ok(Some(Bytes::from_static(&[7, 8]))));
+        assert_eq!(take_frame(&mut pending, 8), Ok(None));
         pending.extend_from_slice(&[0, 0]);
-        assert_eq!(unframe(&mut pending), Ok(Some(Bytes::new())));
+        assert_eq!(take_frame(&mut pending, 8), Ok(Some(Bytes::new())));
         for bad in [[1, 0, 0, 0, 0], [0, 0xff, 0xff, 0xff, 0xff]] {
-            assert!(unframe(&mut BytesMut::from(&bad[..])).is_err());
+            assert!(take_frame(&mut BytesMut::from(&bad[..]), MAX_MESSAGE).is_err());
         }
     }
 
@@ -256,6 +297,10 @@ mod tests {
             [("a%20b", "a b"), ("100%", "100%"), ("%zz%4", "%zz%4"), ("%C3%A4", "ä"), ("%ff", "\u{fffd}")]
         {
             assert_eq!(unescape(text), want);
+        }
+        for words in ["plain", "a b", "100%", "ä\n\u{0}", ""] {
+            assert_eq!(unescape(&escape(words)), words);
+            assert!(escape(words).bytes().all(|b| (b' '..=b'~').contains(&b)));
         }
         let error = CallError { code: 12, words: "no".into() };
         assert_eq!(error.to_string(), "rpc error: code = Unimplemented desc = no");
