@@ -10,6 +10,7 @@ pub mod jsonpath;
 pub mod meta;
 pub mod names;
 pub mod object;
+pub mod pattern;
 pub mod quantity;
 pub mod quota;
 pub mod selector;

@@ -99,6 +99,14 @@ pub fn qualified_name(s: &str) -> Result<(), String> {
     if is_qualified_part(name) { Ok(()) } else { Err(QUALIFIED_RULE.into()) }
 }
 
+/// Whether a resource is neither Kubernetes' own nor a quota's name for another one.
+pub fn is_extended_resource(name: &str) -> bool {
+    name.contains('/')
+        && !name.contains("kubernetes.io/")
+        && !name.starts_with("requests.")
+        && qualified_name(&format!("requests.{name}")).is_ok()
+}
+
 /// A label value: empty, or at most 63 bytes.
 ///
 /// # Errors

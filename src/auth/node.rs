@@ -136,7 +136,8 @@ impl NodeAuthorizer {
             }
             ("", "configmaps") => reads && plain && refers(Kind::ConfigMap),
             ("", "persistentvolumeclaims") => {
-                let verbs = if plain { &["get"][..] } else { &["get", "update", "patch"] };
+                // watched one by one: the kubelet has volumes grow when their claims say so
+                let verbs = if plain { &["get", "list", "watch"][..] } else { &["get", "update", "patch"] };
                 (plain || a.subresource == "status") && verbs.contains(&a.verb) && refers(Kind::Claim)
             }
             ("", "persistentvolumes") => a.verb == "get" && plain && self.graph.read().reaches_volume(node, a.name),
@@ -379,7 +380,7 @@ mod tests {
         nodes
     }
 
-    const REFERRED: [(&str, &str, &str, &str); 12] = [
+    const REFERRED: [(&str, &str, &str, &str); 14] = [
         ("get", "secrets", "ns", "pull"),
         ("watch", "secrets", "ns", "key"),
         ("list", "secrets", "ns", "proj"),
@@ -387,6 +388,8 @@ mod tests {
         ("get", "configmaps", "ns", "cm"),
         ("get", "persistentvolumeclaims", "ns", "claim"),
         ("get", "persistentvolumeclaims", "ns", "p-scratch"),
+        ("watch", "persistentvolumeclaims", "ns", "claim"),
+        ("patch", "persistentvolumeclaims/status", "ns", "claim"),
         ("get", "persistentvolumes", "", "pv"),
         ("get", "storage.k8s.io:volumeattachments", "", "va"),
         ("create", "serviceaccounts/token", "ns", "sa"),

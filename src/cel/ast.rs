@@ -1,7 +1,7 @@
 //! What an expression is made of.
 
 use crate::functions::Function;
-use regex_lite::Regex;
+use edge_api::pattern::Regex;
 use std::sync::Arc;
 
 /// A node, and where in the text it is (a byte offset).

@@ -6,14 +6,29 @@ use crate::error::Issue;
 use crate::functions::{self, Function};
 use crate::types::{Type, assignable, substitute};
 use crate::value;
+use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Resolves the names of a tree in place; its type.
+/// The types of a tree's nodes. A node is known by its address, so the tree must not move as long as they are used.
+#[derive(Default)]
+pub(crate) struct Types(HashMap<usize, Type>);
+
+fn address(expr: &Expr) -> usize {
+    std::ptr::from_ref(expr).addr()
+}
+
+impl Types {
+    pub(crate) fn of(&self, expr: &Expr) -> Option<&Type> {
+        self.0.get(&address(expr))
+    }
+}
+
+/// Resolves the names of a tree in place; its type. `types`: where the types of all nodes go.
 ///
 /// # Errors
 /// Everything that does not fit.
-pub(crate) fn check(expr: &mut Expr, env: &Env) -> Result<Type, Vec<Issue>> {
-    let mut checker = Checker { env, scope: Vec::new(), issues: Vec::new() };
+pub(crate) fn check(expr: &mut Expr, env: &Env, types: Option<&mut Types>) -> Result<Type, Vec<Issue>> {
+    let mut checker = Checker { env, types, scope: Vec::new(), issues: Vec::new() };
     let ty = checker.expr(expr);
     if checker.issues.is_empty() { Ok(ty) } else { Err(checker.issues) }
 }
@@ -23,6 +38,7 @@ const MAX_ISSUES: usize = 20;
 
 struct Checker<'e> {
     env: &'e Env,
+    types: Option<&'e mut Types>,
     scope: Vec<(Box<str>, Type)>,
     issues: Vec<Issue>,
 }
@@ -59,6 +75,14 @@ impl Checker<'_> {
     }
 
     fn expr(&mut self, expr: &mut Expr) -> Type {
+        let ty = self.judge(expr);
+        if let Some(types) = &mut self.types {
+            types.0.insert(address(expr), ty.clone());
+        }
+        ty
+    }
+
+    fn judge(&mut self, expr: &mut Expr) -> Type {
         let at = expr.at;
         if let Kind::Name(_) | Kind::Select { optional: false, .. } = &expr.kind
             && let Some(resolved) = self.resolve(expr)

@@ -238,6 +238,14 @@ impl Parser {
             let number = node(at, Kind::Literal(Literal::Int(literal)), 0)?;
             return self.member_of(number);
         }
+        if symbol == "-"
+            && let Token::Double(value) = *self.peek()
+            && signs % 2 == 1
+        {
+            self.take();
+            let number = node(at, Kind::Literal(Literal::Double(-value)), 0)?;
+            return self.member_of(number);
+        }
         let operand = self.member()?;
         if signs.is_multiple_of(2) {
             return Ok(operand);

@@ -2,9 +2,10 @@
 
 use crate::ast::{Expr, Kind};
 use crate::budget::Budget;
-use crate::check::check;
+use crate::check::{Types, check};
 use crate::env::Env;
 use crate::error::{CompileError, Error, Issue};
+use crate::estimate::{Sizes, estimate};
 use crate::eval::Machine;
 use crate::parse::parse;
 use crate::types::Type;
@@ -40,10 +41,25 @@ impl Program {
     /// # Errors
     /// Everything that is wrong with it: the first error of syntax, or all names, fields and functions that do not fit.
     pub fn compile(text: &str, env: &Env) -> Result<Self, CompileError> {
+        Self::build(text, env, None).map(|(program, _)| program)
+    }
+
+    /// Compiles, and works out what evaluating it costs at most when variables are of these sizes.
+    ///
+    /// # Errors
+    /// As for [`Self::compile`].
+    pub fn compile_estimated(text: &str, env: &Env, sizes: Sizes<'_>) -> Result<(Self, u64), CompileError> {
+        Self::build(text, env, Some(sizes))
+    }
+
+    fn build(text: &str, env: &Env, sizes: Option<Sizes<'_>>) -> Result<(Self, u64), CompileError> {
         let error = |issues| CompileError { source_text: text.to_owned(), issues };
         let mut expr = parse(text).map_err(|issue| error(vec![issue]))?;
-        let ty = check(&mut expr, env).map_err(error)?;
-        Ok(Self { expr, ty, source: text.into() })
+        let mut types = sizes.map(|_| Types::default());
+        let ty = check(&mut expr, env, types.as_mut()).map_err(error)?;
+        // before the tree moves
+        let cost = types.zip(sizes).map_or(0, |(types, sizes)| estimate(&expr, &types, sizes));
+        Ok((Self { expr, ty, source: text.into() }, cost))
     }
 
     /// Compiles what must come to one of these types; an expression of which the type is known only later will do.
@@ -51,16 +67,23 @@ impl Program {
     /// # Errors
     /// As for [`Self::compile`], and when it comes to something else.
     pub fn compile_as(text: &str, env: &Env, wanted: &[Type]) -> Result<Self, CompileError> {
-        let program = Self::compile(text, env)?;
-        if program.ty == Type::Dyn || wanted.contains(&program.ty) {
-            return Ok(program);
+        Self::compile(text, env)?.of_type(wanted)
+    }
+
+    /// The same, if it comes to one of these types.
+    ///
+    /// # Errors
+    /// When it comes to something else.
+    pub fn of_type(self, wanted: &[Type]) -> Result<Self, CompileError> {
+        if self.ty == Type::Dyn || wanted.contains(&self.ty) {
+            return Ok(self);
         }
         let names: Vec<String> = wanted.iter().map(Type::to_string).collect();
         let message = match names.as_slice() {
             [name] => format!("must evaluate to {name}"),
             _ => format!("must evaluate to one of: [{}]", names.join(" ")),
         };
-        Err(CompileError { source_text: text.to_owned(), issues: vec![Issue { at: program.expr.at, message }] })
+        Err(CompileError { source_text: self.source.into(), issues: vec![Issue { at: self.expr.at, message }] })
     }
 
     /// What it comes to, as far as that is known.

@@ -111,6 +111,11 @@ impl Stored {
         &self.0.bytes
     }
 
+    /// Whether its JSON has a text in it, wherever: what does not need not be read for what the text says.
+    pub fn may_have(&self, text: &str) -> bool {
+        memchr::memmem::find(&self.0.bytes, text.as_bytes()).is_some()
+    }
+
     /// `metadata.resourceVersion`.
     pub fn resource_version(&self) -> u64 {
         self.0.revision

@@ -65,6 +65,7 @@ struct File {
     extenders: Vec<ExtenderFile>,
     pod_initial_backoff_seconds: Option<u64>,
     pod_max_backoff_seconds: Option<u64>,
+    percentage_of_nodes_to_score: Option<usize>,
     // what has no meaning here
     #[serde(rename = "parallelism")]
     _parallelism: Option<IgnoredAny>,
@@ -76,8 +77,6 @@ struct File {
     _enable_profiling: Option<IgnoredAny>,
     #[serde(rename = "enableContentionProfiling")]
     _enable_contention_profiling: Option<IgnoredAny>,
-    #[serde(rename = "percentageOfNodesToScore")]
-    _percentage_of_nodes_to_score: Option<IgnoredAny>,
     #[serde(rename = "delayCacheUntilActive")]
     _delay_cache_until_active: Option<IgnoredAny>,
 }
@@ -90,8 +89,7 @@ struct ProfileFile {
     plugins: PluginsFile,
     #[serde(default)]
     plugin_config: Vec<PluginConfig>,
-    #[serde(rename = "percentageOfNodesToScore")]
-    _percentage_of_nodes_to_score: Option<IgnoredAny>,
+    percentage_of_nodes_to_score: Option<usize>,
 }
 
 #[derive(Default, Deserialize)]
@@ -220,17 +218,20 @@ impl Config {
                 format!("expected kubescheduler.config.k8s.io/v1 KubeSchedulerConfiguration, found {found}"),
             ));
         }
+        let percent = percentage(file.percentage_of_nodes_to_score, "percentageOfNodesToScore")?;
         let mut profiles = Vec::new();
         for (i, profile) in file.profiles.into_iter().enumerate() {
             let at = format!("profiles[{i}]");
-            let profile = profile_of(profile, &at)?;
+            let own = percentage(profile.percentage_of_nodes_to_score, &format!("{at}.percentageOfNodesToScore"))?;
+            let mut profile = profile_of(profile, &at)?;
+            profile.percentage = own.or(percent);
             if profiles.iter().any(|p: &Profile| p.name == profile.name) {
                 return Err(wrong(at, format!("scheduler name {:?} is there twice", profile.name)));
             }
             profiles.push(profile);
         }
         if profiles.is_empty() {
-            profiles.push(Profile::default());
+            profiles.push(Profile { percentage: percent, ..Profile::default() });
         }
         let defaults = Backoff::default();
         let seconds = |n: Option<u64>, or| n.map_or(or, Duration::from_secs);
@@ -252,6 +253,14 @@ impl Config {
             .enumerate()
             .map(|(i, e)| Extender::new(e).map_err(|reason| wrong(format!("extenders[{i}]"), reason)));
         Ok(Self { profiles, extenders: extenders.collect::<Result<_, _>>()?, backoff })
+    }
+}
+
+/// A part of the nodes; none, as 0 is, leaves it to the scheduler.
+fn percentage(given: Option<usize>, at: &str) -> Result<Option<usize>, ConfigError> {
+    match given {
+        Some(over) if over > 100 => Err(wrong(at, format!("not in valid range [0-100]: {over}"))),
+        other => Ok(other.filter(|percent| *percent > 0)),
     }
 }
 
@@ -429,6 +438,16 @@ mod tests {
         let config = parse("{}").unwrap();
         assert_eq!(config.profiles, [Profile::default()]);
         assert_eq!(config.backoff, Backoff::default());
+    }
+
+    #[test]
+    fn a_part_of_the_nodes_for_all_and_for_one() {
+        let text = "{apiVersion: kubescheduler.config.k8s.io/v1, kind: KubeSchedulerConfiguration, percentageOfNodesToScore: 30, \
+            profiles: [{schedulerName: a}, {schedulerName: b, percentageOfNodesToScore: 70}, {schedulerName: c, percentageOfNodesToScore: 0}]}";
+        let percentages = |c: Config| c.profiles.iter().map(|p| p.percentage).collect::<Vec<_>>();
+        assert_eq!(percentages(Config::parse(text).unwrap()), [Some(30), Some(70), Some(30)]);
+        let error = Config::parse(&text.replace("30", "101")).unwrap_err().to_string();
+        assert!(error.contains("percentageOfNodesToScore") && error.contains("not in valid range [0-100]"), "{error}");
     }
 
     #[test]

@@ -182,11 +182,11 @@ pub(crate) fn check_beside_nominated(
 pub(crate) struct Possible {
     pub(crate) prepared: Prepared,
     pub(crate) nodes: Vec<NodeId>,
-    /// Why the others are not; nothing where only the node was looked at that is kept free for the pod.
+    /// Why others are not; nothing of those that were not looked at: when there are enough, or one is kept free for the pod.
     pub(crate) verdict: Verdict,
 }
 
-/// Finds the nodes that are possible.
+/// Finds nodes that are possible: all of them, or as many as the profile takes to be enough.
 ///
 /// # Errors
 /// Why there is none.
@@ -204,21 +204,32 @@ pub(crate) fn possible(q: Question<'_>, cluster: &mut Cluster) -> Result<Possibl
     {
         return Ok(Possible { prepared, nodes: vec![id], verdict: Verdict::default() });
     }
-    let attempt = q.on(cluster);
     let (mut nodes, mut verdict) = (Vec::new(), Verdict::default());
-    for (id, ..) in cluster.nodes() {
-        match check(&attempt, &prepared, id) {
-            Ok(()) => nodes.push(id),
-            Err(refusal) => verdict.refusals.push((id, refusal)),
+    let order = cluster.order();
+    let (enough, start) = (q.profile.enough(order.len()), cluster.start);
+    let mut turns = (0..order.len()).map(|turn| order[(start + turn) % order.len()]);
+    let mut is_over = false;
+    while !is_over && nodes.len() < enough {
+        let (attempt, mut found) = (q.on(cluster), Vec::new());
+        while nodes.len() + found.len() < enough {
+            let Some(id) = turns.next() else {
+                is_over = true;
+                break;
+            };
+            match check(&attempt, &prepared, id) {
+                Ok(()) => found.push(id),
+                Err(refusal) => verdict.refusals.push((id, refusal)),
+            }
+        }
+        for id in found {
+            match check_beside_nominated(q, cluster, &prepared, id) {
+                Ok(()) => nodes.push(id),
+                Err(refusal) => verdict.refusals.push((id, refusal)),
+            }
         }
     }
-    nodes.retain(|id| match check_beside_nominated(q, cluster, &prepared, *id) {
-        Ok(()) => true,
-        Err(refusal) => {
-            verdict.refusals.push((*id, refusal));
-            false
-        }
-    });
+    // the next search begins where this has ended
+    cluster.start = (start + order.len() - turns.len()).checked_rem(order.len()).unwrap_or(0);
     if nodes.is_empty() { Err(verdict) } else { Ok(Possible { prepared, nodes, verdict }) }
 }
 
@@ -323,6 +334,42 @@ mod tests {
         assert_eq!(c.node(id).requested.cpu, 0, "what-ifs leave nothing");
         c.assume(first.info.clone(), id);
         assert!(c.nominated(id).is_empty());
+    }
+
+    #[test]
+    fn of_many_nodes_a_part_is_looked_at_by_turns() {
+        let room = json!({"cpu": "1", "memory": "1Gi", "pods": "10"});
+        let nodes: Vec<_> = (0..300)
+            .map(|n| {
+                let labels = json!({"topology.kubernetes.io/zone": format!("zone-{}", n / 100), "n": n.to_string()});
+                json!({"metadata": {"name": format!("n{n}"), "labels": labels}, "status": {"allocatable": room}})
+            })
+            .collect();
+        let mut c = crate::testing::cluster(&nodes);
+        let search = |c: &mut Cluster, spec| {
+            let (profile, reserved, allocating) = (Profile::default(), Reserved::new(), Allocating::default());
+            let (pod, profile) = (&pending_pod("p", spec), &profile);
+            let q = Question { pod, profile, world: &Nothing, reserved: &reserved, allocating: &allocating };
+            possible(q, c).map(|p| p.nodes)
+        };
+        let mut seen = vec![0; 300];
+        for _ in 0..25 {
+            let found = search(&mut c, json!({})).unwrap();
+            assert_eq!(found.len(), 144);
+            let in_zone = |zone: usize| found.iter().filter(|id| **id / 100 == zone).count();
+            assert_eq!((in_zone(0), in_zone(1), in_zone(2)), (48, 48, 48));
+            found.into_iter().for_each(|id| seen[id] += 1);
+        }
+        assert!(seen.iter().all(|times| *times == 12), "{seen:?}");
+        // until there are enough it goes on, wherever they are
+        for n in [0, 99, 150, 299] {
+            assert_eq!(search(&mut c, json!({"nodeSelector": {"n": n.to_string()}})).unwrap(), [n]);
+        }
+        let verdict = search(&mut c, json!({"nodeSelector": {"n": "none"}})).unwrap_err();
+        assert_eq!(verdict.refusals.len(), 300);
+        // nodes that come and go change the order
+        (0..290).for_each(|n| c.remove_node(&format!("n{n}")));
+        assert_eq!(search(&mut c, json!({})).unwrap().len(), 10);
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub(crate) struct Profile {
     pub(crate) weights: Vec<(Plugin, i64)>,
     /// Whether pods of lower priority make room.
     pub(crate) preempts: bool,
+    /// Of how many nodes the best is chosen, in percent of all; none: the fewer percent the more nodes there are.
+    pub(crate) percentage: Option<usize>,
     pub(crate) resources: resources::Settings,
     pub(crate) near: near::Settings,
     pub(crate) spread: spread::Defaults,
@@ -42,6 +44,7 @@ impl Default for Profile {
                 (Plugin::ImageLocality, 1),
             ],
             preempts: true,
+            percentage: None,
             resources: resources::Settings::default(),
             near: near::Settings::default(),
             spread: spread::Defaults::System,
@@ -49,5 +52,32 @@ impl Default for Profile {
             candidates: (10, 100),
             bind_timeout: Duration::from_secs(600),
         }
+    }
+}
+
+/// Of fewer nodes than so many all are looked at (Kubernetes' values, as those below).
+const FEW: usize = 100;
+/// The least part of the nodes, in percent.
+const LEAST: usize = 5;
+
+impl Profile {
+    /// How many possible nodes are enough to choose from, of so many.
+    pub(crate) fn enough(&self, nodes: usize) -> usize {
+        let percent = self.percentage.unwrap_or_else(|| 50_usize.saturating_sub(nodes / 125).max(LEAST));
+        (nodes.saturating_mul(percent) / 100).max(FEW).min(nodes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_nodes_some_are_enough() {
+        let enough = |percentage, nodes| Profile { percentage, ..Profile::default() }.enough(nodes);
+        for (nodes, want) in [(0, 0), (10, 10), (100, 100), (150, 100), (1000, 420), (5000, 500), (20_000, 1000)] {
+            assert_eq!(enough(None, nodes), want, "{nodes}");
+        }
+        assert_eq!((enough(Some(100), 5000), enough(Some(1), 5000), enough(Some(40), 5000)), (5000, 100, 2000));
     }
 }

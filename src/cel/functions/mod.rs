@@ -20,7 +20,7 @@ mod urls;
 use crate::budget::Budget;
 use crate::error::Error;
 use crate::value::{List, Opaque, Text, Value};
-use regex_lite::Regex;
+use edge_api::pattern::Regex;
 
 /// What a function may use besides its arguments.
 pub(crate) struct Context<'c> {

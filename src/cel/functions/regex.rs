@@ -4,12 +4,12 @@
 use super::{Context, Function, global, int, member, patterned, text};
 use crate::error::Error;
 use crate::value::Value;
-use regex_lite::{Regex, RegexBuilder};
+use edge_api::pattern::{self, Regex};
 
 /// Bytes that a compiled pattern may take.
-const SIZE_LIMIT: usize = 256 * 1024;
-/// Levels of groups in a pattern at most.
-const NEST_LIMIT: u32 = 50;
+const SIZE_LIMIT: usize = 1024 * 1024;
+/// What a Unicode class weighs, of which the compiled form has some hundred states.
+const CLASS: u64 = 50;
 
 pub(super) static FUNCTIONS: &[Function] = &[
     patterned(member("matches", &["string string : bool"], matches)),
@@ -23,8 +23,7 @@ pub(super) static FUNCTIONS: &[Function] = &[
 /// # Errors
 /// When it is none, or too large.
 pub(crate) fn compile(pattern: &str) -> Result<Regex, Error> {
-    let built = RegexBuilder::new(pattern).size_limit(SIZE_LIMIT).nest_limit(NEST_LIMIT).build();
-    built.map_err(|error| Error::new(format!("error parsing regexp: {error}")))
+    pattern::compile(pattern, SIZE_LIMIT).map_err(|error| Error::new(error.to_string()))
 }
 
 /// About how long the pattern is with its repetitions written out.
@@ -34,10 +33,7 @@ fn weight(pattern: &str) -> u64 {
     let mut rest = pattern.chars();
     while let Some(c) = rest.next() {
         match c {
-            '\\' => {
-                rest.next();
-                last = 1;
-            }
+            '\\' => last = if matches!(rest.next(), Some('p' | 'P')) { CLASS } else { 1 },
             '(' => {
                 open.push(0);
                 continue;
@@ -68,6 +64,7 @@ fn with<'a, T>(c: &mut Context<'_>, a: &[Value<'a>], run: impl FnOnce(&Regex, &s
         return Ok(run(regex, this));
     }
     c.budget.pay_bytes(pattern.len() * 10)?;
+    c.budget.pay(weight(pattern).saturating_mul(10))?;
     Ok(run(&compile(pattern)?, this))
 }
 

@@ -1,10 +1,11 @@
 //! Claims to devices, their templates and classes, and the slices in which drivers tell of devices.
 //!
-//! CEL expressions are kept as they are: they are judged by whoever evaluates them.
+//! CEL expressions are compiled when they are new, and refused when they could cost too much.
 
 use super::{Strategy, immutable, slices};
 use edge_api::field::{ErrorKind, ErrorList, Path};
 use edge_api::{Object, names};
+use edge_cel::{Program, Type, devices as expressions};
 use serde_json::Value;
 use std::collections::HashSet;
 
@@ -22,6 +23,9 @@ const MAX_EXPRESSION: usize = 10 * 1024;
 
 pub(crate) static CLAIM: Strategy = Strategy {
     validate: |o, errors| devices(o.pointer("/spec/devices"), &Path::new("spec").child("devices"), errors),
+    validate_news: |o, live, errors| {
+        asked(o.pointer("/spec/devices"), live.is_none(), &Path::new("spec").child("devices"), errors);
+    },
     validate_update: |new, live, errors| immutable(new, live, "/spec", errors),
     prepare_status: forget_devices,
     validate_status: claim_status,
@@ -35,6 +39,10 @@ pub(crate) static TEMPLATE: Strategy = Strategy {
         crate::meta::validate_labels(o.pointer("/spec/metadata/labels"), &labels, errors);
         devices(o.pointer("/spec/spec/devices"), &path.child("spec").child("devices"), errors);
     },
+    validate_news: |o, live, errors| {
+        let path = Path::new("spec").child("spec").child("devices");
+        asked(o.pointer("/spec/spec/devices"), live.is_none(), &path, errors);
+    },
     validate_update: |new, live, errors| immutable(new, live, "/spec", errors),
     ..Strategy::DEFAULT
 };
@@ -45,12 +53,19 @@ pub(crate) static CLASS: Strategy = Strategy {
         let path = Path::new("spec");
         selectors(o.get("spec"), &path, errors);
         let resource = text(o.get("spec"), "extendedResourceName");
-        if has(o.get("spec"), "extendedResourceName") && !is_extended(resource) {
+        if has(o.get("spec"), "extendedResourceName") && !names::is_extended_resource(resource) {
             let why = "must be a valid extended resource name";
             errors.invalid(&path.child("extendedResourceName"), &resource.into(), why);
         }
         for (i, config) in items(o.get("spec"), "config").iter().enumerate() {
             configuration(config, &path.child("config").index(i), errors);
+        }
+    },
+    validate_news: |o, live, errors| {
+        let before = live.and_then(|live| live.pointer("/spec/selectors"));
+        // in another order they are other ones
+        if live.is_none() || before != o.pointer("/spec/selectors") {
+            compiled(o.get("spec"), &Path::new("spec"), errors);
         }
     },
     ..Strategy::DEFAULT
@@ -131,14 +146,6 @@ fn unique<'a>(list: impl Iterator<Item = &'a str>, path: impl Fn(usize) -> Path,
             errors.duplicate(&path(i), &name.into());
         }
     }
-}
-
-/// Whether a resource is neither Kubernetes' own nor a quota's name for another one.
-fn is_extended(name: &str) -> bool {
-    name.contains('/')
-        && !name.contains("kubernetes.io/")
-        && !name.starts_with("requests.")
-        && names::qualified_name(&format!("requests.{name}")).is_ok()
 }
 
 /// What a claim asks for.
@@ -228,6 +235,42 @@ fn selectors(of: &Value, path: &Path, errors: &mut ErrorList) {
             errors.required(&at.child("expression"), "");
         } else if text(cel, "expression").len() > MAX_EXPRESSION {
             errors.too_long(&at.child("expression"), MAX_EXPRESSION);
+        }
+    }
+}
+
+/// The selectors of what a claim asks for, which never changes.
+fn asked(devices: Option<&Value>, is_new: bool, path: &Path, errors: &mut ErrorList) {
+    let requests = devices.filter(|_| is_new).map_or(&[][..], |devices| items(devices, "requests"));
+    for (i, request) in requests.iter().enumerate() {
+        let at = path.child("requests").index(i);
+        compiled(&request["exactly"], &at.child("exactly"), errors);
+        for (i, one) in items(request, "firstAvailable").iter().enumerate() {
+            compiled(one, &at.child("firstAvailable").index(i), errors);
+        }
+    }
+}
+
+/// Whether selectors compile, and what they cost at worst.
+fn compiled(of: &Value, path: &Path, errors: &mut ErrorList) {
+    for (i, selector) in items(of, "selectors").iter().enumerate().take(MAX_SELECTORS) {
+        let expression = text(&selector["cel"], "expression");
+        if expression.is_empty() || expression.len() > MAX_EXPRESSION {
+            continue;
+        }
+        let at = path.child("selectors").index(i).child("cel").child("expression");
+        match Program::compile_estimated(expression, expressions::env(), expressions::sizes()) {
+            Err(wrong) => errors.invalid(&at, &expression.into(), &wrong.detail()),
+            Ok((program, cost)) => match program.ty() {
+                Type::Bool | Type::Dyn if cost > expressions::COST => {
+                    errors.forbidden(&at, "too complex, exceeds cost limit");
+                }
+                Type::Bool | Type::Dyn => {}
+                other => {
+                    let why = format!("must evaluate to bool or the unknown type, not {other}");
+                    errors.invalid(&at, &expression.into(), &why);
+                }
+            },
         }
     }
 }
@@ -501,6 +544,41 @@ mod tests {
         }
         let (new, live) = (object(json!({"spec": {"devices": {}}})), object(json!({"spec": {}})));
         assert!(judged(|errors| (CLAIM.validate_update)(&new, &live, errors)).contains("field is immutable"));
+    }
+
+    #[test]
+    fn selectors_are_compiled_when_they_are_new() {
+        let selector = |text: &str| json!([{"cel": {"expression": text}}]);
+        let claim = |text: &str| {
+            let one = json!({"name": "one", "exactly": {"deviceClassName": "gpu", "selectors": selector(text)}});
+            object(json!({"spec": {"devices": {"requests": [one]}}}))
+        };
+        let class = |text: &str| object(json!({"spec": {"selectors": selector(text)}}));
+        let list = "[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]";
+        let mut expensive = "true".to_owned();
+        for i in 0..7 {
+            expensive = format!("{list}.all(x{i}, {expensive})");
+        }
+        for (expression, part) in [
+            ("device.driver == 'gpu.example.com'", ""),
+            ("device.attributes['gpu.example.com'].is_fast", ""),
+            ("device.driver", "must evaluate to bool or the unknown type, not string"),
+            ("device.nope", "compilation failed: ERROR: <input>:1:7: undefined field 'nope'"),
+            (&expensive, "Forbidden: too complex, exceeds cost limit"),
+        ] {
+            let of_claim = judged(|errors| (CLAIM.validate_news)(&claim(expression), None, errors));
+            let of_class = judged(|errors| (CLASS.validate_news)(&class(expression), None, errors));
+            let at = "selectors[0].cel.expression: ";
+            for (text, at) in
+                [(of_claim, format!("spec.devices.requests[0].exactly.{at}")), (of_class, format!("spec.{at}"))]
+            {
+                let fits = if part.is_empty() { text.is_empty() } else { text.contains(&at) && text.contains(part) };
+                assert!(fits, "{expression}: {text}");
+            }
+        }
+        let told = |new: &Object, live: &Object| judged(|errors| (CLASS.validate_news)(new, Some(live), errors));
+        assert_eq!(told(&class(&expensive), &class(&expensive)), "", "it was taken before");
+        assert!(told(&class(&expensive), &class("true")).contains("too complex"));
     }
 
     #[test]

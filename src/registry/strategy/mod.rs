@@ -65,6 +65,8 @@ pub struct Strategy {
     pub prepare_status: fn(&mut Object, &Object),
     /// Judges the object as it would be stored.
     pub validate: fn(&Object, &mut ErrorList),
+    /// Judges what was already judged when the live object has it, too: `None` where there is none, as for a new object.
+    pub validate_news: fn(&Object, Option<&Object>, &mut ErrorList),
     /// Judges the change from the live object (second).
     pub validate_update: fn(&Object, &Object, &mut ErrorList),
     /// Judges a new status, as its subresource writes it; the second is the live object.
@@ -93,6 +95,7 @@ impl Strategy {
         prepare_update: |_, _| {},
         prepare_status: |_, _| {},
         validate: |_, _| {},
+        validate_news: |_, _, _| {},
         validate_update: |_, _, _| {},
         validate_status: |_, _, _| {},
         grace_period: None,

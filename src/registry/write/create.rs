@@ -97,6 +97,7 @@ impl Registry {
         object = self.to_stored(info, object).await?;
         meta::validate(info, &object, &mut errors);
         (info.strategy.validate)(&object, &mut errors);
+        (info.strategy.validate_news)(&object, None, &mut errors);
         invalid_unless_empty(info, &name, &errors)?;
         self.validate_admission(&a, Some(served.as_ref().unwrap_or(&object))).await?;
         let key = crate::read::object_key(target);

@@ -139,6 +139,7 @@ impl Registry {
             (info.strategy.validate)(&new, &mut errors);
         }
         if main {
+            (info.strategy.validate_news)(&new, Some(old), &mut errors);
             (info.strategy.validate_update)(&new, old, &mut errors);
         }
         invalid_unless_empty(info, target.name, &errors)?;

@@ -38,6 +38,10 @@ pub(crate) struct Cluster {
     assumed: HashSet<Key>,
     groups: Groups,
     domains: DomainCache,
+    /// The nodes in the order of [`Cluster::order`], until one comes, goes, or has other labels.
+    order: Option<Arc<[NodeId]>>,
+    /// Where in that order the next search begins.
+    pub(crate) start: usize,
     /// How many pods use a claim, by node.
     claims: HashMap<Key, HashMap<NodeId, u32>>,
     /// How many nodes have an image.
@@ -90,6 +94,34 @@ impl Cluster {
         self.domains.of(topology_key, self)
     }
 
+    /// The nodes by turns of their zones, so that whoever looks at a part of them sees all zones.
+    pub(crate) fn order(&mut self) -> Arc<[NodeId]> {
+        if let Some(order) = &self.order {
+            return order.clone();
+        }
+        let (mut places, mut zones): (HashMap<_, usize>, Vec<Vec<NodeId>>) = Default::default();
+        for (id, _, node) in self.nodes() {
+            let of = |label| node.labels().get(label);
+            let zone = (of("topology.kubernetes.io/region"), of("topology.kubernetes.io/zone"));
+            let place = *places.entry(zone).or_insert(zones.len());
+            if place == zones.len() {
+                zones.push(Vec::new());
+            }
+            zones[place].push(id);
+        }
+        let longest = zones.iter().map(Vec::len).max().unwrap_or(0);
+        let order: Arc<[NodeId]> =
+            (0..longest).flat_map(|turn| zones.iter().filter_map(move |zone| zone.get(turn))).copied().collect();
+        self.order = Some(order.clone());
+        order
+    }
+
+    /// The nodes are others, or in other places.
+    fn reorder(&mut self) {
+        self.domains.forget();
+        self.order = None;
+    }
+
     /// How many nodes have an image.
     pub(crate) fn nodes_with_image(&self, image: &str) -> usize {
         self.images.get(image).copied().unwrap_or(0)
@@ -121,15 +153,15 @@ impl Cluster {
 
     pub(crate) fn set_node(&mut self, node: &Arc<Node>) {
         let id = self.id_for(node.metadata.name.as_deref().unwrap_or_default());
-        let state = &mut self.nodes[id];
-        match &state.node {
+        match &self.nodes[id].node {
             None => {
                 self.existing += 1;
-                self.domains.forget();
+                self.reorder();
             }
-            Some(old) if old.labels() != node.labels() => self.domains.forget(),
+            Some(old) if old.labels() != node.labels() => self.reorder(),
             Some(_) => {}
         }
+        let state = &mut self.nodes[id];
         count_images(&mut self.images, state, false);
         state.set(node);
         count_images(&mut self.images, state, true);
@@ -143,7 +175,7 @@ impl Cluster {
             self.existing -= 1;
         }
         state.images.clear();
-        self.domains.forget();
+        self.reorder();
         self.drop_if_empty(id);
     }
 

@@ -23,10 +23,8 @@ pub(crate) static STRATEGY: Strategy = Strategy {
         complete_names(new);
         note_storage(new);
     },
-    validate: |o, errors| {
-        names::validate(o, errors);
-        versions::validate(o, errors);
-    },
+    validate: names::validate,
+    validate_news: versions::validate,
     validate_update,
     // it never goes before its objects
     is_held: |o| !o.is_terminating() || o.finalizers().next().is_some(),

@@ -15,6 +15,7 @@ fn judge(value: Value) -> String {
     (STRATEGY.prepare_create)(&mut object);
     let mut errors = ErrorList::new();
     (STRATEGY.validate)(&object, &mut errors);
+    (STRATEGY.validate_news)(&object, None, &mut errors);
     errors.to_string()
 }
 
@@ -176,4 +177,27 @@ fn refusals_have_kubernetes_words() {
         let found = judge(d.clone());
         assert!(found.contains(says), "{says}: {found}");
     }
+}
+
+#[test]
+fn expensive_rules_are_refused_unless_they_were_there() {
+    let mut value = definition();
+    let schema = &mut value["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"];
+    // once and a bit beyond what one rule may cost
+    let rule = json!([{"rule": "self.contains('keyword')"}]);
+    let item = json!({"type": "string", "maxLength": 30_000, "x-kubernetes-validations": rule});
+    schema["list"] = json!({"type": "array", "maxItems": 1000, "items": item});
+    let told = judge(value.clone());
+    let at = "spec.versions[0].schema.openAPIV3Schema.properties[spec].properties[list].items.x-kubernetes-validations[0].rule";
+    assert!(told.contains(&format!("{at}: Forbidden: estimated rule cost exceeds budget by factor of 1.2")), "{told}");
+    let new = Object::from_value(value.clone()).unwrap();
+    let judged = |live: Value| {
+        let mut errors = ErrorList::new();
+        (STRATEGY.validate_news)(&new, Some(&Object::from_value(live).unwrap()), &mut errors);
+        errors.to_string()
+    };
+    assert_eq!(judged(value.clone()), "", "the schema is as it was");
+    assert!(judged(definition()).contains("estimated rule cost exceeds"), "it is another one");
+    value["spec"]["versions"][0]["name"] = "v0".into();
+    assert!(judged(value).contains("estimated rule cost exceeds"), "it was another version's");
 }

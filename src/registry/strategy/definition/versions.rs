@@ -15,16 +15,24 @@ const COLUMN_FORMATS: [&str; 8] = ["byte", "date", "date-time", "double", "float
 const MOST_SELECTABLE: usize = 8;
 const MOST_WARNING: usize = 256;
 
-pub(super) fn validate(o: &Object, errors: &mut ErrorList) {
+/// The schema of a version.
+fn schema_of(version: &Map<String, Value>) -> Option<&Value> {
+    version.get("schema").and_then(|s| s.get("openAPIV3Schema"))
+}
+
+pub(super) fn validate(o: &Object, live: Option<&Object>, errors: &mut ErrorList) {
     for (at, version) in versions(o) {
         let subresources = version.get("subresources").and_then(Value::as_object);
         let status = subresources.is_some_and(|s| s.get("status").is_some_and(|s| !s.is_null()));
         let schema_at = at.child("schema").child("openAPIV3Schema");
-        let schema = version.get("schema").and_then(|s| s.get("openAPIV3Schema"));
+        let schema = schema_of(version);
+        let name = version.get("name");
+        let before = live.and_then(|live| versions(live).find(|(_, v)| v.get("name") == name));
+        let is_unchanged = before.is_some_and(|(_, before)| schema_of(before) == schema);
         let from = errors.0.len();
         structural::check(schema.unwrap_or(&Value::Null), status, &schema_at, errors);
         if let (Some(schema), true) = (schema, errors.0.len() == from)
-            && let Err(wrong) = Expressions::compile(schema, &schema_at)
+            && let Err(wrong) = Expressions::check(schema, &schema_at, is_unchanged)
         {
             errors.extend(wrong);
         }

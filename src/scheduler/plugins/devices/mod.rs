@@ -228,6 +228,9 @@ pub(crate) fn wanted(a: &Attempt<'_>) -> Result<Wanted, Refusal> {
 /// # Errors
 /// Why the node will not do.
 pub(crate) fn choose(a: &Attempt<'_>, wanted: &Wanted, node: &Node) -> Result<Vec<DeviceChoice>, Refusal> {
+    if wanted.allocated.is_empty() && wanted.open.is_empty() && wanted.extended.is_empty() {
+        return Ok(Vec::new());
+    }
     let pod = &a.q.pod.pod;
     let away = |claim: &Arc<ResourceClaim>| is_away(claim, node) || has_failed(claim);
     if wanted.allocated.iter().any(away) {

@@ -1,29 +1,13 @@
 //! Expressions about devices: `device.driver == 'gpu.example.com' && device.attributes['gpu.example.com'].memory > 8`.
 
-use edge_cel::{Budget, Env, Key, Map, ObjectType, Program, Text, Type, Value};
+use edge_cel::{Budget, Key, Map, Program, Text, Type, Value, devices};
 use k8s_openapi::api::resource::v1::{Device, DeviceAttribute};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
-/// What one expression may cost for one device (Kubernetes' value).
-const COST: u64 = 1_000_000;
 /// Expressions that are kept compiled.
 const KEPT: usize = 1024;
-
-static ENV: LazyLock<Env> = LazyLock::new(|| {
-    let of_domains = |of: Type| Type::map(Type::map(of));
-    let device = ObjectType::new(
-        "kubernetes.DRADevice",
-        [
-            ("driver".to_owned(), Type::String),
-            ("allowMultipleAllocations".to_owned(), Type::Bool),
-            ("attributes".to_owned(), of_domains(Type::Dyn)),
-            ("capacity".to_owned(), of_domains(Type::Opaque("kubernetes.Quantity"))),
-        ],
-    );
-    Env::new().with("device", Type::Object(Arc::new(device)))
-});
 
 /// A compiled expression, or why it is none.
 pub(crate) type Selector = Arc<Result<Program, String>>;
@@ -42,7 +26,7 @@ impl Selectors {
         if known.len() >= KEPT {
             known.clear();
         }
-        let compiled = Program::compile_as(expression, &ENV, &[Type::Bool]).map_err(|e| e.detail());
+        let compiled = Program::compile_as(expression, devices::env(), &[Type::Bool]).map_err(|e| e.detail());
         let compiled = Arc::new(compiled);
         known.insert(expression.to_owned(), compiled.clone());
         compiled
@@ -115,7 +99,7 @@ pub(super) fn selects(selectors: &[Selector], driver: &str, device: &Device) -> 
     for (i, selector) in selectors.iter().enumerate() {
         let program = selector.as_ref().as_ref().map_err(|why| format!("selector #{i}: CEL compile error: {why}"))?;
         let get = |_: usize, _: &mut Budget| Ok(device.clone());
-        match program.run(&get, &mut Budget::new(COST, COST)) {
+        match program.run(&get, &mut Budget::new(devices::COST, devices::COST)) {
             Ok(Value::Bool(true)) => {}
             Ok(Value::Bool(false)) => return Ok(false),
             Ok(_) => return Err(format!("selector #{i}: CEL runtime error: did not evaluate to bool")),
