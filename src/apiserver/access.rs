@@ -119,21 +119,21 @@ impl Access {
         })
     }
 
-    /// Whether a request may go on.
+    /// Whether a request may go on, and why.
     ///
     /// # Errors
     /// 403 in Kubernetes' words.
-    pub(crate) fn authorize(&self, user: &UserInfo, info: &RequestInfo) -> Result<(), Status> {
+    pub(crate) fn authorize(&self, user: &UserInfo, info: &RequestInfo) -> Result<String, Status> {
         let is_public =
             |p: &&str| info.path.strip_prefix(*p).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
         if !info.is_resource && info.verb == "get" && PUBLIC_PATHS.iter().any(is_public) {
-            return Ok(());
+            return Ok(String::new());
         }
         // who joins is known to nobody yet; the handler sees to it
         if !info.is_resource && info.verb == "post" && info.path == JOIN_PATH {
-            return Ok(());
+            return Ok(String::new());
         }
-        self.require(user, Ask::of(info))
+        self.reason(user, Ask::of(info))
     }
 
     /// Asks those who decide, in turn.
@@ -149,9 +149,14 @@ impl Access {
     /// # Errors
     /// 403 in Kubernetes' words.
     pub(crate) fn require(&self, user: &UserInfo, ask: Ask<'_>) -> Result<(), Status> {
+        self.reason(user, ask).map(|_| ())
+    }
+
+    /// Why a user may do something.
+    fn reason(&self, user: &UserInfo, ask: Ask<'_>) -> Result<String, Status> {
         let attributes = ask.attributes(user);
-        if self.decision(&attributes) != Decision::NoOpinion {
-            return Ok(());
+        if let Decision::Allow(reason) = self.decision(&attributes) {
+            return Ok(reason);
         }
         let message = forbidden_message(&attributes);
         Err(if attributes.is_resource {

@@ -1,5 +1,6 @@
 //! The one way of every request, in Kubernetes' order.
 
+use crate::audit::{self, Record, Seen, Stage};
 use crate::body::Body;
 use crate::in_flight::Slot;
 use crate::negotiate::{self, Accepted, Scope, Shape};
@@ -44,30 +45,87 @@ pub(crate) async fn handle(server: &Arc<Server>, origin: Origin<'_>, request: Re
     let query = Query::parse(uri.query().unwrap_or_default());
     let accepted = accepted_for_errors(request.headers(), &query);
     let mut warned = Vec::new();
+    let mut record = None;
     let (info, result) = match RequestInfo::parse(request.method(), uri.path(), &query) {
         Ok(info) => {
-            let passing: BoxFuture<'_, Result<Response<Body>, Status>> =
-                Box::pin(pass(server, origin, &info, &query, request));
-            let passing = AssertUnwindSafe(passing);
-            let (result, heard) = warnings::collect(passing.catch_unwind()).await;
-            warned = heard;
-            let result = result.unwrap_or_else(|_| {
-                tracing::error!(?audit_id, verb = info.verb, path = info.path, "request handler panicked");
-                Err(Status::new(
-                    500,
-                    Reason::InternalError,
-                    "this request caused the server to panic; its log says more",
-                ))
+            let seen = server.audit.as_ref().map(|_| {
+                let remote = if let Origin::Connection(peer) = &origin { Some(peer.address.ip()) } else { None };
+                Seen::new(audit_id.to_str().unwrap_or_default(), &uri, request.headers(), remote)
             });
+            let is_audited = seen.is_some();
+            let passing: BoxFuture<'_, Result<Response<Body>, Status>> =
+                Box::pin(pass(server, origin, &info, &query, request, seen));
+            let passing = warnings::collect(AssertUnwindSafe(passing).catch_unwind());
+            let (result, heard) = if is_audited {
+                let (output, told) = audit::scope(passing).await;
+                record = told;
+                output
+            } else {
+                passing.await
+            };
+            warned = heard;
+            let result = match result {
+                Ok(result) => result,
+                Err(panic) => {
+                    tracing::error!(?audit_id, verb = info.verb, path = info.path, "request handler panicked");
+                    if let Some(record) = record.take() {
+                        panicked(&record, &said(panic.as_ref())).await;
+                    }
+                    Err(Status::new(
+                        500,
+                        Reason::InternalError,
+                        "this request caused the server to panic; its log says more",
+                    ))
+                }
+            };
             (info, result)
         }
         Err(e) => (RequestInfo::default(), Err(Status::bad_request(e.to_string()))),
     };
-    let mut response = result.unwrap_or_else(|status| encode::failure(&accepted, &status));
+    let mut response = result.unwrap_or_else(|status| {
+        if let Some(record) = &record {
+            record.failed(&status);
+        }
+        encode::failure(&accepted, &status)
+    });
     server.metrics.observe(&info, server.serves(&info), response.status().as_u16(), started.elapsed());
     encode::add_warnings(&mut response, warned.iter().map(String::as_str));
     response.headers_mut().insert(AUDIT_ID, audit_id);
+    match record {
+        Some(record) => Box::pin(answered(record, &info, response)).await,
+        None => response,
+    }
+}
+
+/// Tells of an answer that begins; its end is told when nobody holds the record any more. What is whole is sent when its end is told.
+async fn answered(record: Arc<Record>, info: &RequestInfo, response: Response<Body>) -> Response<Body> {
+    record.code(response.status().as_u16());
+    if info.is_long_running() {
+        // too late to refuse anything
+        let _ = record.tell(Stage::ResponseStarted).wait().await;
+    }
+    if !response.body().is_full() {
+        return response.map(|body| body.holding(record));
+    }
+    // somebody else holds it while a connection goes on that the request became
+    if let Some(record) = Arc::into_inner(record) {
+        record.finish().await;
+    }
     response
+}
+
+/// What a panic says.
+fn said(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("unknown").to_owned()
+}
+
+/// Tells of a panic, and of nothing more.
+async fn panicked(record: &Record, text: &str) {
+    record.failed(&Status::new(500, Reason::InternalError, format!("APIServer panic'd: {text}")));
+    record.close();
+    // the request is over in any case
+    let _ = record.tell(Stage::Panic).wait().await;
 }
 
 /// The chain. Each step adds what it finds out, or ends the request in place of all that follow.
@@ -77,10 +135,35 @@ async fn pass(
     info: &RequestInfo,
     query: &Query<'_>,
     mut request: Request<Body>,
+    seen: Option<Seen>,
 ) -> Result<Response<Body>, Status> {
     tracing::trace!(from = %origin, verb = info.verb, path = info.path, "request");
-    let user = server.access.authenticate(server.as_ref(), origin, request.headers_mut())?;
+    let attempted = if request.headers().contains_key(http::header::AUTHORIZATION) { "bearer" } else { "x509" };
+    let audited = server.audit.as_ref().zip(seen);
+    let user = match server.access.authenticate(server.as_ref(), origin, request.headers_mut()) {
+        Ok(user) => user,
+        Err(status) => {
+            if let Some((audit, seen)) = audited {
+                audit::refused(audit, seen, info, attempted).await;
+            }
+            return Err(status);
+        }
+    };
+    let record = match audited {
+        Some((audit, seen)) => {
+            let record = audit::begin(audit, seen, Some(&user), info);
+            if let Some(record) = &record {
+                audit::received(record, audit, request.uri()).await?;
+            }
+            record
+        }
+        None => None,
+    };
+    let asked = record.as_ref().map(|_| user.clone());
     let user = impersonation::apply(&server.access, user, request.headers_mut())?;
+    if let Some(record) = record.filter(|_| asked.as_ref() != Some(&user)) {
+        record.impersonated(&user);
+    }
     tracing::trace!(user = user.username, "authenticated");
     let slot = Slot::take(&server.metrics, server.limits(), info, &user)?;
     authorize(server, &user, info).await?;
@@ -99,13 +182,16 @@ async fn pass(
 /// Whether the request may go on. What a node may reach follows its pods, and a pod may have been bound a moment ago: a
 /// node is refused only after all that happened before has been taken in.
 async fn authorize(server: &Server, user: &UserInfo, info: &RequestInfo) -> Result<(), Status> {
-    match server.access.authorize(user, info) {
+    let decision = match server.access.authorize(user, info) {
         Err(_) if node_of(user).is_some() => {
             server.settle_rights().await;
             server.access.authorize(user, info)
         }
         other => other,
-    }
+    };
+    audit::annotate("authorization.k8s.io/decision", if decision.is_ok() { "allow" } else { "forbid" });
+    audit::annotate("authorization.k8s.io/reason", decision.as_deref().unwrap_or_default());
+    decision.map(|_| ())
 }
 
 /// The client's name for the request, or a new one.

@@ -47,6 +47,7 @@ pub(crate) fn object(
     };
     let mut object = Object::from_value(value).map_err(|_| unrecognized(gvk, &"not an object", body))?;
     object.set_gvk(gvk);
+    crate::audit::submitted(&object);
     Ok(Decoded { object, warnings })
 }
 
@@ -58,6 +59,7 @@ fn from_protobuf(body: &[u8], gvk: &GroupVersionKind) -> Result<Decoded, Status>
     let value = proto::decode(Schema::builtin(), body, Some(gvk)).map_err(|e| bad(&e))?;
     let mut object = Object::from_value(value).map_err(|_| unrecognized(gvk, &"not an object", body))?;
     object.set_gvk(gvk);
+    crate::audit::submitted(&object);
     Ok(Decoded { object, warnings: Vec::new() })
 }
 
@@ -66,14 +68,16 @@ fn from_protobuf(body: &[u8], gvk: &GroupVersionKind) -> Result<Decoded, Status>
 /// # Errors
 /// 400 when it is malformed.
 pub(crate) fn tree(encoding: Encoding, body: &[u8], gvk: &GroupVersionKind) -> Result<Document, Status> {
-    match encoding {
+    let document = match encoding {
         Encoding::Json => parse_json(body).map_err(|e| unrecognized(gvk, &e, body)),
         Encoding::Yaml => parse_yaml(body).map_err(|e| unrecognized(gvk, &e, body)),
         Encoding::Protobuf => {
             let value = proto::decode(Schema::builtin(), body, Some(gvk)).map_err(|e| unrecognized(gvk, &e, body))?;
             Ok(Document { value, duplicates: Vec::new() })
         }
-    }
+    }?;
+    crate::audit::submitted_document(&document.value);
+    Ok(document)
 }
 
 /// An object may leave out what it is, but not say something else than the path does.

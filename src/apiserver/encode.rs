@@ -86,7 +86,9 @@ pub(crate) fn protobuf(value: &Value) -> Result<Bytes, Status> {
 
 /// A whole answer.
 pub(crate) async fn respond(accepted: &Accepted, code: StatusCode, payload: impl Into<Payload>) -> Response<Body> {
-    match encode(accepted.encoding, accepted.pretty, payload.into()) {
+    let payload = payload.into();
+    crate::audit::answered(&payload);
+    match encode(accepted.encoding, accepted.pretty, payload) {
         Ok(bytes) => whole(accepted, code, accepted.encoding.media_type(), bytes).await,
         Err(status) => failure(accepted, &status),
     }

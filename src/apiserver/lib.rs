@@ -12,12 +12,14 @@ mod access;
 mod admission;
 mod agents;
 mod aggregation;
+mod audit;
 mod body;
 mod bootstrap;
 mod chain;
 mod connections;
 mod decode;
 mod definitions;
+mod dial;
 mod discovery;
 mod encode;
 mod handler;
@@ -39,6 +41,10 @@ mod usage;
 mod warnings;
 
 pub use aggregation::FrontProxy;
+pub use audit::{
+    Audit, AuditError, AuditOptions, BatchOptions, KubeconfigError, LogOptions, PolicyError, ThrottleOptions,
+    Truncation, WebhookMode, WebhookOptions,
+};
 pub use body::{Body, BodyError, BoxError};
 pub use health::Component;
 pub use options::Options;

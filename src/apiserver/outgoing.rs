@@ -1,35 +1,24 @@
-//! HTTPS requests of the server's own: to webhooks, at a URL or behind a Service of the cluster.
+//! HTTPS requests of the server's own: to webhooks, at a URL or behind a Service of the cluster, and to whom audit events are sent.
 //!
 //! In: where somebody is, who vouches for him, and JSON. Out: his JSON, or why there is none, in kube-apiserver's words. Connections are
 //! kept for the next request to the same place, since every write may cost one. Whoever answers is bounded in time and in bytes.
 
 use crate::Server;
-use crate::body::BoxError;
-use crate::proxy;
+use crate::dial::{self, Dialer, KeptClient, Schemes, root_cause};
 use bytes::Bytes;
+use edge_pki::Trust;
 use edge_registry::custom::Endpoint;
 use http::header::{ACCEPT, CONTENT_TYPE};
-use http::{Request, StatusCode, Uri};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use parking_lot::Mutex;
+use rustls::pki_types::ServerName;
 use serde_json::Value;
 use std::collections::HashMap;
-use std::error::Error;
-use std::future::Future;
-use std::pin::Pin;
-use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
+use std::sync::Weak;
 use std::time::{Duration, Instant};
-use tokio::net::TcpStream;
-use tower_service::Service;
+use tokio_util::sync::CancellationToken;
 
-/// Connections that are kept for one place at most.
-const KEPT: usize = 8;
-/// A connection that was idle for longer is not used again.
-const IDLE: Duration = Duration::from_secs(90);
 /// What is known of whom to trust is forgotten when nobody has needed it for so long, and somebody else is asked for.
 const REMEMBERED: Duration = Duration::from_secs(600);
 /// So many are known at most (kube-apiserver's number).
@@ -37,7 +26,8 @@ const MOST_CLIENTS: usize = 200;
 /// So much of a body is quoted when it is not the answer that was asked for, in characters.
 const QUOTED: usize = 512;
 
-type HttpClient = Client<HttpsConnector<Dialer>, Full<Bytes>>;
+/// Somebody's connections.
+pub(crate) type HttpClient = KeptClient<Full<Bytes>>;
 
 /// Somebody who is asked.
 #[derive(Clone, Copy, Debug)]
@@ -110,12 +100,12 @@ impl Callee<'_> {
 pub(crate) struct Outgoing {
     /// Knows the Services. It owns this, so this does not own it.
     server: Weak<Server>,
-    clients: Mutex<HashMap<Trust, Known>>,
+    clients: Mutex<HashMap<Kind, Known>>,
 }
 
 /// What connections may be shared by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Trust {
+struct Kind {
     ca_bundle: Vec<u8>,
     /// Names are those of Services, and not the machine's.
     is_service: bool,
@@ -140,140 +130,96 @@ impl Outgoing {
         let url = callee.url();
         let exchange = async {
             let client = self.client(callee).await?;
-            let sent = |why: String| CallError::Send { url: url.clone(), why };
-            let request = Request::post(url.as_str())
-                .header(CONTENT_TYPE, "application/json")
-                .header(ACCEPT, "application/json")
-                .body(Full::new(body))
-                .map_err(|e| sent(e.to_string()))?;
-            let response = client.request(request).await.map_err(|e| sent(root_cause(&e)))?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), callee.longest).collect().await;
-            let body = body.map_err(|e| match e.downcast_ref::<LengthLimitError>() {
-                Some(_) => CallError::TooLong(callee.longest),
-                None => sent(root_cause(e.as_ref())),
-            })?;
-            Ok((status, body.to_bytes()))
+            exchange(&client, &url, HeaderMap::new(), body, callee.longest).await
         };
-        let (status, body) = tokio::time::timeout(callee.patience, exchange)
+        let answer = tokio::time::timeout(callee.patience, exchange)
             .await
             .map_err(|_| CallError::Deadline { url: url.clone() })??;
-        if !status.is_success() {
-            return Err(CallError::Refused(status.as_u16(), refusal(status, &body)));
-        }
-        serde_json::from_slice(&body).map_err(|e| CallError::Unreadable(e.to_string()))
+        let body = success(&answer)?;
+        serde_json::from_slice(body).map_err(|e| CallError::Unreadable(e.to_string()))
     }
 
     async fn client(&self, callee: &Callee<'_>) -> Result<HttpClient, CallError> {
         let is_service = matches!(callee.endpoint, Endpoint::Service { .. });
-        let trust = Trust { ca_bundle: callee.ca_bundle.to_vec(), is_service };
-        if let Some(known) = self.clients.lock().get_mut(&trust) {
+        let kind = Kind { ca_bundle: callee.ca_bundle.to_vec(), is_service };
+        if let Some(known) = self.clients.lock().get_mut(&kind) {
             known.last_use = Instant::now();
             return Ok(known.client.clone());
         }
-        let mut config = trusting(callee.ca_bundle).await.map_err(CallError::Setup)?;
-        config.alpn_protocols.clear();
-        let dialer = Dialer { server: self.server.clone(), is_service };
-        let connector =
-            HttpsConnectorBuilder::new().with_tls_config(config).https_only().enable_http1().wrap_connector(dialer);
-        // HTTP/1.1, as kube-apiserver: who has several backends gets his requests spread over them
-        let client =
-            Client::builder(TokioExecutor::new()).pool_max_idle_per_host(KEPT).pool_idle_timeout(IDLE).build(connector);
+        let config = trusting(callee.ca_bundle).await.map_err(CallError::Setup)?;
+        let dialer = if is_service { Dialer::of_services(self.server.clone()) } else { Dialer::of_names() };
+        // what was asked may be answered while the server stops
+        let client = dial::client(dialer, (config, Schemes::Https), None, dial::KEPT, CancellationToken::new());
         let now = Instant::now();
         let mut clients = self.clients.lock();
         clients.retain(|_, known| now.duration_since(known.last_use) < REMEMBERED);
         if clients.len() >= MOST_CLIENTS {
             clients.clear();
         }
-        clients.insert(trust, Known { client: client.clone(), last_use: now });
+        clients.insert(kind, Known { client: client.clone(), last_use: now });
         Ok(client)
     }
 }
 
-/// Whom to believe: the given authorities, or where there are none those of the machine.
-async fn trusting(ca_bundle: &[u8]) -> Result<rustls::ClientConfig, String> {
+/// A client of one server at a URL, which may be without TLS. `name`: by which the server's certificate knows it, if not by that of its address.
+pub(crate) fn client_of(config: rustls::ClientConfig, name: Option<ServerName<'static>>) -> HttpClient {
+    // what is sent while the server stops may still arrive
+    dial::client(Dialer::of_names(), (config, Schemes::Any), name, dial::KEPT, CancellationToken::new())
+}
+
+/// Posts JSON and reads the answer, whatever it says.
+///
+/// # Errors
+/// When there is none.
+pub(crate) async fn exchange(
+    client: &HttpClient,
+    url: &str,
+    headers: HeaderMap,
+    body: Bytes,
+    longest: usize,
+) -> Result<Response<Bytes>, CallError> {
+    let sent = |why: String| CallError::Send { url: url.to_owned(), why };
+    let mut request = Request::post(url)
+        .header(CONTENT_TYPE, "application/json")
+        .header(ACCEPT, "application/json")
+        .body(Full::new(body))
+        .map_err(|e| sent(e.to_string()))?;
+    request.headers_mut().extend(headers);
+    let (parts, body) = client.request(request).await.map_err(|e| sent(root_cause(&e)))?.into_parts();
+    let body = Limited::new(body, longest).collect().await;
+    let body = body.map_err(|e| match e.downcast_ref::<LengthLimitError>() {
+        Some(_) => CallError::TooLong(longest),
+        None => sent(root_cause(e.as_ref())),
+    })?;
+    Ok(Response::from_parts(parts, body.to_bytes()))
+}
+
+/// The body of an answer that is a success.
+///
+/// # Errors
+/// [`CallError::Refused`], when it is none.
+pub(crate) fn success(answer: &Response<Bytes>) -> Result<&Bytes, CallError> {
+    let (status, body) = (answer.status(), answer.body());
+    if status.is_success() { Ok(body) } else { Err(CallError::Refused(status.as_u16(), refusal(status, body))) }
+}
+
+/// Whom to believe: the authorities in the given PEM, or where there are none those of the machine. Reads files.
+///
+/// # Errors
+/// When there is something else in it.
+pub(crate) fn trust(ca_bundle: &[u8]) -> Result<Trust, String> {
     if !ca_bundle.is_empty() {
-        return edge_pki::remote_client_config(ca_bundle, None).map_err(|e| e.to_string());
+        return Trust::in_pem(ca_bundle).map_err(|e| e.to_string());
     }
-    let read = tokio::task::spawn_blocking(rustls_native_certs::load_native_certs).await;
     let mut roots = rustls::RootCertStore::empty();
-    roots.add_parsable_certificates(read.map_err(|e| e.to_string())?.certs);
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    Ok(config.map_err(|e| e.to_string())?.with_root_certificates(roots).with_no_client_auth())
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    Ok(Trust::Roots(roots))
 }
 
-/// Opens connections: to one of a Service's ready endpoints, or to whatever a name means to the machine.
-#[derive(Clone, Debug)]
-struct Dialer {
-    server: Weak<Server>,
-    is_service: bool,
-}
-
-impl Service<Uri> for Dialer {
-    type Response = TokioIo<TcpStream>;
-    type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let dialer = self.clone();
-        Box::pin(async move {
-            let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-            let port = uri.port_u16().unwrap_or(443);
-            let connected = if dialer.is_service {
-                let address = dialer.endpoint(host, port).await?;
-                TcpStream::connect(address).await.map_err(|e| format!("dial tcp {address}: connect: {e}"))
-            } else {
-                TcpStream::connect((host, port)).await.map_err(|e| format!("dial tcp {host}:{port}: connect: {e}"))
-            };
-            let socket = connected?;
-            // one small message each way: waiting for more only costs
-            socket.set_nodelay(true)?;
-            Ok(TokioIo::new(socket))
-        })
-    }
-}
-
-impl Dialer {
-    /// `host` is `name.namespace.svc`.
-    async fn endpoint(&self, host: &str, port: u16) -> Result<std::net::SocketAddr, String> {
-        let server = self.server.upgrade().ok_or("the server is stopping")?;
-        let mut labels = host.split('.');
-        let (name, namespace) = (labels.next().unwrap_or_default(), labels.next().unwrap_or_default());
-        let service = server.stored_object("", "services", namespace, name);
-        let service = service.ok_or_else(|| format!("service {name:?} not found"))?;
-        let slices = server.stored_objects("discovery.k8s.io", "endpointslices", namespace).await;
-        let slices = slices.map_err(|e| e.message)?;
-        proxy::ready_endpoint(&service, &slices, port)
-            .ok_or_else(|| format!("no endpoints available for service {name:?}"))
-    }
-}
-
-/// What is at the bottom of an error, where it says what happened. Certificates get Go's words, by which people look for them.
-fn root_cause(error: &(dyn Error + 'static)) -> String {
-    let mut error = error;
-    loop {
-        if let Some(rustls::Error::InvalidCertificate(why)) = error.downcast_ref::<rustls::Error>() {
-            let why = match why {
-                // a bad signature: somebody of the same name as an authority that is known
-                rustls::CertificateError::UnknownIssuer | rustls::CertificateError::BadSignature => {
-                    "certificate signed by unknown authority".to_owned()
-                }
-                other => format!("{other:?}"),
-            };
-            return format!("tls: failed to verify certificate: x509: {why}");
-        }
-        let below =
-            error.downcast_ref::<std::io::Error>().and_then(|e| e.get_ref()).map(|e| e as &(dyn Error + 'static));
-        match below.or_else(|| error.source()) {
-            Some(below) => error = below,
-            None => return error.to_string(),
-        }
-    }
+async fn trusting(ca_bundle: &[u8]) -> Result<rustls::ClientConfig, String> {
+    let ca_bundle = ca_bundle.to_vec();
+    let trust = tokio::task::spawn_blocking(move || trust(&ca_bundle)).await.map_err(|e| e.to_string())??;
+    edge_pki::outgoing_config(trust, None).map_err(|e| e.to_string())
 }
 
 /// The words of Kubernetes' client for an answer that is no success.

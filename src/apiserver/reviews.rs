@@ -53,12 +53,13 @@ pub(crate) async fn create(context: &Context<'_>, review: Review, body: Body) ->
     if (review == Review::LocalSubjectAccess) == info.namespace.is_empty() {
         return Err(Status::unknown_path());
     }
-    context.query.dry_run("CreateOptions")?;
+    let dry_run = context.query.dry_run("CreateOptions")?;
     let mode = context.query.field_validation("CreateOptions")?;
     let encoding = request_encoding(context.headers)?;
     let bytes = read_body(body).await?;
     let gvk = &context.row.gvk();
     let Decoded { mut object, warnings } = decode::object(encoding, &bytes, gvk, Schema::builtin().kind(gvk), mode)?;
+    context.admit_submitted(&mut object, dry_run).await?;
     let status = answer(context, review, gvk, &object)?;
     object.metadata_mut();
     object.fields_mut().insert("status".into(), status);

@@ -115,7 +115,7 @@ impl Follower {
         for stored in &list.items {
             gone.remove(&id(stored));
             self.known[kind].insert(id(stored));
-            upsert(&self.server, stored);
+            upsert(&self.server, kind, stored);
         }
         for (namespace, name) in gone {
             remove(&self.server, &row, &namespace, &name);
@@ -131,7 +131,7 @@ impl Follower {
         match event.kind {
             EventKind::Added | EventKind::Modified => {
                 self.known[kind].insert(id(&event.object));
-                upsert(&self.server, &event.object);
+                upsert(&self.server, kind, &event.object);
             }
             EventKind::Deleted => {
                 let id = id(&event.object);
@@ -150,7 +150,15 @@ fn id(stored: &Stored) -> (String, String) {
     (stored.namespace().to_owned(), stored.name().to_owned())
 }
 
-fn upsert(server: &Server, stored: &Stored) {
+/// Pods that wait for a node are a matter of no node: they need not be read.
+fn is_of_no_node(kind: usize, stored: &Stored) -> bool {
+    RESOURCES[kind] == ("", "pods") && !stored.may_have("\"nodeName\":")
+}
+
+fn upsert(server: &Server, kind: usize, stored: &Stored) {
+    if is_of_no_node(kind, stored) {
+        return;
+    }
     match serde_json::from_slice::<serde_json::Value>(stored.bytes()) {
         Ok(value) if value["apiVersion"].as_str().is_some_and(|v| v.starts_with(RBAC)) => {
             server.access.rbac.upsert(&value);

@@ -4,6 +4,7 @@ use crate::access::Access;
 use crate::admission::{AdmissionControl, HookMetrics, Policies, Webhooks};
 use crate::agents::{self, Routes, Tunnels};
 use crate::aggregation::{self, Aggregation, FrontProxy};
+use crate::audit::Audit;
 use crate::body::Body;
 use crate::chain::{self, Origin};
 use crate::definitions::{Definitions, WebhookConverter};
@@ -27,7 +28,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tokio_util::sync::CancellationToken;
 
 /// What a server is made of.
@@ -46,6 +47,8 @@ pub struct Parts {
     pub other_metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// What extension API servers know this one by.
     pub front_proxy: FrontProxy,
+    /// Who is told what about requests; nobody, where there is none.
+    pub audit: Option<Arc<Audit>>,
     /// Facts and limits.
     pub options: Options,
 }
@@ -71,6 +74,7 @@ pub(crate) struct Server {
     pub(crate) policies: Policies,
     /// Other API servers behind this one.
     pub(crate) aggregation: Aggregation,
+    pub(crate) audit: Option<Arc<Audit>>,
     /// The webhooks that writes are shown to.
     pub(crate) webhooks: Webhooks,
     /// Calls of those.
@@ -115,6 +119,7 @@ impl ApiServer {
             usage: Usage::default(),
             policies: Policies::default(),
             aggregation: Aggregation::new(parts.front_proxy),
+            audit: parts.audit,
             webhooks: Webhooks::default(),
             hook_metrics: HookMetrics::default(),
             outgoing: Outgoing::new(server.clone()),
@@ -142,6 +147,13 @@ impl ApiServer {
         }
         self.0.ready.store(true, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Waits until the audit log, if there is one, is written and sent, or the time is up.
+    pub async fn flush_audit(&self, patience: Duration) {
+        if let Some(audit) = &self.0.audit {
+            audit.flush(patience).await;
+        }
     }
 
     /// Tells the cluster that the server is reached at another address than before: the endpoints of the Service
@@ -289,7 +301,7 @@ impl Server {
         self.registry.get(&target).ok()?.object().ok()
     }
 
-    /// The stored objects of a namespace, or (with the empty one) of the cluster.
+    /// The stored objects of a namespace, or (with the empty one) of the cluster: those that may have a text in their JSON.
     ///
     /// # Errors
     /// When they cannot be read.
@@ -298,11 +310,12 @@ impl Server {
         group: &str,
         resource: &str,
         namespace: &str,
+        text: &str,
     ) -> Result<Vec<Object>, Status> {
         let Some(row) = self.registry.catalog().preferred(group, resource) else { return Ok(Vec::new()) };
         let target = Target { info: &row, namespace, name: "", subresource: "" };
         let list = self.registry.list(&target, &ListOptions::default()).await?;
-        list.items.iter().map(edge_registry::Stored::object).collect()
+        list.items.iter().filter(|stored| stored.may_have(text)).map(edge_registry::Stored::object).collect()
     }
 
     /// Returns when a core object exists.

@@ -263,7 +263,7 @@ fn kubelet_config(
         node_name: node.name.clone(),
         edge_version: env!("CARGO_PKG_VERSION").into(),
         pod_logs_dir,
-        plugins_dir: if usual { places::PLUGINS.into() } else { agent_dir.join("plugins_registry") },
+        kubelet_dir: if usual { places::KUBELET.into() } else { agent_dir.clone() },
         cdi_dirs: places::CDI.iter().map(PathBuf::from).collect(),
         container_logs_dir: usual.then(|| "/var/log/containers".into()),
         agent_dir,
@@ -285,5 +285,7 @@ fn kubelet_config(
         kubelet_port: node.kubelet_port,
         offline_secrets: node.offline_secrets,
         max_pods: node.max_pods,
+        eviction_hard: node.eviction_hard.clone(),
+        pressure_transition: node.pressure_transition,
     }
 }

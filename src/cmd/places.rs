@@ -12,8 +12,8 @@ const KUBECONFIG_INSTEAD: &str = "edge.yaml";
 pub(crate) const POD_LOGS: &str = "/var/log/pods";
 /// The same in the node's own directory.
 const POD_LOGS_INSTEAD: &str = "logs";
-/// Where drivers of devices register, as with every kubelet: that path is in the drivers' manifests.
-pub(crate) const PLUGINS: &str = "/var/lib/kubelet/plugins_registry";
+/// Where plugins register and drivers mount volumes, as with every kubelet: that path is in the drivers' manifests.
+pub(crate) const KUBELET: &str = "/var/lib/kubelet";
 /// Where drivers describe their devices for containers, as with every container runtime.
 pub(crate) const CDI: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
 const DATA_DIR: &str = "/var/lib/edge";

@@ -17,7 +17,7 @@ use super::{
     notify::{keep_watchdog, notify, settle},
     places, tunnels,
 };
-use crate::config::{Part, ServerConfig};
+use crate::config::{AuditConfig, Part, ServerConfig};
 use edge_apiserver::{ApiServer, Component, FrontProxy, Parts};
 use edge_auth::{Authenticator, AuthenticatorOptions};
 use edge_client::{Informers, Supervisor};
@@ -45,6 +45,8 @@ use tokio_util::sync::CancellationToken;
 /// Kubernetes' defaults for requests under way at once.
 const MAX_READ_ONLY: usize = 400;
 const MAX_MUTATING: usize = 200;
+/// For so long an ending server waits until what it has to tell of requests is written and sent.
+const AUDIT_PATIENCE: Duration = Duration::from_secs(5);
 /// Some 30 kB each; nodes and clients that work need a few each, and are never cut off.
 const MAX_CONNECTIONS: usize = 2048;
 
@@ -220,6 +222,7 @@ async fn run(mut config: ServerConfig, mut process: Process) -> Result<(), Failu
     candidates.release(api).await;
     control.shutdown.cancel();
     control.serving.await.map_err(doing("ending the API"))?;
+    control.api.flush_audit(AUDIT_PATIENCE).await;
     crash.map_or(Ok(()), Err)
 }
 
@@ -275,6 +278,7 @@ async fn control_plane(
     tasks: &mut JoinSet<()>,
 ) -> Result<ControlPlane, Failure> {
     let tls = config.data_dir.join("server/tls");
+    let audit = audit(config.audit.as_ref())?;
     let listener = listen(config.bind.0, config.bind.1).map_err(doing("listening for the API"))?;
     let kubelet_socket = config.agent.then(|| agent::kubelet_socket(config.node.kubelet_port)).transpose()?;
     let pki = Arc::new(ClusterPki::load_or_create(&tls).map_err(doing("preparing certificates"))?);
@@ -317,6 +321,7 @@ async fn control_plane(
             authority: pki.request_header_ca.pem().to_owned(),
             client_authority: pki.client_ca.pem().to_owned(),
         },
+        audit,
         options: api_options(config, facts, own.advertised(), pki.server_ca.pem().to_owned())?,
     });
     api.bootstrap().await.map_err(doing("preparing the cluster"))?;
@@ -388,6 +393,18 @@ fn api_options(
         max_read_only_in_flight: MAX_READ_ONLY,
         max_mutating_in_flight: MAX_MUTATING,
     })
+}
+
+/// What is told of requests. Sends in this runtime, where there is a webhook.
+fn audit(config: Option<&AuditConfig>) -> Result<Option<Arc<edge_apiserver::Audit>>, Failure> {
+    let Some(AuditConfig { policy, options }) = config else { return Ok(None) };
+    let reading = format!("reading the audit policy {}", policy.display());
+    let text = std::fs::read_to_string(policy).map_err(doing(reading.clone()))?;
+    let audit = edge_apiserver::Audit::open(&text, options.clone()).map_err(|error| match error {
+        edge_apiserver::AuditError::Policy(error) => doing(reading)(error),
+        error => doing("opening the audit log")(error),
+    })?;
+    Ok(Some(Arc::new(audit)))
 }
 
 /// What the scheduler goes by: the file's configuration, or Kubernetes' defaults.

@@ -41,12 +41,25 @@ pub(crate) fn main(args: &TeardownArgs) -> ExitCode {
     code
 }
 
+/// What drivers have mounted for pods: their own pods, which would take it back, have ended.
+fn unmount_drivers(agent_dir: &Path) -> Result<(), Failure> {
+    let places = edge_kubelet::mounted_by_drivers(agent_dir);
+    let mut all = Ok(());
+    for place in places.iter().filter_map(|place| place.parent()) {
+        // whatever is wrong with one, the others go
+        let result = edge_sys::mount::unmount_below(place).map_err(doing("unmounting the volumes of drivers"));
+        all = all.and(result);
+    }
+    all
+}
+
 /// First what runs, then what it stands on.
-fn tear_down(data_dir: &Path, cgroup_root: &Path) -> [Result<(), Failure>; 3] {
+fn tear_down(data_dir: &Path, cgroup_root: &Path) -> [Result<(), Failure>; 4] {
     let config =
         RuntimeConfig { directory: data_dir.join("run/pods"), cgroup_root: cgroup_root.to_string_lossy().into_owned() };
     [
         edge_runtime::tear_down(&config, PODS).map_err(doing("ending the pods")),
+        unmount_drivers(&data_dir.join("agent")),
         edge_sys::mount::unmount_below(&data_dir.join("agent/pods")).map_err(doing("unmounting the pods' volumes")),
         edge_network::tear_down(&data_dir.join("run/network")).map_err(doing("removing the network")),
     ]

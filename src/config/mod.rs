@@ -5,6 +5,7 @@
 //! `config.yaml`; `key+:` appends to a list instead of replacing it. Unknown keys are errors.
 
 mod agent;
+mod audit;
 mod autoscaling;
 mod file;
 mod node;
@@ -13,6 +14,7 @@ mod server;
 mod time;
 
 pub(crate) use agent::{AgentArgs, AgentConfig};
+pub(crate) use audit::AuditConfig;
 pub(crate) use file::{FileError, settings_of_files, with_files};
 pub(crate) use node::{NodeConfig, TokenSource, host_name};
 pub(crate) use parts::Part;

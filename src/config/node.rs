@@ -1,10 +1,13 @@
 //! What both `edge server` and `edge agent` can be told about their node.
 
+use super::time::parse_time;
 use clap::Args;
+use edge_kubelet::Thresholds;
 use edge_network::Cidr;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// What is wrong with the configuration.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +90,17 @@ pub(crate) struct NodeArgs {
     /// Most pods on this node. The network of its pods has addresses for some 250 in the usual case
     #[arg(long, default_value_t = 110, value_parser = clap::value_parser!(u32).range(1..=10000), value_name = "NUMBER", help_heading = "Node")]
     pub(crate) max_pods: u32,
+    /// How little may be left before pods have to go, as kubelets take it; what is not named has no limit then
+    #[arg(
+        long,
+        default_value_t = Thresholds::default().to_string(),
+        value_name = "SIGNAL<VALUE",
+        help_heading = "Node"
+    )]
+    pub(crate) eviction_hard: String,
+    /// How long the node is said to be short of something after it was
+    #[arg(long, default_value = "5m", value_name = "TIME", help_heading = "Node")]
+    pub(crate) eviction_pressure_transition_period: String,
     /// Keep the secrets and tokens of this node's pods on its disk (mode 0600), so that the pods start after a reboot even
     /// while no server can be reached. Without that, pods that use secrets wait for the server then
     #[arg(
@@ -122,6 +136,8 @@ pub(crate) struct NodeConfig {
     pub(crate) cgroup_root: PathBuf,
     pub(crate) kubelet_port: u16,
     pub(crate) max_pods: u32,
+    pub(crate) eviction_hard: Thresholds,
+    pub(crate) pressure_transition: Duration,
     pub(crate) offline_secrets: bool,
 }
 
@@ -160,6 +176,11 @@ impl NodeArgs {
             cgroup_root: self.cgroup_root,
             kubelet_port: self.kubelet_port,
             max_pods: self.max_pods,
+            eviction_hard: self
+                .eviction_hard
+                .parse()
+                .map_err(|e: edge_kubelet::ThresholdError| wrong("eviction-hard", e.to_string()))?,
+            pressure_transition: transition(&self.eviction_pressure_transition_period)?,
             offline_secrets: self.offline_secrets,
         })
     }
@@ -193,6 +214,11 @@ fn node_port_network(text: &str) -> Result<Cidr, ConfigError> {
     // an address without a prefix may be a mistake for its network
     let parsed = text.contains('/').then(|| text.trim().parse().ok()).flatten();
     parsed.ok_or_else(|| wrong("nodeport-addresses", format!("{text:?} is not a network such as 192.0.2.0/24")))
+}
+
+fn transition(text: &str) -> Result<Duration, ConfigError> {
+    let malformed = || wrong("eviction-pressure-transition-period", format!("{text:?} is not a time such as 5m"));
+    parse_time(text).ok_or_else(malformed)
 }
 
 fn taint(text: &str) -> Result<Taint, ConfigError> {

@@ -1,5 +1,6 @@
 //! What `edge server` can be told, and the checked form of it.
 
+use super::audit::{AuditArgs, AuditConfig};
 use super::autoscaling::AutoscalingArgs;
 use super::node::{ConfigError, NodeArgs, NodeConfig, TokenSource, wrong};
 use super::parts::Part;
@@ -121,6 +122,9 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "FILE", help_heading = "Cluster")]
     pub(crate) kube_scheduler_config: Option<PathBuf>,
 
+    #[command(flatten)]
+    pub(crate) audit: AuditArgs,
+
     /// etcd (3.4 or later) as the store, which several servers can share: https://HOST:2379,HOST:2379 [default: a store of
     /// this server's own, in its data directory]
     #[arg(long, env = "EDGE_DATASTORE_ENDPOINT", value_name = "URLS", help_heading = "Store")]
@@ -201,6 +205,8 @@ pub(crate) struct ServerConfig {
     pub(crate) autoscaling: Autoscaling,
     /// A file that says what the scheduler goes by; read when it starts.
     pub(crate) scheduler: Option<PathBuf>,
+    /// `None`: there is no audit log.
+    pub(crate) audit: Option<AuditConfig>,
     /// Parts that are left out.
     pub(crate) disabled: BTreeSet<Part>,
     /// Where the store is, when it is not in the data directory.
@@ -323,7 +329,9 @@ impl ServerArgs {
             retention: self.backup_retention as usize,
             directory: self.backup_dir.unwrap_or_else(|| self.data_dir.join("backups")),
         });
+        let audit = self.audit.check()?;
         Ok(ServerConfig {
+            audit,
             etcd,
             local_storage: std::path::absolute(
                 self.default_local_storage_path.unwrap_or_else(|| self.data_dir.join("storage")),

@@ -6,7 +6,10 @@
 
 mod custom;
 mod describe;
+mod foreign;
 mod gnostic;
+mod grammar;
+mod merge;
 mod names;
 mod parameters;
 mod paths;
@@ -19,6 +22,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::{Schema, TypeRef};
+pub use foreign::{Foreign, ForeignError};
+use merge::Merged;
 use paths::Path;
 use schemas::Schemas;
 
@@ -124,6 +129,11 @@ impl<'o> ObjectWriter<'o> {
         append(self.key(key), value);
     }
 
+    /// An entry whose value is JSON already.
+    fn written(&mut self, key: &str, json: &str) {
+        self.key(key).extend_from_slice(json.as_bytes());
+    }
+
     fn end(self) {
         self.out.push(b'}');
     }
@@ -176,17 +186,23 @@ pub fn v3_document(gv: &GroupVersion, resources: &[ApiResourceInfo<'_>], server_
     Document::new(out)
 }
 
-/// The v2 document of everything, as JSON.
-pub fn v2_json(resources: &[ApiResourceInfo<'_>], server_version: &str) -> Document {
+/// The v2 document of everything, as JSON: of the resources, and of what other servers say of theirs.
+pub fn v2_json(resources: &[ApiResourceInfo<'_>], others: &[&Foreign], server_version: &str) -> Document {
     let (schemas, paths) = v2_parts(resources);
+    let merged = Merged::new(&schemas, others);
     let mut out = Vec::with_capacity(2 * 1024 * 1024);
     let mut doc = ObjectWriter::begin(&mut out);
     let mut list = ObjectWriter::begin(doc.key("definitions"));
-    schemas.each(|name, schema| list.entry(name, &schema));
+    schemas.each(|name, mut schema| {
+        merged.complete(name, &mut schema);
+        list.entry(name, &schema);
+    });
+    merged.each(|name, schema| list.entry(name, &schema));
     list.end();
     doc.entry("info", &info(server_version));
     let mut list = ObjectWriter::begin(doc.key("paths"));
     paths.iter().for_each(|p| list.entry(&p.url, &p.item(Flavour::V2)));
+    merged.paths.iter().for_each(|(path, json)| list.written(path, json));
     list.end();
     doc.entry("security", &json!([{"BearerToken": []}]));
     doc.entry("securityDefinitions", &security_scheme());
@@ -197,11 +213,17 @@ pub fn v2_json(resources: &[ApiResourceInfo<'_>], server_version: &str) -> Docum
 
 /// The v2 document of everything in protobuf form. Clients accept it as `application/com.github.proto-openapi.spec.v2@v1.0+protobuf`
 /// or as [`V2_PROTOBUF`]; it must be answered as the latter, because `@` is not allowed in a media type.
-pub fn v2_protobuf(resources: &[ApiResourceInfo<'_>], server_version: &str) -> Document {
+pub fn v2_protobuf(resources: &[ApiResourceInfo<'_>], others: &[&Foreign], server_version: &str) -> Document {
     let (schemas, paths) = v2_parts(resources);
+    let merged = Merged::new(&schemas, others);
     let mut doc = gnostic::DocumentWriter::new(server_version);
     paths.iter().for_each(|p| doc.path(&p.url, &p.item(Flavour::V2)));
-    schemas.each(|name, schema| doc.definition(name, &schema));
+    merged.paths.iter().for_each(|(path, json)| doc.path(path, &merge::parse(json)));
+    schemas.each(|name, mut schema| {
+        merged.complete(name, &mut schema);
+        doc.definition(name, &schema);
+    });
+    merged.each(|name, schema| doc.definition(name, &schema));
     Document::new(doc.finish())
 }
 

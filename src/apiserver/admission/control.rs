@@ -65,7 +65,11 @@ impl Cluster for Server {
     }
 
     async fn list(&self, group: &str, resource: &str, namespace: &str) -> Result<Vec<Object>, Status> {
-        self.stored_objects(group, resource, namespace).await
+        self.stored_objects(group, resource, namespace, "").await
+    }
+
+    async fn list_having(&self, group: &str, resource: &str, text: &str) -> Result<Vec<Object>, Status> {
+        self.stored_objects(group, resource, "", text).await
     }
 
     async fn update_status(

@@ -68,6 +68,13 @@ pub(crate) trait Cluster: Send + Sync {
     /// # Errors
     /// When they cannot be read.
     async fn list(&self, group: &str, resource: &str, namespace: &str) -> Result<Vec<Object>, Status>;
+    /// Of the stored objects of the cluster those that may have a text in their JSON; the others need not be read.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    async fn list_having(&self, group: &str, resource: &str, _text: &str) -> Result<Vec<Object>, Status> {
+        self.list(group, resource, "").await
+    }
     /// Whether the user already holds every one of these RBAC rules in the namespace (empty: cluster-wide).
     ///
     /// # Errors

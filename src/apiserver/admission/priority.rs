@@ -48,7 +48,7 @@ pub(super) async fn admit_pod(cluster: &dyn Cluster, a: &Attributes<'_>, pod: &m
 
 /// The class of pods that name none: of several (a race can make them), the least.
 async fn default_class(cluster: &dyn Cluster) -> Result<Option<Object>, Status> {
-    let classes = cluster.list(GROUP, CLASSES, "").await?;
+    let classes = cluster.list_having(GROUP, CLASSES, "\"globalDefault\":true").await?;
     Ok(classes
         .into_iter()
         .filter(|c| c.get("globalDefault").as_bool() == Some(true))

@@ -4,7 +4,7 @@
 //! changing in the cluster (kube-aggregator's value); more often at first while it does not.
 
 use super::documents::resources;
-use super::reach::{self, fetch, of_service};
+use super::reach::{self, By, fetch, get, of_service};
 use super::spec::ServiceRef;
 use super::{Remote, SERVICES};
 use crate::Server;
@@ -149,14 +149,14 @@ async fn ask(server: &Server, remote: &Remote, service: &ServiceRef) -> Result<O
     // not the address, which is another one at each attempt
     let url = format!("https://{}:{}{path}", service.host(), service.port);
     let user = UserInfo::new("system:kube-aggregator", [UserInfo::MASTERS]);
-    let (code, body) = fetch(server, remote, &path, &user, LIMITS)
-        .await
-        .map_err(|e| format!("failing or missing response from {url}: {e}"))?;
-    if !code.is_success() {
-        let code = code.as_u16();
+    // over a connection of its own: that one of before still works says nothing of the next
+    let asked = async { fetch(server, remote, &user, get(&path)?, By::New, LIMITS).await };
+    let answer = asked.await.map_err(|e| format!("failing or missing response from {url}: {e}"))?;
+    if !answer.status().is_success() {
+        let code = answer.status().as_u16();
         return Err(format!("failing or missing response from {url}: bad status from {url}: {code}"));
     }
-    Ok(resources(&body, group, version))
+    Ok(resources(answer.body(), group, version))
 }
 
 /// Writes the condition, unless it is so already.
@@ -171,6 +171,9 @@ async fn tell(server: &Server, remote: &Remote, verdict: &Result<(), Refusal>) -
     };
     // before anybody can see it
     remote.available.store(status, Ordering::Relaxed);
+    if let (false, Ok(connections)) = (status, &remote.connections) {
+        connections.forget();
+    }
     match server.update_status(SERVICES.0, SERVICES.1, "", &remote.spec.name(), &change).await {
         Err(error) if error.reason != edge_api::Reason::NotFound => Err(error),
         _ => Ok(()),

@@ -1,7 +1,7 @@
 //! What extension API servers say of themselves, as discovery and OpenAPI show it.
 
 use super::Remote;
-use super::reach::fetch;
+use super::reach::{By, fetch, get};
 use crate::Server;
 use edge_api::{GroupVersion, UserInfo};
 use futures::future;
@@ -100,9 +100,10 @@ pub(crate) async fn openapi_versions(server: &Server) -> Vec<(GroupVersion, Stri
 
 async fn ask(server: &Server, remote: &Remote) -> Option<String> {
     let user = UserInfo::new("system:aggregator", Vec::<String>::new());
-    let asked = fetch(server, remote, "/openapi/v3", &user, LIMITS).await;
-    let (code, body) = asked.inspect_err(|error| tracing::debug!(error, "no OpenAPI documents")).ok()?;
-    code.is_success().then(|| hash_in(&body, &remote.spec.group, &remote.spec.version)).flatten()
+    let asked = async { fetch(server, remote, &user, get("/openapi/v3")?, By::Kept, LIMITS).await };
+    let answer = asked.await.inspect_err(|error| tracing::debug!(error, "no OpenAPI documents")).ok()?;
+    let (group, version) = (&remote.spec.group, &remote.spec.version);
+    answer.status().is_success().then(|| hash_in(answer.body(), group, version)).flatten()
 }
 
 /// The hash of one document in a list of documents; others than its own group version a server does not speak for.

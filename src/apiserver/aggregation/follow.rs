@@ -1,8 +1,9 @@
 //! Follows APIServices, what is served here, and the ConfigMap by which extension API servers go.
 
 use super::local::{Action, SERVICES, action, is_built_in, wanted};
+use super::reach::Connections;
 use super::spec::Head;
-use super::{AT_ONCE, Remote, check, reach};
+use super::{AT_ONCE, Remote, check};
 use crate::Server;
 use crate::admission::Cluster;
 use crate::bootstrap;
@@ -86,6 +87,9 @@ impl Follower {
         let target = Target { namespace, name, ..all(&row) };
         let authentication = server.registry.watch(&target, &options).await?;
         self.known = list.items.iter().filter_map(|s| Some((s.name().to_owned(), Head::read(s.bytes())?))).collect();
+        let metrics = &self.server.aggregation.metrics;
+        metrics.retain(|name| self.known.contains_key(name));
+        self.known.iter().for_each(|(name, head)| metrics.observe(name, head.is_available(), head.reason()));
         let gone: Vec<String> = self.remotes.keys().filter(|name| !self.known.contains_key(*name)).cloned().collect();
         for name in gone.into_iter().chain(self.known.keys().cloned().collect::<Vec<_>>()) {
             self.connect(&name);
@@ -126,9 +130,14 @@ impl Follower {
         let name = event.object.name().to_owned();
         match event.kind {
             EventKind::Added | EventKind::Modified => {
-                drop(self.known.insert(name.clone(), Head::read(event.object.bytes())?))
+                let head = Head::read(event.object.bytes())?;
+                self.server.aggregation.metrics.observe(&name, head.is_available(), head.reason());
+                self.known.insert(name.clone(), head);
             }
-            EventKind::Deleted => drop(self.known.remove(&name)),
+            EventKind::Deleted => {
+                self.server.aggregation.metrics.forget(&name);
+                self.known.remove(&name);
+            }
             EventKind::Bookmark => return Some(name),
         }
         if self.connect(&name) {
@@ -154,12 +163,17 @@ impl Follower {
         });
         let Some(head) = head else { return true };
         let remote = Arc::new(Remote {
-            tls: reach::tls(&head.spec, &self.server.aggregation.front_proxy),
+            connections: Connections::new(
+                &head.spec,
+                &self.server.aggregation.front_proxy,
+                self.server.shutdown.clone(),
+            ),
             spec: head.spec.clone(),
             // until it is known better
             available: AtomicBool::new(head.is_available()),
             resources: RwLock::new(resources),
             openapi: Default::default(),
+            openapi_v2: Default::default(),
             slots: Arc::new(Semaphore::new(AT_ONCE)),
         });
         let task = self.tasks.spawn(check::keep(self.server.clone(), remote.clone()));

@@ -1,7 +1,7 @@
 //! The aggregation layer: group versions that other API servers answer for, as APIServices say.
 //!
 //! In: APIServices and the Services behind them. Out: requests are passed on (`pass`), discovery and OpenAPI show what is behind
-//! (`documents`), each APIService says whether its server answers (`check`), and what is served here has an APIService of
+//! (`documents`, `openapi_v2`), each APIService says whether its server answers (`check`), and what is served here has an APIService of
 //! its own (`local`). One task follows all of it (`follow`); where no APIService names a Service, nothing else runs.
 //!
 //! What is built in is never answered by somebody else, whatever an APIService says.
@@ -10,6 +10,8 @@ mod check;
 mod documents;
 mod follow;
 mod local;
+mod metrics;
+mod openapi_v2;
 mod pass;
 mod reach;
 mod spec;
@@ -17,17 +19,21 @@ mod spec;
 pub(crate) use documents::openapi_versions;
 pub(crate) use follow::Follower;
 pub(crate) use local::{SERVICES, wanted};
+pub(crate) use openapi_v2::openapi_parts;
 pub(crate) use pass::pass;
 
 use crate::request_info::RequestInfo;
 use documents::OpenApi;
 use edge_pki::SharedIdentity;
+use metrics::AggregationMetrics;
+use openapi_v2::Known;
 use parking_lot::RwLock;
+use reach::Connections;
 use serde_json::Value;
 use spec::Spec;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 
 /// Requests that one server may have to answer at once, watches not counted: a slow one must not take all places of the others.
 const AT_ONCE: usize = 100;
@@ -46,18 +52,20 @@ pub struct FrontProxy {
 /// All APIServices behind which there is another server.
 pub(crate) struct Aggregation {
     pub(crate) front_proxy: FrontProxy,
+    pub(crate) metrics: AggregationMetrics,
     remotes: RwLock<Arc<Vec<Arc<Remote>>>>,
 }
 
 /// A group version that another server answers for.
 pub(crate) struct Remote {
     pub(crate) spec: Spec,
-    /// TLS as the APIService wants it, or what is wrong with that.
-    tls: Result<Arc<rustls::ClientConfig>, String>,
+    /// The way to it, or what is wrong with the APIService.
+    connections: Result<Connections, String>,
     available: AtomicBool,
     /// Its resources in the form of aggregated discovery, as of the last successful check.
     resources: RwLock<Option<Arc<Value>>>,
     openapi: OpenApi,
+    openapi_v2: Mutex<Known>,
     slots: Arc<Semaphore>,
 }
 
@@ -75,7 +83,7 @@ impl Remote {
 
 impl Aggregation {
     pub(crate) fn new(front_proxy: FrontProxy) -> Self {
-        Self { front_proxy, remotes: RwLock::default() }
+        Self { front_proxy, metrics: AggregationMetrics::default(), remotes: RwLock::default() }
     }
 
     /// All of them as of now.

@@ -1,6 +1,7 @@
 //! A client's request, answered by the server behind an APIService.
 
-use super::{Remote, reach};
+use super::Remote;
+use super::reach::{By, send};
 use crate::Server;
 use crate::body::{Body, BoxError};
 use crate::request_info::RequestInfo;
@@ -31,17 +32,17 @@ pub(crate) async fn pass(
     if !remote.is_available() {
         return Err(Status::unavailable("service unavailable"));
     }
-    if let Err(error) = &remote.tls {
+    if let Err(error) = &remote.connections {
         return Err(Status::internal(error));
     }
     if info.is_long_running() {
-        return permitted(reach::send(server, remote, user, request).await?);
+        return permitted(send(server, remote, user, request, By::Kept).await?);
     }
     let slot = Arc::clone(&remote.slots)
         .try_acquire_owned()
         .map_err(|_| Status::too_many_requests("Too many requests, please try again later.", 1))?;
     let end = Instant::now() + PATIENCE;
-    let answered = tokio::time::timeout_at(end, reach::send(server, remote, user, request)).await;
+    let answered = tokio::time::timeout_at(end, send(server, remote, user, request, By::Kept)).await;
     let response = permitted(answered.map_err(|_| late())??)?;
     Ok(response.map(|body| if body.is_full() { body } else { until(body, end).holding(slot) }))
 }

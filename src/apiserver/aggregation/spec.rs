@@ -86,6 +86,11 @@ impl Head {
         self.available().is_some_and(|c| c.status == "True")
     }
 
+    /// Why it is available, or is not.
+    pub(super) fn reason(&self) -> &str {
+        self.available().map_or("", |c| &c.reason)
+    }
+
     /// Whether it says so because the group version is served here.
     pub(super) fn is_available_here(&self) -> bool {
         self.is_available() && self.available().is_some_and(|c| c.reason == "Local")

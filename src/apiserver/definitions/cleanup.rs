@@ -11,39 +11,32 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// Deletes all objects of a definition, waits until they are gone, and lets the definition go.
+/// Deletes all objects of a definition, waits until they are gone, and lets the definition go. A later one of the same name is another.
 ///
 /// # Errors
 /// When something cannot be read or written.
-pub(super) async fn run(server: &Arc<Server>, name: &str) -> Result<(), Status> {
-    let said = |status: bool, reason: &'static str, message: &'static str| {
+pub(super) async fn run(server: &Arc<Server>, name: &str, uid: &str) -> Result<(), Status> {
+    let change = |status: bool, reason: &'static str, message: &'static str, is_over: bool| {
         move |mut live: Object| {
+            if live.uid() != uid {
+                return Ok(live);
+            }
             set_condition(&mut live, "Terminating", status, reason, message);
+            if is_over && let Some(list) = live.metadata_mut().get_mut("finalizers").and_then(Value::as_array_mut) {
+                list.retain(|f| f != CLEANUP);
+            }
             Ok(live)
         }
     };
     let Some(defined) = server.registry.catalog().defined(name) else {
-        return finish(server, name, &said(false, "NeverEstablished", "resource was never established")).await;
+        let never = change(false, "NeverEstablished", "resource was never established", true);
+        return update_status(server, name, &never).await;
     };
-    let begun = said(true, "InstanceDeletionInProgress", "CustomResource deletion is in progress");
+    let begun = change(true, "InstanceDeletionInProgress", "CustomResource deletion is in progress", false);
     update_status(server, name, &begun).await?;
     empty(server, &defined.storage).await?;
-    finish(server, name, &said(false, "InstanceDeletionCompleted", "removed all instances")).await
-}
-
-async fn finish(
-    server: &Arc<Server>,
-    name: &str,
-    say: &(dyn Fn(Object) -> Result<Object, Status> + Send + Sync),
-) -> Result<(), Status> {
-    let change = |live: Object| {
-        let mut live = say(live)?;
-        if let Some(list) = live.metadata_mut().get_mut("finalizers").and_then(Value::as_array_mut) {
-            list.retain(|f| f != CLEANUP);
-        }
-        Ok(live)
-    };
-    update_status(server, name, &change).await
+    let over = change(false, "InstanceDeletionCompleted", "removed all instances", true);
+    update_status(server, name, &over).await
 }
 
 /// Returns when there are no objects any more; some may wait for finalizers.

@@ -19,6 +19,8 @@ pub(super) struct Head {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Metadata {
+    #[serde(default)]
+    uid: String,
     deletion_timestamp: Option<String>,
     finalizers: Option<Vec<String>>,
 }
@@ -75,6 +77,10 @@ pub(super) struct Judgement {
 impl Head {
     pub(super) fn read(json: &[u8]) -> Option<Self> {
         serde_json::from_slice(json).ok()
+    }
+
+    pub(super) fn uid(&self) -> &str {
+        &self.metadata.uid
     }
 
     pub(super) fn group(&self) -> &str {

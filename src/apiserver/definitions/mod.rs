@@ -30,9 +30,9 @@ pub(crate) struct Definitions {
     server: Arc<Server>,
     /// What is known of each, by its name.
     known: BTreeMap<String, Head>,
-    /// Deletions under way; they give the name back.
+    /// Deletions under way; they give the UID back.
     cleaning: JoinSet<String>,
-    /// Which those are.
+    /// Which those are, by UID: a name can be another's before the task that freed it is heard of.
     busy: BTreeSet<String>,
     /// Those whose status could not be written.
     again: BTreeSet<String>,
@@ -122,8 +122,9 @@ impl Definitions {
     async fn reconcile(&mut self, name: &str) {
         let Some(head) = self.known.get(name) else { return };
         if head.is_terminating() {
-            if head.has_finalizer(CLEANUP) && self.busy.insert(name.to_owned()) {
-                self.clean(name);
+            if head.has_finalizer(CLEANUP) && self.busy.insert(head.uid().to_owned()) {
+                let uid = head.uid().to_owned();
+                self.clean(name, uid);
             }
             return;
         }
@@ -170,14 +171,14 @@ impl Definitions {
         taken
     }
 
-    fn clean(&mut self, name: &str) {
+    fn clean(&mut self, name: &str, uid: String) {
         let (server, name) = (self.server.clone(), name.to_owned());
         self.cleaning.spawn(async move {
-            while let Err(error) = cleanup::run(&server, &name).await {
+            while let Err(error) = cleanup::run(&server, &name, &uid).await {
                 tracing::warn!(definition = name, %error, "objects of a definition could not be deleted, trying again");
                 tokio::time::sleep(RETRY).await;
             }
-            name
+            uid
         });
     }
 }

@@ -3,17 +3,18 @@
 use super::Row;
 use super::serve::with_etag;
 use crate::Server;
-use crate::aggregation::openapi_versions;
+use crate::aggregation::{openapi_parts, openapi_versions};
 use crate::body::Body;
 use crate::query::Query;
 use bytes::Bytes;
 use edge_api::{GroupVersion, GroupVersionKind, Status};
 use edge_schema::Schema;
-use edge_schema::openapi::{self, ApiResourceInfo, Document};
+use edge_schema::openapi::{self, ApiResourceInfo, Document, Foreign};
 use http::header::{ACCEPT, CACHE_CONTROL, HeaderValue};
 use http::{HeaderMap, Response};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// How clients of old ask for the protobuf form. It is no valid media type, so it is never answered with.
 const V2_PROTOBUF_ASKED: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
@@ -53,9 +54,10 @@ fn resources(rows: &[Row]) -> Vec<ApiResourceInfo<'_>> {
 /// Writing a document takes milliseconds, so it is done beside the async threads.
 async fn write(
     server: &Server,
+    rows: Rows,
     make: impl FnOnce(&[ApiResourceInfo<'_>], &str) -> Document + Send + 'static,
 ) -> Result<Bytes, Status> {
-    let (rows, version) = (server.rows(), server.options.git_version.clone());
+    let version = server.options.git_version.clone();
     let work = move || make(&resources(&rows), &version).body;
     tokio::task::spawn_blocking(work).await.map(Bytes::from).map_err(Status::internal)
 }
@@ -73,11 +75,18 @@ pub(super) async fn v2(server: &Server, headers: &HeaderMap) -> Result<Response<
             _ => None,
         })
         .unwrap_or(false);
-    if protobuf {
-        let bytes = write(server, openapi::v2_protobuf).await?;
-        return Ok(with_etag(headers, openapi::V2_PROTOBUF, bytes).await);
-    }
-    Ok(with_etag(headers, "application/json", write(server, openapi::v2_json).await?).await)
+    let parts = openapi_parts(server).await;
+    let begun = Instant::now();
+    let contents: Vec<Arc<Foreign>> = parts.iter().map(|part| part.content.clone()).collect();
+    let make = move |resources: &[ApiResourceInfo<'_>], version: &str| {
+        let others: Vec<&Foreign> = contents.iter().map(|content| &**content).collect();
+        let make = if protobuf { openapi::v2_protobuf } else { openapi::v2_json };
+        make(resources, &others, version)
+    };
+    // without the rows that others answer for
+    let bytes = write(server, server.offer().rows, make).await?;
+    server.aggregation.metrics.merged(&parts, begun.elapsed());
+    Ok(with_etag(headers, if protobuf { openapi::V2_PROTOBUF } else { "application/json" }, bytes).await)
 }
 
 /// The group versions with a hash of what their documents are made from.
@@ -120,7 +129,8 @@ pub(super) async fn v3(
     };
     let documents = documents(&server.rows(), &server.options.git_version);
     let (gv, hash) = documents.into_iter().find(|(other, _)| *other == gv).ok_or_else(Status::unknown_path)?;
-    let bytes = write(server, move |resources, version| openapi::v3_document(&gv, resources, version)).await?;
+    let make = move |resources: &[ApiResourceInfo<'_>], version: &str| openapi::v3_document(&gv, resources, version);
+    let bytes = write(server, server.rows(), make).await?;
     let mut response = with_etag(headers, "application/json", bytes).await;
     if query.get("hash") == Some(&hash) {
         response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static(IMMUTABLE));

@@ -89,6 +89,10 @@ pub(crate) async fn serve(
         ["metrics"] => {
             let mut text = server.metrics.render(&server.options.git_version, &server.object_counts().await);
             server.hook_metrics.render(&mut text);
+            server.aggregation.metrics.render(&mut text);
+            if let Some(audit) = &server.audit {
+                audit.render(&mut text);
+            }
             text.push_str(&(server.other_metrics)());
             Ok(plain(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text))
         }
@@ -123,6 +127,7 @@ async fn discovery(
         response.headers_mut().insert(VARY, vary);
         return Ok(response);
     };
+    server.aggregation.metrics.discovered();
     let json = Bytes::from(aggregated(&server.offer(), core, form).to_string());
     let mut response = with_etag(headers, &form.media_type(), json).await;
     response.headers_mut().insert(VARY, vary);

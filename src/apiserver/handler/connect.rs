@@ -143,7 +143,7 @@ pub(super) async fn connect(
             }
             let service = object(server, "services", &info.namespace, target.name)?;
             let selector = LabelSelector::from_map([("kubernetes.io/service-name", target.name)]);
-            let slices = server.stored_objects("discovery.k8s.io", "endpointslices", &info.namespace).await?;
+            let slices = server.stored_objects("discovery.k8s.io", "endpointslices", &info.namespace, "").await?;
             let slices: Vec<Object> = slices.into_iter().filter(|s| selector.matches(|k| s.label(k))).collect();
             proxy::service(stop, &service, &slices, &target, &info.rest, request).await
         }
@@ -156,7 +156,7 @@ fn may_create(server: &Server, user: &UserInfo, info: &RequestInfo) -> Result<()
         return Ok(());
     }
     let create = RequestInfo { verb: "create".into(), ..info.clone() };
-    server.access.authorize(user, &create)
+    server.access.authorize(user, &create).map(|_| ())
 }
 
 fn object(server: &Server, resource: &str, namespace: &str, name: &str) -> Result<Object, Status> {

@@ -152,8 +152,8 @@ impl Context<'_> {
         WriteOptions { user: self.user, field_manager: &self.field_manager, dry_run }
     }
 
-    /// Both kinds of admission for what is submitted to a subresource that the API server itself answers.
-    async fn admit_submitted(&self, submitted: &mut Object, dry_run: bool) -> Result<(), Status> {
+    /// Both kinds of admission for what is submitted to a subresource that the API server itself answers, or as a question.
+    pub(crate) async fn admit_submitted(&self, submitted: &mut Object, dry_run: bool) -> Result<(), Status> {
         let target = self.target();
         let a = Attributes {
             operation: Operation::Create,

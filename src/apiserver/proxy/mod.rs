@@ -10,7 +10,7 @@ mod transport;
 mod web;
 
 pub(crate) use kubelet::{Attachment, attach, logs, node};
-pub(crate) use transport::{Onward, exchange, unreachable};
+pub(crate) use transport::{Onward, relay, unreachable};
 pub(crate) use web::{Target, pod, ready_endpoint, redirect_to_root, service};
 
 use async_trait::async_trait;

@@ -5,6 +5,7 @@ use crate::body::Body;
 use edge_api::{Reason, Status};
 use http::header::{CONNECTION, HOST, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version};
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio_util::sync::CancellationToken;
@@ -49,10 +50,42 @@ impl<'a> Onward<'a> {
 /// 503 when the other side does not answer.
 pub(crate) async fn exchange(
     stream: Box<dyn Stream>,
-    mut request: Request<Body>,
+    request: Request<Body>,
     to: Onward<'_>,
     stop: &CancellationToken,
 ) -> Result<Response<Body>, Status> {
+    let stop_connection = stop.clone();
+    let send = |onward: Request<Body>| async move {
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stop_connection.cancelled() => {}
+                result = connection.with_upgrades() => {
+                    if let Err(error) = result {
+                        tracing::debug!(%error, "proxied connection ended");
+                    }
+                }
+            }
+        });
+        sender.send_request(onward).await.map_err(|e| e.to_string())
+    };
+    relay(request, to, stop, send).await
+}
+
+/// Gives `request` to `send` in the form in which it goes on, and gives back what comes. Whoever sends has to hand a connection
+/// out that the other side upgrades.
+///
+/// # Errors
+/// 503 when the other side does not answer.
+pub(crate) async fn relay<F>(
+    mut request: Request<Body>,
+    to: Onward<'_>,
+    stop: &CancellationToken,
+    send: impl FnOnce(Request<Body>) -> F,
+) -> Result<Response<Body>, Status>
+where
+    F: Future<Output = Result<Response<Incoming>, String>>,
+{
     let Onward { uri, host, what, identity } = to;
     let upgrade = upgrade_of(request.headers());
     let client_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
@@ -68,20 +101,7 @@ pub(crate) async fn exchange(
         onward.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
         onward.headers_mut().insert(UPGRADE, protocol);
     }
-    let failed = |e: hyper::Error| unreachable(what, &e);
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
-    let stop_connection = stop.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            () = stop_connection.cancelled() => {}
-            result = connection.with_upgrades() => {
-                if let Err(error) = result {
-                    tracing::debug!(%error, "proxied connection ended");
-                }
-            }
-        }
-    });
-    let mut response = sender.send_request(onward).await.map_err(failed)?;
+    let mut response = send(onward).await.map_err(|e| unreachable(what, &e))?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         let (mut parts, body) = response.into_parts();
         strip_hop_headers(&mut parts.headers);
@@ -92,7 +112,12 @@ pub(crate) async fn exchange(
         return Err(Status::new(502, Reason::InternalError, format!("{what} switched protocols without being asked")));
     };
     let server_side = hyper::upgrade::on(&mut response);
-    tokio::spawn(splice(client_side, server_side, stop.clone()));
+    let (stop, record) = (stop.clone(), crate::audit::current());
+    tokio::spawn(async move {
+        splice(client_side, server_side, stop).await;
+        // the request ends here
+        drop(record);
+    });
     let mut answer = Response::new(Body::empty());
     *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     *answer.headers_mut() = response.headers().clone();
@@ -193,7 +218,7 @@ mod tests {
 
     /// A kubelet that answers `/exec` by switching to an echo protocol, everything else with what it was asked.
     async fn kubelet(stream: tokio::io::DuplexStream) {
-        let service = hyper::service::service_fn(|mut request: Request<hyper::body::Incoming>| async move {
+        let service = hyper::service::service_fn(|mut request: Request<Incoming>| async move {
             if request.uri().path() != "/exec" {
                 let text =
                     format!("{} {} {:?}", request.method(), request.uri(), request.headers().get("authorization"));
@@ -221,7 +246,7 @@ mod tests {
     async fn client(stop: &CancellationToken) -> http1::SendRequest<Body> {
         let (near, far) = tokio::io::duplex(1024);
         let stop = stop.clone();
-        let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+        let service = hyper::service::service_fn(move |request: Request<Incoming>| {
             let stop = stop.clone();
             async move {
                 let (here, there) = tokio::io::duplex(1024);

@@ -601,3 +601,23 @@ fn copy_all(from: &std::path::Path, to: &std::path::Path) {
         }
     }
 }
+
+#[tokio::test]
+async fn questions_are_shown_too() {
+    let c = Cluster::start().await;
+    let hooks = Hooks::start().await;
+    judging(&c, "questions", &[hooks.hook("deny", ("CREATE", "subjectaccessreviews"), json!({}))]).await;
+    judging(&c, "others", &[hooks.hook("allow", ("CREATE", "tokenreviews"), json!({}))]).await;
+    hooks.told();
+    let question = json!({"spec": {"user": "jane", "nonResourceAttributes": {"path": "/x", "verb": "get"}}});
+    let answer = post(&c, "/apis/authorization.k8s.io/v1/subjectaccessreviews", &question).await;
+    let status = answer.status(403, "Forbidden");
+    assert!(status["message"].as_str().unwrap().contains("no way"), "{status}");
+    assert_eq!(facts(&hooks.told()), ["CREATE subjectaccessreviews -  SubjectAccessReview -"]);
+    let answer = post(&c, "/apis/authentication.k8s.io/v1/tokenreviews", &json!({"spec": {"token": "x"}})).await.ok();
+    assert_eq!(answer["status"]["user"], json!({}), "{answer}");
+    assert_eq!(facts(&hooks.told()), ["CREATE tokenreviews -  TokenReview -"]);
+    // one that nobody asked for
+    post(&c, "/apis/authentication.k8s.io/v1/selfsubjectreviews", &json!({})).await.ok();
+    assert_eq!(hooks.told().len(), 0);
+}

@@ -112,19 +112,34 @@ impl<'a> Schemas<'a> {
     pub(super) fn each(&self, mut emit: impl FnMut(&str, Value)) {
         let names: BTreeSet<&String> = self.types.keys().chain(&self.unknown).chain(self.custom.keys()).collect();
         for name in names {
-            let mut schema = match (self.types.get(name), self.custom.get(name)) {
-                (Some(ty), _) => self.component(*ty),
-                (None, Some(custom)) => custom.write(self.flavour, |name| self.reference(name)),
-                (None, None) => json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}),
-            };
-            if let Some(kinds) = self.kinds.get(name) {
-                schema["x-kubernetes-group-version-kind"] = Value::from(kinds.clone());
+            if let Some(schema) = self.value(name) {
+                emit(name, schema);
             }
-            if let Some(text) = self.descriptions.of_type(name) {
-                schema["description"] = text.into();
-            }
-            emit(name, schema);
         }
+    }
+
+    /// Whether there is a schema of a name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.types.contains_key(name) || self.unknown.contains(name) || self.custom.contains_key(name)
+    }
+
+    /// The schema of a name.
+    pub(super) fn value(&self, name: &str) -> Option<Value> {
+        if !self.has(name) {
+            return None;
+        }
+        let mut schema = match (self.types.get(name), self.custom.get(name)) {
+            (Some(ty), _) => self.component(*ty),
+            (None, Some(custom)) => custom.write(self.flavour, |name| self.reference(name)),
+            (None, None) => json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}),
+        };
+        if let Some(kinds) = self.kinds.get(name) {
+            schema["x-kubernetes-group-version-kind"] = Value::from(kinds.clone());
+        }
+        if let Some(text) = self.descriptions.of_type(name) {
+            schema["description"] = text.into();
+        }
+        Some(schema)
     }
 
     /// The schema of a named type.

@@ -10,7 +10,7 @@ mod validate;
 
 pub use check::{check, simple_path};
 
-use regex_lite::Regex;
+use edge_api::pattern::{self, Regex};
 use serde_json::{Number, Value};
 use std::sync::OnceLock;
 
@@ -140,6 +140,6 @@ impl Pattern {
     }
 }
 
-fn regex(text: &str) -> Result<Regex, regex_lite::Error> {
-    regex_lite::RegexBuilder::new(text).size_limit(MAX_PATTERN).build()
+fn regex(text: &str) -> Result<Regex, pattern::Error> {
+    pattern::compile(text, MAX_PATTERN)
 }

@@ -6,9 +6,9 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 use edge_api::{GroupVersion, GroupVersionKind};
 use edge_schema::{
     Schema,
-    openapi::{self, ApiResourceInfo},
+    openapi::{self, ApiResourceInfo, Foreign},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const ALL: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 const STATUS: &[&str] = &["get", "patch", "update"];
@@ -190,7 +190,7 @@ fn operations_equal_those_of_kubernetes() {
 
 #[test]
 fn patch_operations_announce_dry_run() {
-    let document: Value = serde_json::from_slice(&openapi::v2_json(&resources(), "v1.36.0").body).unwrap();
+    let document = v2(&[]);
     let patch = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
     assert_eq!(patch["x-kubernetes-group-version-kind"]["kind"], "Deployment");
     assert!(names(&patch["parameters"]).is_superset(&BTreeSet::from(["dryRun", "fieldValidation", "body"])));
@@ -201,23 +201,131 @@ fn patch_operations_announce_dry_run() {
     assert_eq!(document["definitions"]["com.example.v1.Widget"]["type"], "object");
 }
 
-/// Every `$ref` of a document points at something in it.
+/// Every `$ref` of a document points at something in it; gives how many there are.
+#[track_caller]
+fn resolve(document: &Value) -> usize {
+    let mut todo = vec![document];
+    let mut seen = 0;
+    while let Some(value) = todo.pop() {
+        if let Some(target) = value.get("$ref").and_then(Value::as_str) {
+            seen += 1;
+            assert!(document.pointer(&target[1..]).is_some(), "{target}");
+        }
+        todo.extend(value.as_object().into_iter().flatten().map(|(_, v)| v));
+        todo.extend(value.as_array().into_iter().flatten());
+    }
+    seen
+}
+
 #[test]
 fn references_resolve() {
-    let v2: Value = serde_json::from_slice(&openapi::v2_json(&resources(), "v1.36.0").body).unwrap();
-    for document in [v2, v3("", "v1"), v3("apps", "v1"), v3("example.com", "v1")] {
-        let mut todo = vec![&document];
-        let mut seen = 0;
-        while let Some(value) = todo.pop() {
-            if let Some(target) = value.get("$ref").and_then(Value::as_str) {
-                seen += 1;
-                assert!(document.pointer(&target[1..]).is_some(), "{target}");
-            }
-            todo.extend(value.as_object().into_iter().flatten().map(|(_, v)| v));
-            todo.extend(value.as_array().into_iter().flatten());
-        }
-        assert!(seen > 10);
+    for document in [v2(&[]), v3("", "v1"), v3("apps", "v1"), v3("example.com", "v1")] {
+        assert!(resolve(&document) > 10);
     }
+}
+
+fn v2(others: &[&Foreign]) -> Value {
+    serde_json::from_slice(&openapi::v2_json(&resources(), others, "v1.36.0").body).unwrap()
+}
+
+const KINDS: &str = "x-kubernetes-group-version-kind";
+const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+
+fn reference(name: &str) -> Value {
+    json!({"$ref": format!("#/definitions/{name}")})
+}
+
+/// The part of a server with one kind of its own, and the definitions of `others`.
+fn foreign(version: &str, others: &[(&str, Value)]) -> Foreign {
+    let kind = json!([{"group": "a.io", "version": version, "kind": "Note"}]);
+    let references: serde_json::Map<String, Value> =
+        others.iter().enumerate().map(|(i, (name, _))| (format!("p{i}"), reference(name))).collect();
+    let name = format!("io.a.{version}.Note");
+    let mut definitions = json!({&name: {"type": "object", "properties": references, KINDS: kind}});
+    for (name, schema) in others {
+        definitions[name] = schema.clone();
+    }
+    let item = json!({"get": {"responses": {"200": {"description": "OK", "schema": reference(&name)}}}});
+    let document =
+        json!({"swagger": "2.0", "definitions": definitions, "paths": {format!("/apis/a.io/{version}/notes"): item}});
+    Foreign::read(document.to_string().as_bytes(), &GroupVersion::new("a.io", version)).unwrap()
+}
+
+#[test]
+fn what_others_say_stands_beside_ours() {
+    let ours = v2(&[]);
+    let of_ours = |name: &str| ours["definitions"][name].clone();
+    let options = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
+    let precondition = "io.k8s.apimachinery.pkg.apis.meta.v1.Preconditions";
+    let map = "io.k8s.api.core.v1.ConfigMap";
+    // the same but for its kinds; one that differs; and one that refers to that
+    let mut same = of_ours(options);
+    same[KINDS] = json!([{"group": "a.io", "version": "v1", "kind": "DeleteOptions"}, {"group": "apps", "version": "v1", "kind": "Deployment"}]);
+    let meta = json!({"type": "object", "description": "Another one."});
+    let first = foreign(
+        "v1",
+        &[(options, same), (precondition, of_ours(precondition)), (META, meta.clone()), (map, of_ours(map))],
+    );
+    let merged = v2(&[&first]);
+    resolve(&merged);
+    let definitions = &merged["definitions"];
+    assert!(
+        definitions.get(format!("{options}_v2")).is_none() && definitions.get(format!("{precondition}_v2")).is_none()
+    );
+    let kinds = definitions[options][KINDS].as_array().unwrap();
+    assert!(kinds.contains(&json!({"group": "a.io", "version": "v1", "kind": "DeleteOptions"})));
+    assert_eq!(kinds.len(), of_ours(options)[KINDS].as_array().unwrap().len() + 1, "of its own kinds only");
+    assert_eq!(definitions[format!("{META}_v2")], meta);
+    assert_eq!(definitions[format!("{map}_v2")]["properties"]["metadata"]["$ref"], format!("#/definitions/{META}_v2"));
+    assert_eq!(definitions["io.a.v1.Note"]["properties"]["p2"], reference(&format!("{META}_v2")));
+    assert_eq!(definitions["io.a.v1.Note"]["properties"]["p0"], reference(options));
+    assert_eq!(merged["paths"]["/apis/a.io/v1/notes"]["get"]["responses"]["200"]["schema"], reference("io.a.v1.Note"));
+    // ours is as it was
+    for (name, schema) in ours["definitions"].as_object().unwrap().iter().filter(|(name, _)| *name != options) {
+        assert_eq!(&definitions[name], schema);
+    }
+    assert_eq!(merged["paths"].as_object().unwrap().len(), ours["paths"].as_object().unwrap().len() + 1);
+
+    // the same again, something else again, and somebody who took the name already
+    let second = foreign("v2", &[(META, meta.clone()), (map, of_ours(map))]);
+    let third = foreign("v3", &[(META, json!({"type": "object"})), (&format!("{META}_v2"), json!({"type": "string"}))]);
+    let merged = v2(&[&first, &second, &third]);
+    resolve(&merged);
+    let definitions = merged["definitions"].as_object().unwrap();
+    assert_eq!(definitions["io.a.v2.Note"]["properties"]["p0"], reference(&format!("{META}_v2")));
+    assert_eq!(definitions["io.a.v2.Note"]["properties"]["p1"], reference(&format!("{map}_v2")));
+    assert_eq!(definitions["io.a.v3.Note"]["properties"]["p0"], reference(&format!("{META}_v3")));
+    assert_eq!(definitions["io.a.v3.Note"]["properties"]["p1"], reference(&format!("{META}_v2_v2")));
+    assert_eq!(
+        (&definitions[&format!("{META}_v2")], &definitions[&format!("{META}_v3")]["type"]),
+        (&meta, &json!("object"))
+    );
+    let names: Vec<&String> =
+        definitions.keys().filter(|name| !ours["definitions"].as_object().unwrap().contains_key(*name)).collect();
+    assert_eq!(names.len(), 3 + 4, "{names:?}");
+    // the other form has the same
+    let protobuf = openapi::v2_protobuf(&resources(), &[&first, &second, &third], "v1.36.0").body;
+    for text in names.into_iter().map(String::as_str).chain(["/apis/a.io/v3/notes"]) {
+        assert!(protobuf.windows(text.len()).any(|w| w == text.as_bytes()), "{text}");
+    }
+    assert_eq!(v2(&[&first, &second]), v2(&[&first, &second]), "and the same whenever it is asked for");
+}
+
+#[test]
+fn names_of_ours_by_the_thousand_cost_little() {
+    let ours = v2(&[]);
+    let all: Vec<(&str, Value)> = ours["definitions"]
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(|name| (name.as_str(), json!({"$ref": "#/definitions/io.a.v1.Note"})))
+        .collect();
+    let hostile = foreign("v1", &all);
+    let begun = std::time::Instant::now();
+    let merged = v2(&[&hostile, &hostile]);
+    assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{:?}", begun.elapsed());
+    resolve(&merged);
+    assert_eq!(merged["definitions"].as_object().unwrap().len(), 2 * all.len() + 1, "the same twice is there once");
 }
 
 #[test]

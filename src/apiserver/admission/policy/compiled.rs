@@ -56,7 +56,8 @@ pub(super) struct Binding {
     pub(super) constraints: Option<Constraints>,
     pub(super) denies: bool,
     pub(super) warns: bool,
-    pub(super) audits: bool,
+    /// What follows from a demand that is not met, in the binding's words.
+    pub(super) actions: Vec<String>,
 }
 
 pub(in super::super) fn env(params: bool, asks: bool) -> Env {
@@ -333,7 +334,7 @@ impl Binding {
             constraints,
             denies: actions.contains(&"Deny"),
             warns: actions.contains(&"Warn"),
-            audits: actions.contains(&"Audit"),
+            actions: actions.into_iter().map(str::to_owned).collect(),
         }
     }
 }

@@ -227,18 +227,16 @@ async fn judge(
 
 /// Does what the binding says about a demand that is not met.
 fn act(policy: &Policy, binding: &Binding, finding: Finding) -> Option<Denial> {
-    let Finding { message, reason, is_validation } = finding;
+    let Finding { message, reason, index, is_validation } = finding;
     if !is_validation {
         return Some(Denial { message, reason });
     }
-    if binding.audits {
-        // there is no audit log to annotate
-        tracing::info!(
-            policy = policy.name,
-            binding = binding.name,
-            message,
-            "validation.policy.admission.k8s.io/validation_failure"
-        );
+    if let (true, Some(record)) = (binding.actions.iter().any(|a| a == "Audit"), crate::audit::current()) {
+        let failure = serde_json::json!({
+            "message": message, "policy": policy.name, "binding": binding.name, "expressionIndex": index,
+            "validationActions": binding.actions,
+        });
+        record.annotate_item("validation.policy.admission.k8s.io/validation_failure", failure);
     }
     if binding.warns {
         let (policy, binding) = (&policy.name, &binding.name);

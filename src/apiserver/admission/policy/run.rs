@@ -23,6 +23,8 @@ const MAX_ANNOTATION: usize = 10 * 1024;
 pub(super) struct Finding {
     pub(super) message: String,
     pub(super) reason: String,
+    /// Which of the policy's demands it is about.
+    pub(super) index: usize,
     /// Whether the binding says what follows.
     pub(super) is_validation: bool,
 }
@@ -88,23 +90,23 @@ impl<'a> Subject<'a> {
             Err(why) => return error(policy, why, true).into_iter().collect(),
         }
         let mut out = Vec::new();
-        for validation in &policy.validations {
-            match validation.program.run(&activation, budget) {
-                Ok(Value::Bool(true)) => {}
-                Ok(_) => out.push(failure(validation, &activation, budget)),
+        for (index, validation) in policy.validations.iter().enumerate() {
+            let found = match validation.program.run(&activation, budget) {
+                Ok(Value::Bool(true)) => None,
+                Ok(_) => Some(failure(validation, &activation, budget)),
                 Err(e @ Error::BudgetSpent) => {
-                    out.extend(error(policy, e.to_string(), true));
+                    out.extend(error(policy, e.to_string(), true).map(|finding| Finding { index, ..finding }));
                     return out;
                 }
-                Err(e) => out.extend(error(policy, failed(&validation.program, &e), true)),
-            }
+                Err(e) => error(policy, failed(&validation.program, &e), true),
+            };
+            out.extend(found.map(|finding| Finding { index, ..finding }));
         }
         for (key, program) in &policy.annotations {
             match program.run(&activation, budget) {
                 Ok(Value::String(value)) => {
                     let value: String = value.trim().chars().take(MAX_ANNOTATION).collect();
-                    // there is no audit log to annotate
-                    tracing::info!(policy = policy.name, key, value, "audit annotation");
+                    crate::audit::annotate_also(&format!("{}/{key}", policy.name), &value);
                 }
                 Ok(Value::Null) => {}
                 Ok(other) => {
@@ -201,7 +203,7 @@ fn failed(program: &Program, error: &Error) -> String {
 }
 
 fn error(policy: &Policy, message: String, is_validation: bool) -> Option<Finding> {
-    policy.fails.then(|| Finding { message, reason: String::new(), is_validation })
+    policy.fails.then(|| Finding { message, reason: String::new(), index: 0, is_validation })
 }
 
 /// Whether all conditions hold. One that does not makes up for errors of others.
@@ -228,5 +230,5 @@ fn failure<'s>(validation: &'s Validation, activation: &Activation<'s>, budget: 
         "" => format!("failed expression: {}", validation.program.source().trim()),
         message => message.to_owned(),
     });
-    Finding { message, reason: validation.reason.clone(), is_validation: true }
+    Finding { message, reason: validation.reason.clone(), index: 0, is_validation: true }
 }

@@ -165,8 +165,7 @@ async fn ask(
     })?;
     let answer = review::answer(version, &uid, is_mutating, answer).map_err(|why| failed(why, 503))?;
     for (key, value) in &answer.annotations {
-        // there is no audit log to annotate
-        tracing::debug!(webhook = hook.name, key, value, "audit annotation");
+        crate::audit::annotate(&format!("{}/{key}", hook.name), value);
     }
     for warning in &answer.warnings {
         crate::warnings::add(warning.clone());

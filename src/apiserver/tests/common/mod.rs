@@ -4,10 +4,14 @@
 
 use bytes::Bytes;
 use edge_api::UserInfo;
-use edge_apiserver::{ApiServer, Body, Component, FrontProxy, NodeDialer, Options, Parts, Stream};
+use edge_apiserver::{ApiServer, Audit, Body, Component, FrontProxy, NodeDialer, Options, Parts, Stream};
+use edge_pki::{ClientName, ClusterPki, ServerNames, SharedIdentity};
+use rustls::ServerConfig;
 use serde_json::Value;
 use std::io;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
+use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) const JSON: &str = "application/json";
@@ -112,7 +116,8 @@ impl NodeDialer for NoNode {
 pub(crate) struct Cluster {
     pub(crate) api: ApiServer,
     shutdown: CancellationToken,
-    _dir: tempfile::TempDir,
+    front_proxy: SharedIdentity,
+    dir: tempfile::TempDir,
 }
 
 impl Cluster {
@@ -127,18 +132,28 @@ impl Cluster {
 
     /// One whose state is in the directory already.
     pub(crate) async fn start_again(dir: tempfile::TempDir) -> Self {
-        Self::assemble(dir, Arc::new(NoNode), true).await
+        Self::assemble(dir, Arc::new(NoNode), true, None).await
+    }
+
+    /// The same with an audit log.
+    pub(crate) async fn start_audited(audit: Audit) -> Self {
+        Self::assemble(tempfile::tempdir().unwrap(), Arc::new(NoNode), true, Some(Arc::new(audit))).await
     }
 
     /// The same with kubelets, or without the API of what they use.
     pub(crate) async fn start_with(dir: tempfile::TempDir, dialer: Arc<dyn NodeDialer>, metrics_api: bool) -> Self {
-        let cluster = Self::assemble(dir, dialer, metrics_api).await;
+        let cluster = Self::assemble(dir, dialer, metrics_api, None).await;
         let account = serde_json::json!({"metadata": {"name": "default"}});
         cluster.create("/api/v1/namespaces/default/serviceaccounts", &account).await;
         cluster
     }
 
-    async fn assemble(dir: tempfile::TempDir, dialer: Arc<dyn NodeDialer>, metrics_api: bool) -> Self {
+    async fn assemble(
+        dir: tempfile::TempDir,
+        dialer: Arc<dyn NodeDialer>,
+        metrics_api: bool,
+        audit: Option<Arc<Audit>>,
+    ) -> Self {
         let storage = edge_storage::Lmdb::open(&dir.path().join("db")).unwrap();
         let options = edge_registry::Options {
             service_networks: vec![("10.43.0.0".parse().unwrap(), 16)],
@@ -151,9 +166,10 @@ impl Cluster {
         let authenticator =
             edge_auth::Authenticator::new(Arc::new(key), edge_auth::AuthenticatorOptions { issuer, audiences });
         let shutdown = CancellationToken::new();
-        let pki = edge_pki::ClusterPki::load_or_create(&dir.path().join("tls")).unwrap();
+        let pki = ClusterPki::load_or_create(&dir.path().join("tls")).unwrap();
+        let identity = SharedIdentity::new(&pki.front_proxy().unwrap()).unwrap();
         let front_proxy = FrontProxy {
-            identity: edge_pki::SharedIdentity::new(&pki.front_proxy().unwrap()).unwrap(),
+            identity: identity.clone(),
             authority: pki.request_header_ca.pem().to_owned(),
             client_authority: pki.client_ca.pem().to_owned(),
         };
@@ -168,6 +184,7 @@ impl Cluster {
             ],
             other_metrics: Arc::new(|| "of_another_part 1\n".into()),
             front_proxy,
+            audit,
             options: Options {
                 git_version: "v1.36.0+edge1".into(),
                 git_commit: String::new(),
@@ -187,7 +204,25 @@ impl Cluster {
             },
         });
         api.bootstrap().await.unwrap();
-        Self { api, shutdown, _dir: dir }
+        Self { api, shutdown, front_proxy: identity, dir }
+    }
+
+    /// The front proxy shows another certificate from now on.
+    pub(crate) fn renew_front_proxy(&self) {
+        let pki = ClusterPki::load_or_create(&self.dir.path().join("tls")).unwrap();
+        self.front_proxy.replace(&pki.front_proxy().unwrap()).unwrap();
+    }
+
+    /// A socket to serve on with its TLS, and the way to it for the administrator, in HTTP/1.1.
+    pub(crate) fn listener(&self) -> (std::net::TcpListener, Arc<ServerConfig>, TlsConnector) {
+        let pki = ClusterPki::load_or_create(&self.dir.path().join("tls")).unwrap();
+        let names = ServerNames::new("cluster.local", &[Ipv4Addr::LOCALHOST.into()], &[]);
+        let server = edge_pki::server_config(&pki.serving(&names).unwrap(), &pki.client_ca).unwrap();
+        let admin = pki.client("admin", &ClientName::admin()).unwrap();
+        let mut client = edge_pki::client_config(&pki.server_ca, Some(&admin)).unwrap();
+        client.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let socket = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        (socket, Arc::new(server), TlsConnector::from(Arc::new(client)))
     }
 
     /// Sends a request and gives back the answer with its body unread.
