@@ -1,12 +1,12 @@
 //! What a cluster-wide cache keeps of a pod.
 //!
 //! The cache of all pods is the largest thing in a server. Of what a pod is to do on its node (commands, environments, probes, mounts,
-//! what is in its volumes) nobody reads anything but the node, whose kubelet watches its own pods. So that is not kept of pods that
+//! volumes that the node makes) nobody reads anything but the node, whose kubelet watches its own pods. So that is not kept of pods that
 //! have a node; one that waits for a node is kept whole, as extenders of the scheduler may be asked about it.
 //!
 //! What is cached so must not be written back: changes are patches, as they are everywhere above the API.
 
-use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, ProjectedVolumeSource, Volume};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, Volume};
 
 /// Takes away what only the pod's node needs.
 pub(crate) fn slim(pod: &mut Pod) {
@@ -17,7 +17,7 @@ pub(crate) fn slim(pod: &mut Pod) {
         slim_container(container);
     }
     spec.ephemeral_containers = None;
-    spec.volumes.iter_mut().flatten().for_each(slim_volume);
+    spec.volumes = spec.volumes.take().map(|all| all.into_iter().filter(is_elsewhere).collect());
     spec.security_context = None;
     spec.dns_config = None;
     spec.image_pull_secrets = None;
@@ -41,18 +41,16 @@ fn slim_container(container: &mut Container) {
     *container = kept;
 }
 
-/// Volumes that are somewhere else (claims, disks of a cloud) matter to who decides about them.
-fn slim_volume(volume: &mut Volume) {
-    if let Some(projected) = &mut volume.projected {
-        *projected = ProjectedVolumeSource::default();
-    }
-    if let Some(map) = &mut volume.config_map {
-        map.items = None;
-    }
-    if let Some(secret) = &mut volume.secret {
-        secret.items = None;
-    }
-    volume.downward_api = volume.downward_api.take().map(|_| Default::default());
+/// Whether anybody but the pod's node reads of a volume: claims and disks matter to who decides about them, what the node makes does not.
+fn is_elsewhere(volume: &Volume) -> bool {
+    let is_made_by_the_node = volume.projected.is_some()
+        || volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.downward_api.is_some()
+        || volume.empty_dir.is_some()
+        || volume.host_path.is_some()
+        || volume.image.is_some();
+    !is_made_by_the_node
 }
 
 fn slim_status(status: &mut ContainerStatus) {
@@ -100,8 +98,7 @@ mod tests {
         );
         assert_eq!(container["ports"][0]["containerPort"], 80);
         assert_eq!(container["resources"]["requests"]["cpu"], "1");
-        assert_eq!(pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"], "k");
-        assert_eq!(pod["spec"]["volumes"][1], json!({"name": "t", "projected": {}}));
+        assert_eq!(pod["spec"]["volumes"], json!([{"name": "v", "persistentVolumeClaim": {"claimName": "k"}}]));
         let status = &pod["status"]["containerStatuses"][0];
         assert_eq!((&status["ready"], &status["restartCount"]), (&json!(true), &json!(2)));
         assert_eq!(status["state"]["terminated"]["exitCode"], 3);

@@ -6,25 +6,26 @@
 //! `foregroundDeletion` waits for those dependents that block it. Orphan: dependents are released first.
 
 mod aggregated;
+mod bare;
 mod custom;
 mod graph;
 
 use crate::context::{Context, message};
+use bare::Bare;
 use edge_client::{
     Api, ApiResource, Client, DeleteParams, DynamicObject, Error, Outcome, Patch, PatchParams, Preconditions,
     PropagationPolicy, WorkQueue, run_workers,
 };
 use futures::StreamExt;
 use graph::{Action, Change, Graph, Node, Uid};
-use kube::core::PartialObjectMeta;
 use kube::runtime::{WatchStreamExt, watcher};
 use parking_lot::Mutex;
 use serde_json::json;
 use std::sync::Arc;
 
 const WORKERS: usize = 4;
-/// Resources whose objects own nothing and are owned by nothing, or that nobody may delete: not worth a watch.
-const NOT_WATCHED: [&str; 4] = ["events", "leases", "componentstatuses", "bindings"];
+/// Resources whose objects own nothing and are owned by nothing: not worth a watch.
+const NOT_WATCHED: [&str; 1] = ["events"];
 
 /// A resource as discovery tells of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -144,7 +145,7 @@ pub(crate) async fn run(context: Context, gone: Vec<Arc<WorkQueue<String>>>) {
 async fn watch(collector: Arc<Collector>, resource: Resource) {
     let resource = Arc::new(resource);
     collector.graph.lock().know(&resource.api.api_version, &resource);
-    let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(collector.client.clone(), &resource.api);
+    let api: Api<Bare> = Api::all_with(collector.client.clone(), &resource.api);
     let mut stream = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
     let mut listed = std::collections::HashSet::new();
     while let Some(event) = stream.next().await {
@@ -211,17 +212,11 @@ impl Collector {
     async fn act(&self, action: Action) -> Result<(), Error> {
         let (node, result) = match action {
             Action::Delete { node, policy } => {
-                let params = DeleteParams {
-                    propagation_policy: Some(policy),
-                    preconditions: Some(Preconditions { uid: Some(node.uid.clone()), resource_version: None }),
-                    ..DeleteParams::default()
-                };
-                let api = api_for(&self.client, &node.resource, &node.namespace);
-                let result = api.delete(&node.name, &params).await.map(drop);
+                let result = self.delete(&node, policy).await;
                 (node, result)
             }
             Action::SetOwners { node, owners } => {
-                let patch = json!({"metadata": {"uid": node.uid, "ownerReferences": owners}});
+                let patch = json!({"metadata": {"uid": node.uid, "resourceVersion": node.resource_version, "ownerReferences": owners}});
                 (node.clone(), self.patch(&node, patch).await)
             }
             Action::RemoveFinalizer { node, finalizer } => {
@@ -235,6 +230,30 @@ impl Collector {
                 // it went before the watch told; the watch will
                 tracing::trace!(name = node.name, "already gone");
                 Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Deletes an object as it was when that was decided: with an owner that it has got since, it stays.
+    async fn delete(&self, node: &Node, policy: PropagationPolicy) -> Result<(), Error> {
+        let api = api_for(&self.client, &node.resource, &node.namespace);
+        let delete = async |resource_version| {
+            let preconditions = Some(Preconditions { uid: Some(node.uid.clone()), resource_version });
+            let propagation_policy = Some(policy.clone());
+            let params = DeleteParams { propagation_policy, preconditions, ..DeleteParams::default() };
+            api.delete(&node.name, &params).await.map(drop)
+        };
+        match delete(Some(node.resource_version.clone())).await {
+            Err(conflict) if edge_client::is_conflict(&conflict) => {
+                let live = Node::new(&node.resource, &api.get_metadata(&node.name).await?.metadata);
+                if live.uid != node.uid {
+                    Ok(())
+                } else if live.has_owners_of(node) {
+                    delete(None).await
+                } else {
+                    Err(conflict)
+                }
             }
             other => other,
         }

@@ -49,6 +49,19 @@ impl Node {
         }
     }
 
+    /// Whether nothing else has changed that matters here.
+    fn is_as_before(&self, later: &Self) -> bool {
+        self.terminating == later.terminating
+            && self.finalizers == later.finalizers
+            && self.references == later.references
+            && self.resource == later.resource
+    }
+
+    /// Whether it has these owners.
+    pub(super) fn has_owners_of(&self, other: &Self) -> bool {
+        self.references == other.references
+    }
+
     fn has(&self, finalizer: &str) -> bool {
         self.finalizers.iter().any(|f| f == finalizer)
     }
@@ -93,6 +106,11 @@ impl Graph {
     pub(super) fn apply(&mut self, change: Change) -> Vec<Uid> {
         match change {
             Change::Seen(node) => {
+                // a status that is written, a lease that is renewed: most changes are none here
+                if let Some(known) = self.nodes.get_mut(&node.uid).filter(|known| known.is_as_before(&node)) {
+                    known.resource_version = node.resource_version;
+                    return Vec::new();
+                }
                 let kind = (node.resource.api.api_version.clone(), node.resource.api.kind.clone());
                 self.resources.entry(kind).or_insert_with(|| node.resource.clone());
                 let uid = node.uid.clone();
