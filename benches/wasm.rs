@@ -1,7 +1,8 @@
 //! What WebAssembly pods cost, beside the goals.
 //!
 //! `scripts/bench wasm` runs this with the release binary, as root. Nothing is asserted: figures depend on the machine.
-//! With `--many [PODS]` so many dense pods run at the same time, with `--soak [PODS]` so many are started and stopped.
+//! With `--many [PODS]` so many dense pods run at the same time, with `--soak [PODS]` so many are started and stopped,
+//! with `--requests` there are only the requests to an HTTP server.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot run should say where and stop")]
 #![expect(dead_code, unused_imports, reason = "the tests' harness has more than is needed here")]
 
@@ -35,7 +36,8 @@ fn main() {
         Some(native::SERVE) => native::serve(),
         Some("--many") => many(number(1000)),
         Some("--soak") => soak(number(10_000)),
-        Some(other) => panic!("{other:?} is neither --many [PODS] nor --soak [PODS]"),
+        Some("--requests") => only_requests(),
+        Some(other) => panic!("{other:?} is neither --many [PODS] nor --soak [PODS] nor --requests"),
     }
 }
 
@@ -401,6 +403,16 @@ async fn remove_all(pods: &Api<Pod>) {
 
 fn memory_kib(cluster: &Cluster) -> u64 {
     common::processes(cluster).iter().map(|process| common::pss_kib(process)).sum()
+}
+
+/// One server, and only [`requests`].
+fn only_requests() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let cluster = roomy(1);
+    let pods: Api<Pod> = runtime.block_on(async { Api::default_namespaced(connect(&cluster).await) });
+    runtime.block_on(burst(&pods, &pod("http", json!({})), 1));
+    requests(&cluster);
+    runtime.block_on(remove_all(&pods));
 }
 
 /// Requests to one of the servers, an instance for each, and to a native server in a container.

@@ -34,12 +34,13 @@ mod teardown;
 pub mod users;
 mod zygote;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-pub use daemon::{Runtime, RuntimeConfig};
+pub use daemon::{Making, Runtime, RuntimeConfig};
 pub use dense::{DENSE_HOST, dense_host};
 pub use error::{Error, Result};
 pub use session::{AttachSession, AttachStreams, ExecSession, Terminal};
@@ -60,6 +61,10 @@ pub trait PodRuntime: Send + Sync + 'static {
 
     /// Events from now on, in order and without loss.
     fn events(&self) -> mpsc::UnboundedReceiver<ContainerEvent>;
+
+    /// A sandbox is going to be created, once its network is there. Holding what this returns until then spares its first container a wait
+    /// in the kernel.
+    fn expect_sandbox(&self) -> Making;
 
     /// Creates a sandbox: its cgroup, its monitor, its namespaces, its sysctls.
     async fn create_sandbox(&self, spec: SandboxSpec) -> Result<()>;
@@ -105,6 +110,9 @@ pub trait PodRuntime: Send + Sync + 'static {
 
     /// Closes and opens again the log file of a container, after somebody else has renamed it.
     async fn reopen_log(&self, container_id: &str) -> Result<()>;
+
+    /// The directory with what a container has written into its file system; `None` where it has none, or there is no such container.
+    fn written_files(&self, container_id: &str) -> Option<PathBuf>;
 
     /// Usage of a container.
     async fn container_usage(&self, container_id: &str) -> Result<Usage>;

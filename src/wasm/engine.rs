@@ -1,5 +1,8 @@
 //! The one configuration of the engine: what is compiled with it runs with it.
 
+use std::fs::File;
+
+use nix::sys::prctl;
 use wasmtime::{Config, Enabled, Engine, PoolingAllocationConfig, ResourcesRequired};
 
 /// What an engine is for. Machine code made by a [`Profile::Compile`] engine runs in all others.
@@ -119,13 +122,26 @@ pub fn engine(profile: Profile) -> wasmtime::Result<Engine> {
                 // An instance is what its program makes of it: no limit but that of the addresses.
                 .max_core_instance_size(16 << 20)
                 .max_component_instance_size(16 << 20);
-            if PoolingAllocationConfig::is_pagemap_scan_available() {
+            if knows_its_pages() {
                 pool.linear_memory_keep_resident(KEPT).table_keep_resident(KEPT).pagemap_scan(Enabled::Auto);
             }
             config.enable_compiler(false).allocation_strategy(pool);
         }
     }
     Engine::new(&config)
+}
+
+/// Whether the kernel says which pages of this process have been written to. The engine keeps open what it asks.
+fn knows_its_pages() -> bool {
+    // Who has become another user since it was executed may not see its own pages, unless it is as visible as all others. Looked at
+    // here first, since the engine asks but once. (What `PR_GET_DUMPABLE` says is no answer: `fs.suid_dumpable` has a say in it.)
+    let is_hidden = File::open("/proc/self/pagemap").is_err() && prctl::set_dumpable(true).is_ok();
+    let known = PoolingAllocationConfig::is_pagemap_scan_available();
+    if is_hidden {
+        // It was possible before.
+        let _ = prctl::set_dumpable(false);
+    }
+    known
 }
 
 /// A name for all that decides whether machine code made by one engine runs in another: version, settings, features of the

@@ -7,7 +7,7 @@ mod devices;
 mod v1;
 mod v2;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -134,6 +134,40 @@ impl Cgroups {
             write_value(&directory.join("cgroup.procs"), pid)?;
         }
         Ok(())
+    }
+
+    /// Moves the calling process, which must have one thread only, into a cgroup. With version 1 this costs next to nothing, while
+    /// [`Cgroups::add_process`] may wait for all processors (`daemon::moves`).
+    ///
+    /// # Errors
+    /// [`Error::Cgroup`] with the file that could not be written.
+    pub fn enter(&self, path: &str) -> Result<()> {
+        // a thread that moves itself needs no lock, but version 2 moves no threads from one domain to another
+        let file = if self.is_v2() { "cgroup.procs" } else { "tasks" };
+        for directory in self.directories(path)? {
+            write_value(&directory.join(file), 0)?;
+        }
+        Ok(())
+    }
+
+    /// The list of processes of the cgroup in which this process is: writing 0 to it moves nothing. None where that cannot be said for sure.
+    pub(crate) fn own_processes(&self) -> Option<File> {
+        let text = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let file = text.lines().find_map(|line| self.directory_of(line))?.join("cgroup.procs");
+        // one of the same name elsewhere, where a part of the hierarchy is mounted, is another
+        let own = std::process::id().to_string();
+        let is_own = fs::read_to_string(&file).ok()?.lines().any(|line| line == own);
+        is_own.then(|| File::options().write(true).open(&file).ok()).flatten()
+    }
+
+    /// The directory that a line of `/proc/self/cgroup` is about, if it is of this hierarchy.
+    fn directory_of(&self, line: &str) -> Option<PathBuf> {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, normalize(fields.next()?).ok()?);
+        match &self.hierarchy {
+            Hierarchy::V1(mounts) => controllers.split(',').find_map(|controller| mounts.directory(controller, &path)),
+            Hierarchy::V2(mount) => controllers.is_empty().then(|| v2::directory(mount, &path)),
+        }
     }
 
     /// The pids of all processes in a cgroup and the cgroups below it. None when it does not exist.

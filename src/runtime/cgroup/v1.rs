@@ -50,6 +50,11 @@ impl Mounts {
         directories
     }
 
+    /// The directory of a cgroup in the hierarchy of one controller.
+    pub(super) fn directory(&self, controller: &str, full: &str) -> Option<PathBuf> {
+        self.by_controller.get(controller).map(|mount| below(mount, full))
+    }
+
     pub(super) fn create(&self, full: &str) -> Result<()> {
         for directory in self.directories(full) {
             fs::create_dir_all(&directory).map_err(Error::cgroup(&directory))?;

@@ -19,6 +19,7 @@ impl Inner {
         let id = spec.id.clone();
         let sandbox = self.sandbox(sandbox_id)?;
         let connection = sandbox.connection()?;
+        let _making = self.moves.expect();
         let container = Arc::new(Container::new(&sandbox.spec, &sandbox.paths, spec, ContainerState::Created));
         {
             let mut sandbox_of = self.sandbox_of.lock();

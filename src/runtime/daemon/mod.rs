@@ -7,6 +7,7 @@ mod adopt;
 mod connection;
 mod containers;
 mod dense;
+mod moves;
 mod patience;
 mod sandboxes;
 mod streams;
@@ -32,6 +33,8 @@ use crate::spec::{ContainerSpec, ExecSpec, Resources, SandboxSpec, WindowSize};
 use crate::status::{AdoptedSandbox, ContainerEvent, ContainerState, ContainerStatus, ExitStatus, Usage};
 use crate::zygote::Zygote;
 use connection::Connection;
+pub use moves::Making;
+use moves::Moves;
 
 /// Where a [`Runtime`] keeps its things.
 #[derive(Debug, Clone)]
@@ -53,6 +56,7 @@ struct Inner {
     directory: PathBuf,
     cgroup_root: String,
     cgroups: Cgroups,
+    moves: Arc<Moves>,
     zygote: Zygote,
     sandboxes: Mutex<HashMap<String, Arc<Sandbox>>>,
     /// Sandbox of every container.
@@ -94,6 +98,7 @@ impl Runtime {
         let inner = Inner {
             directory: config.directory,
             cgroup_root: config.cgroup_root,
+            moves: Moves::new(cgroups.clone()),
             cgroups,
             zygote,
             sandboxes: Mutex::default(),
@@ -201,6 +206,10 @@ impl PodRuntime for Runtime {
         receiver
     }
 
+    fn expect_sandbox(&self) -> Making {
+        self.inner.moves.expect()
+    }
+
     async fn create_sandbox(&self, spec: SandboxSpec) -> Result<()> {
         self.inner.create_sandbox(spec).await
     }
@@ -263,6 +272,11 @@ impl PodRuntime for Runtime {
 
     async fn reopen_log(&self, container_id: &str) -> Result<()> {
         self.inner.reopen_log(container_id).await
+    }
+
+    fn written_files(&self, container_id: &str) -> Option<PathBuf> {
+        let (_, container) = self.inner.container(container_id).ok()?;
+        (!container.spec.is_dense()).then(|| container.paths.upper())
     }
 
     async fn container_usage(&self, container_id: &str) -> Result<Usage> {

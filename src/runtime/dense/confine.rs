@@ -54,8 +54,7 @@ pub(super) fn confine(config: &HostConfig) -> Result<OwnedFd, ConfineError> {
     detach()?;
     let cgroups = Cgroups::detect(&config.cgroup_root)?;
     cgroups.create(&config.cgroup, &Resources::default())?;
-    // The number is that of the PID namespace of who writes it.
-    cgroups.add_process(&config.cgroup, std::process::id().cast_signed())?;
+    cgroups.enter(&config.cgroup)?;
     chdir(&config.directory).map_err(step("enter its directory"))?;
     let listener = socket::listen_at(Path::new(HOST_SOCKET)).map_err(step("listen"))?;
     let namespaces = CloneFlags::CLONE_NEWNS

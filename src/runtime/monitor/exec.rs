@@ -119,7 +119,7 @@ fn join(plan: &Plan<'_>, reporter: &Reporter) -> Result<(), ExecError> {
             File::open(format!("/proc/{}/ns/{name}", plan.pid)).map_err(step("open the container's namespaces"))?;
         namespaces.push((kind, file));
     }
-    plan.cgroups.add_process(plan.cgroup, std::process::id().cast_signed())?;
+    plan.cgroups.enter(plan.cgroup)?;
     let (now, later): (Vec<_>, Vec<_>) =
         namespaces.into_iter().partition(|(kind, _)| *kind == CloneFlags::CLONE_NEWPID);
     for (kind, file) in now {

@@ -26,6 +26,8 @@ use wasmtime::Engine;
 /// The first argument with which a program is executed as compile worker: the first thing `main` looks at.
 pub const COMPILE_WORKER: &str = "compile-worker";
 
+/// The nice value: of a processor that others want, too, it gets a third of what one of them gets. A pod waits for it.
+const HUMBLE: i32 = 5;
 /// The user and group that own nothing.
 const NOBODY: u32 = 65534;
 
@@ -165,7 +167,7 @@ fn give_up_everything(parent: i32, memory: u64, seconds: u64) -> io::Result<()> 
     }
     // Should memory or processors get short, this process is the first to suffer. Where that cannot be set, it is as others.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
-    let _ = process::set_nice(10);
+    let _ = process::set_nice(HUMBLE);
     for (limit, value) in [
         (Resource::RLIMIT_AS, memory),
         (Resource::RLIMIT_CORE, 0),

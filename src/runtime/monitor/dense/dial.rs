@@ -57,8 +57,7 @@ fn helper(call: &Call<'_>) -> i32 {
 /// Becomes a process that has the pod's network, its names, and nothing else.
 fn enter(call: &Call<'_>) -> io::Result<()> {
     alarm::set(WHOLE_TIMEOUT);
-    let own = std::process::id().cast_signed();
-    call.cgroups.add_process(call.cgroup, own).map_err(io::Error::other)?;
+    call.cgroups.enter(call.cgroup).map_err(io::Error::other)?;
     if let Some(netns) = call.netns {
         setns(File::open(netns)?, CloneFlags::CLONE_NEWNET)?;
     }
