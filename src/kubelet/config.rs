@@ -1,9 +1,11 @@
 //! What the node agent is told at its start.
 
+use crate::eviction::Thresholds;
 use k8s_openapi::api::core::v1::Taint;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 use tokio::sync::watch;
 
 /// The version of Kubernetes whose kubelet this one behaves as.
@@ -23,8 +25,10 @@ pub struct KubeletConfig {
     /// Where links to the logs are made under the names log collectors expect, usually `/var/log/containers`;
     /// `None` makes none.
     pub container_logs_dir: Option<PathBuf>,
-    /// Folder in which drivers of devices register by a socket, usually `/var/lib/kubelet/plugins_registry`.
-    pub plugins_dir: PathBuf,
+    /// What plugins know as the kubelet's directory, usually `/var/lib/kubelet`: they register in `plugins_registry`, the volumes of drivers are
+    /// below `plugins` and `pods`, and the kubelet has sockets for device plugins (`device-plugins`) and for those who ask for pods' resources
+    /// (`pod-resources`).
+    pub kubelet_dir: PathBuf,
     /// Folders in which drivers describe devices for the Container Device Interface; what a later one says wins.
     pub cdi_dirs: Vec<PathBuf>,
     /// Addresses of the node, the main one first; never empty. They may change while the agent runs.
@@ -46,6 +50,10 @@ pub struct KubeletConfig {
     pub offline_secrets: bool,
     /// How many pods may run here.
     pub max_pods: u32,
+    /// Below what pods have to go.
+    pub eviction_hard: Thresholds,
+    /// For how long the node is said to be short of something after it was.
+    pub pressure_transition: Duration,
 }
 
 impl KubeletConfig {
@@ -57,6 +65,11 @@ impl KubeletConfig {
     /// Directory of a pod's state.
     pub(crate) fn pod_dir(&self, uid: &str) -> PathBuf {
         self.agent_dir.join("pods").join(uid)
+    }
+
+    /// Folder in which plugins register by a socket.
+    pub(crate) fn plugins_dir(&self) -> PathBuf {
+        self.kubelet_dir.join("plugins_registry")
     }
 
     /// Directory that holds the logs of one pod.

@@ -1,10 +1,14 @@
 //! What every part of the node agent works with.
 
 use crate::config::KubeletConfig;
+use crate::csi::Csi;
+use crate::device_plugins::DevicePlugins;
 use crate::devices::Devices;
 use crate::env::fields::Facts;
+use crate::eviction::Shortages;
 use crate::node::machine::Machine;
 use crate::objects::Objects;
+use crate::pod_resources::Requests;
 use crate::status::StatusWriter;
 use crate::{Dependencies, Error, OtherMetrics};
 use edge_client::{Client, EventRecorder, Informer, Informers};
@@ -16,7 +20,7 @@ use k8s_openapi::api::core::v1::{Node, Service};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -43,7 +47,17 @@ pub(crate) struct Context {
     pub(crate) objects: Objects,
     /// Devices that pods claim.
     pub(crate) devices: Devices,
+    /// Devices that pods are given by plugins.
+    pub(crate) device_plugins: Arc<DevicePlugins>,
+    /// How often the PodResources API was asked what.
+    pub(crate) pod_resources: Requests,
+    /// Volumes of drivers.
+    pub(crate) csi: Csi,
     pub(crate) machine: Machine,
+    /// What the node is short of.
+    pub(crate) shortages: Shortages,
+    /// Whoever counts files holds this.
+    pub(crate) counting: Semaphore,
     /// Changes when somebody sets the machine's clock.
     pub(crate) clock: watch::Receiver<u64>,
     /// Cancelled when the agent is to end.
@@ -77,6 +91,9 @@ impl Context {
             recorder: EventRecorder::new(with.client.clone(), "kubelet", &config.node_name),
             objects: Objects::new(with.client.clone()),
             devices: Devices::open(&config.agent_dir),
+            device_plugins: DevicePlugins::open(&config.agent_dir),
+            pod_resources: Requests::default(),
+            csi: Csi::open(&config.agent_dir),
             clock: follow_clock(tasks),
             imports: watch::Sender::new(false),
             stop,
@@ -84,7 +101,14 @@ impl Context {
             services: with.informers.of::<Service>(),
             started: Instant::now(),
             node: own.select::<Node>(&format!("metadata.name={}", config.node_name)),
-            machine: Machine::read(&config.agent_dir),
+            machine: Machine::read(&config.agent_dir, &config.eviction_hard),
+            shortages: Shortages::new(
+                config.eviction_hard.clone(),
+                config.pressure_transition,
+                &config.agent_dir,
+                &with.images,
+            ),
+            counting: Semaphore::new(1),
             status,
             client: with.client,
             informers: own,

@@ -22,7 +22,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 const HIGH_PERCENT: u64 = 85;
 const LOW_PERCENT: u64 = 80;
 /// Images used that recently are never removed.
-const LEAST_AGE: Duration = Duration::from_secs(120);
+pub(crate) const LEAST_AGE: Duration = Duration::from_secs(120);
 /// How often the disk is looked at.
 const LOOK: Duration = Duration::from_secs(300);
 
@@ -354,9 +354,13 @@ pub(crate) fn named(cx: &Context, name: &str) -> impl Iterator<Item = Arc<Image>
 /// The images that pods of this node name.
 pub(crate) fn used_images(cx: &Context) -> HashSet<Digest> {
     let selector = format!("spec.nodeName={}", cx.config.node_name);
-    let pods = cx.informers.select::<Pod>(&selector).list();
-    let containers = pods.iter().flat_map(|pod| crate::pods::record::spec_containers(pod).map(|(_, c)| c));
-    containers.filter_map(|c| c.image.as_deref()).flat_map(|name| named(cx, name)).map(|image| image.id).collect()
+    cx.informers.select::<Pod>(&selector).list().iter().flat_map(|pod| images_of(cx, pod)).collect()
+}
+
+/// The images that a pod names.
+pub(crate) fn images_of(cx: &Context, pod: &Pod) -> Vec<Digest> {
+    let names = crate::pods::record::spec_containers(pod).filter_map(|(_, c)| c.image.as_deref());
+    names.flat_map(|name| named(cx, name)).map(|image| image.id).collect()
 }
 
 #[cfg(test)]

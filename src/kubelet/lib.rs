@@ -12,20 +12,28 @@ mod backoff;
 mod config;
 mod containers;
 mod context;
+mod csi;
+mod device_plugins;
 mod devices;
 mod env;
-mod grpc;
+mod eviction;
 mod images;
 mod logs;
 mod node;
 mod objects;
+mod plugins;
+mod pod_resources;
 mod pods;
 mod probes;
+mod records;
 mod serve;
 mod status;
+mod storage;
 mod volumes;
 
 pub use config::{KUBELET_VERSION, KubeletConfig};
+pub use csi::mounted_by_drivers;
+pub use eviction::{ThresholdError, Thresholds};
 pub use serve::images::{ImageInfo, ImageProgress, ImageType, ImagesRemoved};
 
 use context::Context;
@@ -115,7 +123,14 @@ impl Kubelet {
         tasks.spawn(node::run(context.clone(), ready_tx));
         tasks.spawn(images::follow_imports(context.clone(), manager.clone()));
         tasks.spawn(images::collect_garbage(context.clone()));
+        tasks.spawn(eviction::run(context.clone(), manager.clone()));
         tasks.spawn(devices::Devices::run(context.clone()));
+        tasks.spawn(device_plugins::DevicePlugins::run(context.clone()));
+        tasks.spawn(pod_resources::serve(context.clone(), manager.clone()));
+        tasks.spawn(plugins::run(
+            context.clone(),
+            vec![context.devices.handler(), context.csi.handler(), context.device_plugins.clone()],
+        ));
         Ok(Self { context, manager, stop: stop.drop_guard(), tasks, ready })
     }
 

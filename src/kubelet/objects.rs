@@ -1,4 +1,4 @@
-//! The configMaps and secrets that pods of this node refer to, each watched by itself for as long as somebody needs it.
+//! The configMaps, secrets and claims that pods of this node refer to, each watched by itself for as long as somebody needs it.
 //!
 //! A node may read only what its pods refer to, so there is one watch per object (field selector `metadata.name`), as
 //! with the real kubelet, and not one per namespace: the API's node authorization would refuse the latter.
@@ -6,7 +6,7 @@
 use edge_client::{Api, Client, Key, WatchBackoff};
 use futures::StreamExt;
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret};
 use kube::runtime::{WatchStreamExt, watcher};
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -45,6 +45,7 @@ pub(crate) struct Objects {
     client: Client,
     config_maps: Shared<ConfigMap>,
     secrets: Shared<Secret>,
+    claims: Shared<PersistentVolumeClaim>,
 }
 
 /// What can be watched object by object.
@@ -65,9 +66,15 @@ impl Watchable for Secret {
     }
 }
 
+impl Watchable for PersistentVolumeClaim {
+    fn shared(objects: &Objects) -> &Shared<Self> {
+        &objects.claims
+    }
+}
+
 impl Objects {
     pub(crate) fn new(client: Client) -> Self {
-        Self { client, config_maps: Mutex::default(), secrets: Mutex::default() }
+        Self { client, config_maps: Mutex::default(), secrets: Mutex::default(), claims: Mutex::default() }
     }
 
     /// Watches an object.

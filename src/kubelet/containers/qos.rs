@@ -94,6 +94,31 @@ pub(crate) fn pod_request(pod: &Pod, name: &str) -> i64 {
     (main + sidecars).max(init_peak) + overhead
 }
 
+/// The limit of a pod as a whole: of it, or of all its containers that have one, as [`pod_request`] adds them up; `None` when none has.
+pub(crate) fn pod_limit(pod: &Pod, name: &str) -> Option<Quantity> {
+    let spec = pod.spec.as_ref()?;
+    let limit = |resources: Option<&ResourceRequirements>| {
+        let limit = resources.and_then(|r| r.limits.as_ref()).and_then(|l| l.get(name));
+        limit.and_then(|q| Quantity::parse(&q.0).ok())
+    };
+    let overhead = spec.overhead.as_ref().and_then(|l| l.get(name)).and_then(|q| Quantity::parse(&q.0).ok());
+    let with_overhead = |limit: Quantity| overhead.map_or(limit, |overhead| limit.add(&overhead));
+    if let Some(own) = limit(spec.resources.as_ref()) {
+        return Some(with_overhead(own));
+    }
+    let (mut sidecars, mut peak) = (None::<Quantity>, None::<Quantity>);
+    let sum = |a: Option<Quantity>, b: Option<Quantity>| a.map_or(b, |a| Some(b.map_or(a, |b| a.add(&b))));
+    for c in spec.init_containers.iter().flatten() {
+        let with_this = sum(sidecars, limit(c.resources.as_ref()));
+        peak = peak.max(with_this);
+        if c.restart_policy.as_deref() == Some("Always") {
+            sidecars = with_this;
+        }
+    }
+    let main = spec.containers.iter().map(|c| limit(c.resources.as_ref())).fold(sidecars, sum);
+    main.max(peak).map(with_overhead)
+}
+
 /// A weight in cgroup v1's `cpu.shares` for an amount of CPU in thousandths.
 pub(crate) fn shares(milli_cpu: i64) -> u64 {
     u64::try_from(milli_cpu.saturating_mul(1024) / 1000).unwrap_or(0).clamp(*SHARES.start(), *SHARES.end())
@@ -221,6 +246,19 @@ mod tests {
         assert_eq!(pod_request(&pod(json!([sidecar, init]), json!([main])), "cpu"), 1000);
         assert_eq!(pod_request(&pod(json!([sidecar]), json!([main])), "cpu"), 400);
         assert_eq!(pod_request(&pod(json!([]), json!([with(json!({"cpu": 2}), json!({}))])), "cpu"), 2000);
+    }
+
+    #[test]
+    fn the_limit_of_a_pod_is_that_of_its_containers() {
+        let limited = |text: &str| with(json!({"x": text}), json!({}));
+        let mut sidecar = limited("2");
+        sidecar["restartPolicy"] = "Always".into();
+        let shown = |pod: &Pod| pod_limit(pod, "x").map(|q| q.to_string());
+        let none = || json!({"name": "c"});
+        assert_eq!(shown(&pod(json!([]), json!([none()]))), None);
+        assert_eq!(shown(&pod(json!([]), json!([limited("3"), limited("4"), none()]))).as_deref(), Some("7"));
+        assert_eq!(shown(&pod(json!([limited("9")]), json!([limited("3")]))).as_deref(), Some("9"));
+        assert_eq!(shown(&pod(json!([sidecar, limited("4")]), json!([limited("3")]))).as_deref(), Some("6"));
     }
 
     #[test]

@@ -40,6 +40,11 @@ pub(crate) fn fs_group(pod: &Pod) -> Option<u32> {
     pod_context(pod).and_then(|c| c.fs_group).and_then(|g| u32::try_from(g).ok())
 }
 
+/// Whether a volume whose root already is the group's is left alone (`fsGroupChangePolicy: OnRootMismatch`).
+pub(crate) fn changes_group_if_needed(pod: &Pod) -> bool {
+    pod_context(pod).and_then(|c| c.fs_group_change_policy.as_deref()) == Some("OnRootMismatch")
+}
+
 /// Whom a container runs as: its context, else the pod's, else the image. Reads the image's `/etc/passwd`.
 ///
 /// `layers` are from the bottom to the top.

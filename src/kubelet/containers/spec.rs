@@ -6,7 +6,7 @@ use crate::images::{self, ProgramError};
 use crate::pods::runtime_class::{self, Handler, RuntimeClassError};
 use crate::pods::shared::PodShared;
 use crate::volumes::subpath::{self, SubPathError};
-use edge_runtime::spec::{Mount, MountSource, Propagation};
+use edge_runtime::spec::{Device, Mount, MountSource, Propagation};
 use edge_runtime::{ContainerSpec, Isolation, WasmSpec, spec::LogRotation};
 use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
 use nix::sys::signal::Signal;
@@ -43,10 +43,14 @@ pub(super) enum DescribeError {
     },
     #[error("{0}")]
     Devices(String),
+    #[error("{0}")]
+    DevicePlugin(String),
     #[error(transparent)]
     Cdi(#[from] crate::devices::cdi::CdiError),
     #[error("volume \"{0}\" not found")]
     NoVolume(String),
+    #[error("path {path:?} is mounted on {mount:?} but it is not a shared mount")]
+    NotShared { path: PathBuf, mount: PathBuf },
     #[error("failed to prepare subPath for volumeMount \"{volume}\" of container \"{container}\"")]
     SubPath {
         volume: String,
@@ -72,6 +76,7 @@ impl DescribeError {
             | Self::Security(_)
             | Self::SubPath { .. }
             | Self::NoVolume(_)
+            | Self::DevicePlugin(_)
             | Self::Wasm(_)
             | Self::NotWasm(_) => "CreateContainerConfigError",
             _ => "CreateContainerError",
@@ -107,7 +112,9 @@ pub(super) async fn describe(
         Handler::Wasm | Handler::ByImage => Isolation::Process,
     };
     let facts = cx.facts(&shared.addresses());
-    let variables = env::variables(shared, pod, container, &facts).await?;
+    let mut variables = env::variables(shared, pod, container, &facts).await?;
+    let of_plugins = cx.device_plugins.of_container(pod, container).await.map_err(DescribeError::DevicePlugin)?;
+    of_plugins.add_variables(&mut variables);
     let mut args = command(container, &image.config.entrypoint, &image.config.cmd, &variables);
     let program = match is_wasm {
         true => {
@@ -158,14 +165,15 @@ pub(super) async fn describe(
     if is_wasm && (image_config.user.is_empty() || isolation == Isolation::Dense) {
         wasm::USER.clone_into(&mut image_config.user);
     }
-    let devices = cx.devices.of_container(&pod, &container).map_err(DescribeError::Devices)?;
+    let mut devices = cx.devices.of_container(&pod, &container).map_err(DescribeError::Devices)?;
+    devices.extend(of_plugins.cdi.iter().cloned());
     let cdi_dirs = cx.config.cdi_dirs.clone();
     let listen = wasm::listen(&shared.addresses(), &container);
     let id = id.to_owned();
     tokio::task::spawn_blocking(move || {
         let user = security::user(&pod, &container, &image_config.user, &layers)?;
         let home = user.home.clone().unwrap_or_else(|| "/".to_owned());
-        let mounts = plan.mounts(&container)?;
+        let (mounts, block_devices) = (plan.mounts(&container)?, plan.devices(&container)?);
         let mut spec = ContainerSpec::new(&id, layers, args, files.log);
         spec.cwd = PathBuf::from(container.working_dir.clone().unwrap_or(image_config.working_dir));
         spec.env = match is_wasm {
@@ -176,6 +184,7 @@ pub(super) async fn describe(
         spec.fs_group = security::fs_group(&pod);
         spec.security = security::security(&pod, &container, &profiles)?;
         spec.mounts = mounts;
+        spec.devices = block_devices;
         spec.tty = container.tty.unwrap_or(false);
         spec.stdin = container.stdin.unwrap_or(false);
         spec.stdin_once = container.stdin_once.unwrap_or(false);
@@ -193,6 +202,7 @@ pub(super) async fn describe(
         spec.log_rotation = LogRotation::default();
         // plain data always serializes
         spec.labels = serde_json::to_value(labels).unwrap_or_default();
+        of_plugins.add(&mut spec).map_err(DescribeError::DevicePlugin)?;
         crate::devices::cdi::add(&cdi_dirs, &devices, &mut spec)?;
         Ok(spec)
     })
@@ -293,6 +303,21 @@ fn absolute(path: &str) -> String {
 }
 
 impl MountPlan {
+    /// The block devices that the container sees.
+    fn devices(&self, container: &Container) -> Result<Vec<Device>, DescribeError> {
+        let one = |device: &k8s_openapi::api::core::v1::VolumeDevice| {
+            let volume = self.volumes.get(&device.name).filter(|volume| volume.is_device);
+            let volume = volume.ok_or_else(|| DescribeError::NoVolume(device.name.clone()))?;
+            Ok(Device {
+                host_path: volume.path.clone(),
+                container_path: PathBuf::from(absolute(&device.device_path)),
+                permissions: if volume.read_only { "r" } else { "mrw" }.to_owned(),
+                ..Device::default()
+            })
+        };
+        container.volume_devices.iter().flatten().map(one).collect()
+    }
+
     /// Makes what has to be made and lists the mounts, outer directories before what lies in them. Blocking.
     fn mounts(&self, container: &Container) -> Result<Vec<Mount>, DescribeError> {
         self.files.prepare()?;
@@ -314,6 +339,13 @@ impl MountPlan {
                 Some("Bidirectional") => Propagation::Bidirectional,
                 _ => Propagation::Private,
             };
+            if propagation == Propagation::Bidirectional {
+                let unshared = crate::volumes::local::unshared_mount(&path);
+                let unshared = unshared.map_err(|source| DescribeError::Io { path: path.clone(), source })?;
+                if let Some(mount) = unshared {
+                    return Err(DescribeError::NotShared { path, mount });
+                }
+            }
             let read_only = mount.read_only.unwrap_or(false) || volume.read_only;
             mounts.push(bind(path, &absolute(&mount.mount_path), read_only, propagation));
         }

@@ -1,12 +1,13 @@
-//! What the kubelet says to a driver of devices: `DRAPlugin` of Kubernetes, version v1 or v1beta1, and the messages of registration.
+//! What the kubelet says to a driver of devices: `DRAPlugin` of Kubernetes, version v1 or v1beta1.
 
-use crate::grpc::wire::{Fields, Malformed, Message, Value};
-use crate::grpc::{CallError, Channel};
+use crate::plugins::Introduction;
 use bytes::Bytes;
+use edge_grpc::wire::{Fields, Malformed, Message, Value};
+use edge_grpc::{CallError, Channel};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How drivers register as.
-const KIND: &str = "DRAPlugin";
+pub(super) const KIND: &str = "DRAPlugin";
 /// What drivers that tell of their devices' health say they serve.
 const HEALTH: [&str; 2] = ["v1alpha1.DRAResourceHealth", "v1beta1.DRAResourceHealth"];
 
@@ -24,64 +25,28 @@ impl Service {
     }
 }
 
-/// How a plugin introduces itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Introduction {
-    pub(super) kind: String,
-    pub(super) name: String,
-    /// Path of the socket where it is asked; empty: the one at which it registers.
-    pub(super) endpoint: String,
-    pub(super) versions: Vec<String>,
-}
-
-impl Introduction {
-    /// Asks a plugin who it is.
-    pub(super) async fn ask(channel: &Channel) -> Result<Self, CallError> {
-        let answer = channel.call("/pluginregistration.Registration/GetInfo", Message::default()).await?;
-        let (mut fields, mut out) = (Fields::of(answer), Self::default());
-        while let Some((field, value)) = fields.next()? {
-            match field {
-                1 => out.kind = value.text()?,
-                2 => out.name = value.text()?,
-                3 => out.endpoint = value.text()?,
-                4 => out.versions.push(value.text()?),
-                _ => {}
-            }
-        }
-        Ok(out)
+/// Which service is spoken with a plugin, and the service that tells of health, if it has one.
+///
+/// # Errors
+/// Why it is of no use.
+pub(super) fn judge(plugin: &Introduction) -> Result<(Service, Option<&'static str>), String> {
+    let lists = |version: &str| plugin.versions.iter().any(|v| v == version);
+    if plugin.name.is_empty() {
+        return Err("DRA driver name is empty".to_owned());
     }
-
-    /// Which service is spoken with it, and the service that tells of health, if it has one.
-    ///
-    /// # Errors
-    /// Why it is of no use.
-    pub(super) fn judge(&self) -> Result<(Service, Option<&'static str>), String> {
-        let lists = |version: &str| self.versions.iter().any(|v| v == version);
-        if self.kind != KIND {
-            return Err(format!("no handler registered for plugin type: {}", self.kind));
+    let service = match (lists("v1.DRAPlugin"), lists("v1beta1.DRAPlugin")) {
+        (true, _) => Service::V1,
+        (false, true) => Service::V1Beta1,
+        (false, false) => {
+            return Err(format!(
+                "invalid supported gRPC versions of DRA driver plugin {} at endpoint {}: none of the supported \
+                 services is provided",
+                plugin.name,
+                plugin.endpoint.display()
+            ));
         }
-        if self.name.is_empty() {
-            return Err("DRA driver name is empty".to_owned());
-        }
-        let service = match (lists("v1.DRAPlugin"), lists("v1beta1.DRAPlugin")) {
-            (true, _) => Service::V1,
-            (false, true) => Service::V1Beta1,
-            (false, false) => {
-                return Err(format!(
-                    "invalid supported gRPC versions of DRA driver plugin {} at endpoint {}: none of the supported \
-                     services is provided",
-                    self.name, self.endpoint
-                ));
-            }
-        };
-        Ok((service, HEALTH.into_iter().find(|service| lists(service))))
-    }
-}
-
-/// Tells a plugin whether it is known now.
-pub(super) async fn answer(channel: &Channel, result: Result<(), &str>) -> Result<(), CallError> {
-    let message = Message::default().flag(1, result.is_ok()).text(2, result.err().unwrap_or_default());
-    channel.call("/pluginregistration.Registration/NotifyRegistrationStatus", message).await.map(drop)
+    };
+    Ok((service, HEALTH.into_iter().find(|service| lists(service))))
 }
 
 /// A claim, as drivers know it.
@@ -275,28 +240,26 @@ mod tests {
 
     #[test]
     fn who_is_of_use() {
-        let plugin = |kind: &str, name: &str, versions: &[&str]| Introduction {
-            kind: kind.into(),
+        let plugin = |name: &str, versions: &[&str]| Introduction {
+            kind: KIND.into(),
             name: name.into(),
-            endpoint: String::new(),
             versions: versions.iter().map(|v| (*v).to_owned()).collect(),
+            ..Introduction::default()
         };
-        for (kind, name, versions, want) in [
-            (KIND, "d.io", &["v1.DRAPlugin"][..], Ok((Service::V1, None))),
-            (KIND, "d.io", &["v1beta1.DRAPlugin"], Ok((Service::V1Beta1, None))),
+        for (name, versions, want) in [
+            ("d.io", &["v1.DRAPlugin"][..], Ok((Service::V1, None))),
+            ("d.io", &["v1beta1.DRAPlugin"], Ok((Service::V1Beta1, None))),
             (
-                KIND,
                 "d.io",
                 &["v1beta1.DRAPlugin", "v1.DRAPlugin", "v1alpha1.DRAResourceHealth"],
                 Ok((Service::V1, Some("v1alpha1.DRAResourceHealth"))),
             ),
-            (KIND, "d.io", &["v9.DRAPlugin"], Err("none of the supported services")),
-            (KIND, "d.io", &[], Err("none of the supported services")),
-            (KIND, "", &["v1.DRAPlugin"], Err("name is empty")),
-            ("CSIPlugin", "d.io", &["1.0.0"], Err("no handler registered for plugin type: CSIPlugin")),
+            ("d.io", &["v9.DRAPlugin"], Err("none of the supported services")),
+            ("d.io", &[], Err("none of the supported services")),
+            ("", &["v1.DRAPlugin"], Err("name is empty")),
         ] {
-            let plugin = plugin(kind, name, versions);
-            match (plugin.judge(), want) {
+            let plugin = plugin(name, versions);
+            match (judge(&plugin), want) {
                 (Ok(got), Ok(want)) => assert_eq!(got, want),
                 (Err(got), Err(want)) => assert!(got.contains(want), "{got}"),
                 (got, want) => panic!("{plugin:?}: {got:?} {want:?}"),

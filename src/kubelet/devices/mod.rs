@@ -10,6 +10,7 @@ mod plugins;
 mod state;
 
 use crate::context::Context;
+use crate::plugins::Handler;
 use crate::pods::record::RETRY;
 use crate::pods::shared::PodShared;
 use driver::{ClaimId, Service};
@@ -33,6 +34,15 @@ const CALL: Duration = Duration::from_secs(45);
 pub(crate) struct Devices {
     plugins: Arc<Plugins>,
     state: State,
+}
+
+/// A device that somebody may ask about.
+pub(crate) struct ListedDevice {
+    pub(crate) driver: String,
+    pub(crate) pool: String,
+    pub(crate) device: String,
+    /// Names of the Container Device Interface.
+    pub(crate) cdi: Vec<String>,
 }
 
 /// Whether a pod has claims to devices.
@@ -110,9 +120,14 @@ impl Devices {
         Self { plugins: Arc::default(), state: State::open(agent_dir) }
     }
 
-    /// Follows drivers as they come and go, for ever.
+    /// What is left of drivers from before goes.
     pub(crate) async fn run(cx: Arc<Context>) {
-        cx.devices.plugins.clone().run(cx.clone()).await;
+        Plugins::run(cx).await;
+    }
+
+    /// Takes drivers in.
+    pub(crate) fn handler(&self) -> Arc<dyn Handler> {
+        self.plugins.clone()
     }
 
     /// Follows changes of what drivers say of devices' health.
@@ -212,7 +227,7 @@ impl Devices {
         kept.await.map_err(|error| format!("checkpoint ResourceClaim state: {error}"))
     }
 
-    async fn reach(&self, driver: &str) -> Result<(Arc<crate::grpc::Channel>, Service), String> {
+    async fn reach(&self, driver: &str) -> Result<(Arc<edge_grpc::Channel>, Service), String> {
         let plugin = self.plugins.of(driver)?;
         let reached = timeout(CALL, plugin.reach()).await;
         reached.map_err(|_| too_slow(driver))?.map_err(|error| error.to_string())
@@ -288,6 +303,23 @@ impl Devices {
             })?;
         }
         Ok(out)
+    }
+
+    /// The claims that a container uses, by namespace and name, with what has been prepared for them.
+    pub(crate) fn list_container(&self, pod: &Pod, container: &Container) -> Vec<(Name, Vec<ListedDevice>)> {
+        let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+        let names: BTreeSet<String> = wanted(pod, container).unwrap_or_default().into_iter().map(|(n, _)| n).collect();
+        let claims = names.into_iter().map(|name| (namespace.clone(), name));
+        self.state.look(|state| {
+            let found = claims.filter_map(|name| Some((state.0.get(&name).filter(|c| c.is_prepared)?, name)));
+            let listed = |(driver, device): (&str, &driver::Prepared)| ListedDevice {
+                driver: driver.to_owned(),
+                pool: device.pool.clone(),
+                device: device.device.clone(),
+                cdi: device.cdi.clone(),
+            };
+            found.map(|(claim, name)| (name, devices(claim, "").map(listed).collect())).collect()
+        })
     }
 
     /// Notes in a pod's status how its devices are.

@@ -1,39 +1,31 @@
-//! Drivers that have come to this node: each has a socket in the folder of plugins, says who it is, and is asked from then on.
+//! Drivers of devices that have come to this node ([`crate::plugins`]).
 //!
-//! In: the folder (`inotify`), the drivers' words. Out: whom to ask for a driver's devices; when nobody has spoken for a driver for a while, its
-//! ResourceSlices of this node go, so that no pod is sent here for what it cannot get. Nothing is polled: a socket that does not answer is tried
-//! again after growing pauses, as long as it lies there.
+//! In: plugins that have introduced themselves. Out: whom to ask for a driver's devices; when nobody has spoken for a driver for a while, its
+//! ResourceSlices of this node go, so that no pod is sent here for what it cannot get. Nothing is polled: a driver that does not answer is tried
+//! again after growing pauses, as long as its socket is there.
 
-use super::driver::{self, Health, Introduction, Service};
+use super::driver::{self, Health, Service};
 use crate::context::Context;
-use crate::grpc::Channel;
+use crate::plugins::{FIRST_PAUSE, Handler, Introduction, LONGEST_PAUSE, Refusal};
 use edge_client::{Api, DeleteParams, ListParams, is_not_found};
-use inotify::{EventMask, Inotify, WatchMask};
+use edge_grpc::Channel;
+use futures::future::BoxFuture;
 use k8s_openapi::api::resource::v1::ResourceSlice;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
-use std::io;
-use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
-/// How long a plugin may take to say who it is.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Pauses between attempts to reach a plugin.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(120);
 /// How long a driver may be away before its slices go (Kubernetes' value).
 const AWAY: Duration = Duration::from_secs(30);
 /// How long word of a device's health is believed, unless the driver says so (Kubernetes' value).
 const HEALTH_LASTS: Duration = Duration::from_secs(30);
 /// Devices whose health one driver tells at most.
 const MOST_HEALTH: usize = 4096;
-/// Sockets that are followed at most.
-const MOST_PLUGINS: usize = 256;
 
 /// A plugin that has registered.
 pub(super) struct Plugin {
@@ -46,7 +38,7 @@ pub(super) struct Plugin {
 
 impl Plugin {
     /// Whom to ask, and how. Without a connection one is made for the occasion.
-    pub(super) async fn reach(&self) -> Result<(Arc<Channel>, Service), crate::grpc::CallError> {
+    pub(super) async fn reach(&self) -> Result<(Arc<Channel>, Service), edge_grpc::CallError> {
         let known = self.channel.borrow().clone();
         let channel = match known {
             Some(channel) => channel,
@@ -106,155 +98,38 @@ impl Plugins {
         }
     }
 
-    /// Follows the folder, for ever.
-    pub(super) async fn run(self: Arc<Self>, cx: Arc<Context>) {
-        let everything = wipe(cx.clone(), None);
-        let folder = async {
-            let mut sockets = HashMap::new();
-            loop {
-                let ended = self.follow(&cx, &mut sockets).await;
-                sockets.clear();
-                if let Err(error) = ended {
-                    let folder = cx.config.plugins_dir.display().to_string();
-                    tracing::warn!(folder, %error, "drivers of devices cannot register, trying again");
-                }
-                sleep(PATIENCE).await;
-            }
-        };
-        // whoever was here before has to come again
-        tokio::join!(everything, folder);
+    /// Whoever was here before the kubelet's start has to come again: the slices of all drivers go.
+    pub(super) async fn run(cx: Arc<Context>) {
+        wipe(cx, None).await;
     }
 
-    async fn follow(
-        self: &Arc<Self>,
-        cx: &Arc<Context>,
-        sockets: &mut HashMap<PathBuf, AbortOnDropHandle<()>>,
-    ) -> io::Result<()> {
-        use futures::StreamExt;
-        let folder = &cx.config.plugins_dir;
-        edge_sys::fsutil::create_dir_all_mode(folder, 0o750)?;
-        let inotify = Inotify::init()?;
-        let mask = WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::MOVED_FROM | WatchMask::DELETE;
-        inotify.watches().add(folder, mask | WatchMask::DELETE_SELF | WatchMask::MOVE_SELF)?;
-        let mut events = inotify.into_event_stream([0_u8; 4096])?;
-        for entry in std::fs::read_dir(folder)? {
-            self.appeared(cx, &entry?.path(), sockets);
-        }
-        while let Some(event) = events.next().await {
-            let event = event?;
-            if event.mask.intersects(EventMask::DELETE_SELF | EventMask::MOVE_SELF | EventMask::Q_OVERFLOW) {
-                break;
-            }
-            let Some(path) = event.name.map(|name| folder.join(name)) else { continue };
-            // whatever was there under this name is another one now
-            drop(sockets.remove(&path));
-            if event.mask.intersects(EventMask::CREATE | EventMask::MOVED_TO) {
-                self.appeared(cx, &path, sockets);
-            }
-        }
-        Ok(())
-    }
-
-    fn appeared(
-        self: &Arc<Self>,
-        cx: &Arc<Context>,
-        path: &Path,
-        sockets: &mut HashMap<PathBuf, AbortOnDropHandle<()>>,
-    ) {
-        let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
-        if hidden || !std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket()) {
-            return;
-        }
-        if sockets.len() >= MOST_PLUGINS {
-            tracing::warn!(socket = %path.display(), "too many plugins, this one is not followed");
-            return;
-        }
-        let task = self.clone().serve(cx.clone(), path.to_owned());
-        sockets.insert(path.to_owned(), AbortOnDropHandle::new(tokio::spawn(task)));
-    }
-
-    /// Takes the plugin behind a socket in, and stays connected with it, for ever.
-    async fn serve(self: Arc<Self>, cx: Arc<Context>, socket: PathBuf) {
+    /// Stays connected with a driver, for ever.
+    async fn serve(self: Arc<Self>, registered: Registered, health: Option<&'static str>) {
+        let (cx, driver, plugin) = (&registered.cx, &registered.driver, &registered.plugin);
+        self.sync(cx, driver);
         let mut pause = FIRST_PAUSE;
-        let (plugin, driver, health) = loop {
-            let taken = timeout(PATIENCE, self.introduce(&cx, &socket)).await;
-            match taken.unwrap_or_else(|_| Err(Some("it does not answer".to_owned()))) {
-                Ok(taken) => break taken,
-                Err(why) => {
-                    // without a reason: it is none of ours, and stays so
-                    let Some(why) = why else { return };
-                    tracing::info!(socket = %socket.display(), why, "plugin not registered");
-                }
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        };
-        let _registered =
-            Registered { plugins: self.clone(), cx: cx.clone(), driver: driver.clone(), plugin: plugin.clone() };
-        self.sync(&cx, &driver);
-        pause = FIRST_PAUSE;
         loop {
             match Channel::unix(&plugin.endpoint).await {
                 Ok(channel) => {
                     pause = FIRST_PAUSE;
                     let channel = Arc::new(channel);
                     plugin.channel.send_replace(Some(channel.clone()));
-                    self.sync(&cx, &driver);
-                    let watch = self.follow_health(&driver, &channel, health);
+                    self.sync(cx, driver);
+                    let watch = self.follow_health(driver, &channel, health);
                     tokio::select! {
                         () = channel.ended() => {}
                         () = watch => {}
                     }
                     plugin.channel.send_replace(None);
-                    self.health.lock().remove(&driver);
+                    self.health.lock().remove(driver);
                     self.health_changes.send_modify(|n| *n += 1);
-                    self.sync(&cx, &driver);
+                    self.sync(cx, driver);
                 }
                 Err(error) => tracing::debug!(driver, %error, "driver not reached"),
             }
             sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
-    }
-
-    /// Asks a plugin who it is, and takes it in.
-    async fn introduce(
-        self: &Arc<Self>,
-        cx: &Arc<Context>,
-        socket: &Path,
-    ) -> Result<(Arc<Plugin>, String, Option<&'static str>), Option<String>> {
-        let said = |error: crate::grpc::CallError| Some(error.to_string());
-        let channel = Channel::unix(socket).await.map_err(said)?;
-        let introduction = Introduction::ask(&channel).await.map_err(said)?;
-        let endpoint = match introduction.endpoint.as_str() {
-            "" => socket.to_owned(),
-            path => PathBuf::from(path.strip_prefix("unix://").unwrap_or(path)),
-        };
-        let (service, health) = match introduction.judge() {
-            Ok(judged) => judged,
-            Err(why) => {
-                tracing::warn!(socket = %socket.display(), why, "plugin refused");
-                driver::answer(&channel, Err(&why)).await.map_err(said)?;
-                return Err(None);
-            }
-        };
-        let plugin = Arc::new(Plugin { endpoint: endpoint.clone(), service, channel: watch::Sender::new(None) });
-        if let Err(why) = self.take_in(&introduction.name, plugin.clone()) {
-            // the one before may be about to go
-            driver::answer(&channel, Err(&why)).await.map_err(said)?;
-            return Err(Some(why));
-        }
-        // undone should it not hear of it
-        let registered = Registered {
-            plugins: self.clone(),
-            cx: cx.clone(),
-            driver: introduction.name.clone(),
-            plugin: plugin.clone(),
-        };
-        driver::answer(&channel, Ok(())).await.map_err(said)?;
-        registered.stays();
-        tracing::info!(driver = introduction.name, endpoint = %endpoint.display(), "driver of devices registered");
-        Ok((plugin, introduction.name, health))
     }
 
     fn take_in(&self, driver: &str, plugin: Arc<Plugin>) -> Result<(), String> {
@@ -293,7 +168,7 @@ impl Plugins {
         let Some(service) = service else { return std::future::pending().await };
         let mut pause = FIRST_PAUSE;
         loop {
-            match channel.begin(&driver::health_method(service), crate::grpc::wire::Message::default()).await {
+            match channel.begin(&driver::health_method(service), edge_grpc::wire::Message::default()).await {
                 Ok(mut answers) => {
                     while let Ok(Some(message)) = answers.next().await {
                         pause = FIRST_PAUSE;
@@ -305,7 +180,7 @@ impl Plugins {
                     self.health.lock().remove(driver);
                     self.health_changes.send_modify(|n| *n += 1);
                 }
-                Err(error) if error.code == crate::grpc::UNIMPLEMENTED => return std::future::pending().await,
+                Err(error) if error.code == edge_grpc::UNIMPLEMENTED => return std::future::pending().await,
                 Err(error) => tracing::debug!(driver, %error, "health of devices not told"),
             }
             sleep(pause).await;
@@ -335,6 +210,30 @@ impl Plugins {
     }
 }
 
+impl Handler for Plugins {
+    fn kind(&self) -> &'static str {
+        driver::KIND
+    }
+
+    fn register(
+        self: Arc<Self>,
+        cx: Arc<Context>,
+        plugin: Introduction,
+    ) -> BoxFuture<'static, Result<BoxFuture<'static, ()>, Refusal>> {
+        let take_in = async move {
+            let (service, health) = driver::judge(&plugin).map_err(Refusal::Final)?;
+            let driver = plugin.name;
+            let plugin = Arc::new(Plugin { endpoint: plugin.endpoint, service, channel: watch::Sender::new(None) });
+            // the one before may be about to go
+            self.take_in(&driver, plugin.clone()).map_err(Refusal::Later)?;
+            let registered = Registered { plugins: self.clone(), cx, driver, plugin };
+            let serve: BoxFuture<'static, ()> = Box::pin(self.serve(registered, health));
+            Ok(serve)
+        };
+        Box::pin(take_in)
+    }
+}
+
 /// A plugin is known as long as this lives.
 struct Registered {
     plugins: Arc<Plugins>,
@@ -343,18 +242,8 @@ struct Registered {
     plugin: Arc<Plugin>,
 }
 
-impl Registered {
-    /// Somebody else sees to the end.
-    fn stays(mut self) {
-        self.driver.clear();
-    }
-}
-
 impl Drop for Registered {
     fn drop(&mut self) {
-        if self.driver.is_empty() {
-            return;
-        }
         {
             let mut known = self.plugins.known.lock();
             if let Some(all) = known.get_mut(&self.driver) {

@@ -1,12 +1,19 @@
 //! What the machine is and has: read once at start, from the kernel and a few files.
 
-use super::{LEAST_DISK_PERCENT, LEAST_MEMORY};
+use crate::eviction::{Signal, Thresholds};
 use k8s_openapi::api::core::v1::NodeSystemInfo;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use nix::sys::statvfs::statvfs;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+
+/// Bytes that pods do not get.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Reserved {
+    memory: u64,
+    disk: u64,
+}
 
 /// The machine's facts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,6 +24,8 @@ pub(crate) struct Machine {
     pub(crate) memory: u64,
     /// Size in bytes of the file system that holds the agent's state.
     pub(crate) disk: u64,
+    /// What must stay free of memory and disk lest the node is under pressure.
+    pub(crate) reserved: Reserved,
     /// Bytes of huge pages by their size in the API's notation (`2Mi`).
     pub(crate) hugepages: BTreeMap<String, u64>,
     pub(crate) machine_id: String,
@@ -32,13 +41,19 @@ fn line(path: &str) -> String {
 
 impl Machine {
     /// Reads the facts; what cannot be read stays empty.
-    pub(crate) fn read(agent_dir: &Path) -> Self {
+    pub(crate) fn read(agent_dir: &Path, thresholds: &Thresholds) -> Self {
         let machine_id = line("/etc/machine-id");
         let uuid = line("/sys/class/dmi/id/product_uuid");
+        let memory = memory_total(&line("/proc/meminfo"));
+        let disk = statvfs(agent_dir).map_or(0, |s| s.blocks().saturating_mul(s.fragment_size()));
         Self {
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
-            memory: memory_total(&line("/proc/meminfo")),
-            disk: statvfs(agent_dir).map_or(0, |s| s.blocks().saturating_mul(s.fragment_size())),
+            memory,
+            disk,
+            reserved: Reserved {
+                memory: thresholds.reserved(Signal::Memory, memory),
+                disk: thresholds.reserved(Signal::NodeFs, disk),
+            },
             hugepages: hugepages(Path::new("/sys/kernel/mm/hugepages")),
             system_uuid: if uuid.is_empty() { machine_id.clone() } else { uuid },
             machine_id,
@@ -56,8 +71,8 @@ impl Machine {
     /// What pods can have: all but what must stay free lest the node is under pressure, and memory set aside as huge pages.
     pub(crate) fn allocatable(&self, max_pods: u32) -> BTreeMap<String, Quantity> {
         let huge: u64 = self.hugepages.values().sum();
-        let memory = self.memory.saturating_sub(LEAST_MEMORY + huge);
-        self.resources(max_pods, memory, self.disk / 100 * (100 - LEAST_DISK_PERCENT))
+        let memory = self.memory.saturating_sub(self.reserved.memory.saturating_add(huge));
+        self.resources(max_pods, memory, self.disk.saturating_sub(self.reserved.disk))
     }
 
     fn resources(&self, max_pods: u32, memory: u64, disk: u64) -> BTreeMap<String, Quantity> {
@@ -162,7 +177,9 @@ mod tests {
     #[test]
     fn what_must_stay_free_is_not_allocatable() {
         let hugepages = BTreeMap::from([("2Mi".to_owned(), 24 << 20)]);
-        let machine = Machine { cpus: 2, memory: 1 << 30, disk: 200_000 << 10, hugepages, ..Machine::default() };
+        let reserved = Reserved { memory: 100 << 20, disk: 20_000 << 10 };
+        let machine =
+            Machine { cpus: 2, memory: 1 << 30, disk: 200_000 << 10, reserved, hugepages, ..Machine::default() };
         let (all, free) = (machine.capacity(110), machine.allocatable(110));
         assert_eq!((all["memory"].0.as_str(), free["memory"].0.as_str()), ("1048576Ki", "921600Ki"));
         assert_eq!(
@@ -170,12 +187,12 @@ mod tests {
             ("200000Ki", "180000Ki")
         );
         assert_eq!((all["cpu"].0.as_str(), free["cpu"].0.as_str()), ("2", "2"));
-        assert_eq!(Machine { memory: 1, ..Machine::default() }.allocatable(1)["memory"].0, "0Ki");
+        assert_eq!(Machine { memory: 1, reserved, ..Machine::default() }.allocatable(1)["memory"].0, "0Ki");
     }
 
     #[test]
     fn this_machine_has_something() {
-        let machine = Machine::read(Path::new("/"));
+        let machine = Machine::read(Path::new("/"), &Thresholds::default());
         assert!(machine.cpus > 0 && machine.memory > 0 && machine.disk > 0 && !machine.kernel.is_empty());
         assert_eq!(machine.capacity(110)["pods"].0, "110");
     }

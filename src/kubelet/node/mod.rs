@@ -1,6 +1,6 @@
 //! The node's own object and its lease.
 //!
-//! Comes in: the configuration, the facts of the machine, pressure on its disk. Goes out: the Node (registered, its
+//! Comes in: the configuration, the facts of the machine, what it is short of. Goes out: the Node (registered, its
 //! status kept true), the Lease that says the node is alive. Nothing is written while nothing changes, but the lease
 //! (volatile in the API's store) and a heartbeat every five minutes.
 
@@ -9,6 +9,7 @@ pub(crate) mod machine;
 
 use crate::KUBELET_VERSION;
 use crate::context::Context;
+use crate::eviction::Pressure;
 use crate::status::merge_diff;
 use edge_client::{Api, Change, Patch, PatchParams, PostParams, is_conflict, is_not_found};
 use edge_network::Readiness;
@@ -56,7 +57,8 @@ pub(crate) async fn run(cx: Arc<Context>, ready: watch::Sender<bool>) {
     };
     tracing::info!(node = cx.config.node_name, "node registered");
     events::started(&cx, &node);
-    tokio::join!(keep_status(&cx, ready, Written::of(&node)), keep_lease(&cx, &node));
+    let drivers = cx.csi.node_is_new(&cx, &node);
+    tokio::join!(drivers, keep_status(&cx, ready, Written::of(&node)), keep_lease(&cx));
 }
 
 fn nodes(cx: &Context) -> Api<Node> {
@@ -90,7 +92,7 @@ async fn register(cx: &Context) -> Result<Node, edge_client::Error> {
             taints: Some(cx.config.node_taints.clone()).filter(|t| !t.is_empty()),
             ..NodeSpec::default()
         }),
-        status: Some(status(cx, &NodeStatus::default(), Pressure::read(cx))),
+        status: Some(status(cx, &NodeStatus::default(), *cx.shortages.pressure().borrow())),
     };
     match nodes(cx).create(&PostParams::default(), &node).await {
         Ok(node) => {
@@ -107,38 +109,6 @@ async fn register(cx: &Context) -> Result<Node, edge_client::Error> {
             nodes(cx).patch(name, &PatchParams::default(), &Patch::Merge(patch)).await
         }
         Err(error) => Err(error),
-    }
-}
-
-/// What the node is short of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Pressure {
-    memory: bool,
-    disk: bool,
-    pids: bool,
-}
-
-/// The kubelet's hard eviction thresholds; memory in bytes.
-const LEAST_MEMORY: u64 = 100 << 20;
-const LEAST_DISK_PERCENT: u64 = 10;
-const LEAST_INODES_PERCENT: u64 = 5;
-
-impl Pressure {
-    fn read(cx: &Context) -> Self {
-        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let available = meminfo.lines().find_map(|l| l.strip_prefix("MemAvailable:"));
-        let available = available.and_then(|l| l.split_whitespace().next()).and_then(|n| n.parse::<u64>().ok());
-        let disk = nix::sys::statvfs::statvfs(&cx.config.agent_dir).is_ok_and(|s| {
-            let short =
-                |free: u64, all: u64, percent: u64| all > 0 && free.saturating_mul(100) < all.saturating_mul(percent);
-            short(s.blocks_available(), s.blocks(), LEAST_DISK_PERCENT)
-                || short(s.files_available(), s.files(), LEAST_INODES_PERCENT)
-        });
-        let number = |path: &str| std::fs::read_to_string(path).ok().and_then(|t| t.trim().parse::<u64>().ok());
-        let threads = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-        let threads = threads.split(['/', ' ']).nth(4).and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
-        let most = number("/proc/sys/kernel/pid_max").unwrap_or(u64::MAX);
-        Self { memory: available.is_some_and(|kib| kib * 1024 < LEAST_MEMORY), disk, pids: threads > most / 10 * 9 }
     }
 }
 
@@ -208,14 +178,16 @@ fn status(cx: &Context, before: &NodeStatus, pressure: Pressure) -> NodeStatus {
     addresses.push(address("Hostname", config.node_name.clone()));
     let now = crate::status::compute::whole_seconds(Timestamp::now());
     let extended = extended_resources(before);
-    let with_extended = |mut own: BTreeMap<String, Quantity>| {
+    let plugins = cx.device_plugins.on_node();
+    let with_extended = |mut own: BTreeMap<String, Quantity>, of_plugins| {
         own.extend(extended.clone());
+        own.extend(of_plugins);
         own
     };
     NodeStatus {
         addresses: Some(addresses),
-        allocatable: Some(with_extended(cx.machine.allocatable(config.max_pods))),
-        capacity: Some(with_extended(cx.machine.capacity(config.max_pods))),
+        allocatable: Some(with_extended(cx.machine.allocatable(config.max_pods), plugins.allocatable)),
+        capacity: Some(with_extended(cx.machine.capacity(config.max_pods), plugins.capacity)),
         conditions: Some(conditions(before, pressure, &cx.network.readiness(), now)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(config.kubelet_port) }),
@@ -223,6 +195,7 @@ fn status(cx: &Context, before: &NodeStatus, pressure: Pressure) -> NodeStatus {
         images: Some(images(cx)),
         node_info: Some(cx.machine.info(&config.edge_version, KUBELET_VERSION)),
         runtime_handlers: Some(runtime_handlers()),
+        volumes_in_use: Some(cx.csi.in_use().borrow().clone()),
         ..NodeStatus::default()
     }
 }
@@ -300,8 +273,8 @@ fn version(node: &Node) -> u64 {
     node.metadata.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0)
 }
 
-/// Writes the node's status when it changes: when its object was changed by others, its address changed, an image came or went, the disk or
-/// the memory ran short (looked at with every heartbeat and every renewal of the lease).
+/// Writes the node's status when it changes: when its object was changed by others, its address changed, a device plugin told something, an
+/// image came or went, something ran short ([`crate::eviction`]). What could not be written is tried again with the next look.
 async fn keep_status(cx: &Context, ready: watch::Sender<bool>, mut written: Written) {
     let mut changes = cx.node.subscribe();
     let network_changed = Arc::new(Notify::new());
@@ -311,15 +284,25 @@ async fn keep_status(cx: &Context, ready: watch::Sender<bool>, mut written: Writ
     let mut look = interval(RENEW);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut addresses = cx.config.node_ips.clone();
+    let mut devices = cx.device_plugins.changes();
+    let mut volumes = cx.csi.in_use();
+    let mut pressure = cx.shortages.pressure();
     loop {
         tokio::select! {
             _ = look.tick() => {}
+            Ok(()) = devices.changed() => {}
+            Ok(()) = volumes.changed() => {}
+            Ok(()) = pressure.changed() => {}
             Ok(()) = addresses.changed() => {}
             change = changes.recv() => match change {
                 Some(Change::Applied { new, .. }) => written.learn(&new),
                 Some(Change::Deleted(_)) => {
                     tracing::warn!("the node's object was deleted, registering again");
-                    written = register(cx).await.map(|node| Written::of(&node)).unwrap_or_default();
+                    let node = register(cx).await;
+                    if let Ok(node) = &node {
+                        cx.csi.node_is_new(cx, node).await;
+                    }
+                    written = node.map(|node| Written::of(&node)).unwrap_or_default();
                 }
                 None => return,
             },
@@ -327,13 +310,15 @@ async fn keep_status(cx: &Context, ready: watch::Sender<bool>, mut written: Writ
             () = sleep_until(heartbeat) => {}
         }
         let Some(before) = &written.status else { continue };
-        let after = status(cx, before, Pressure::read(cx));
+        cx.csi.reported(before);
+        let after = status(cx, before, *pressure.borrow_and_update());
         let beat = Instant::now() >= heartbeat;
         let change = match status_change(before, &after) {
             Some(change) => change,
             None if beat => json!({"conditions": after.conditions}),
             None => {
                 mark_ready(&ready, before);
+                cx.device_plugins.told(before).await;
                 continue;
             }
         };
@@ -344,6 +329,7 @@ async fn keep_status(cx: &Context, ready: watch::Sender<bool>, mut written: Writ
                 events::conditions(cx, before, &after);
                 written.learn(&node);
                 if let Some(written) = &written.status {
+                    cx.csi.reported(written);
                     mark_ready(&ready, written);
                 }
             }
@@ -359,15 +345,14 @@ fn mark_ready(ready: &watch::Sender<bool>, status: &NodeStatus) {
 }
 
 /// Renews the node's lease.
-async fn keep_lease(cx: &Context, node: &Node) {
+async fn keep_lease(cx: &Context) {
     let api: Api<Lease> = Api::namespaced(cx.client.clone(), LEASE_NAMESPACE);
-    let name = &cx.config.node_name;
     let mut tick = interval(RENEW);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
         let mut delay = RETRY.0;
-        while let Err(error) = renew(&api, name, node).await {
+        while let Err(error) = renew(cx, &api).await {
             tracing::debug!(%error, "lease not renewed");
             sleep(delay).await;
             delay = (delay * 2).min(RETRY.1);
@@ -375,13 +360,16 @@ async fn keep_lease(cx: &Context, node: &Node) {
     }
 }
 
-async fn renew(api: &Api<Lease>, name: &str, node: &Node) -> Result<(), edge_client::Error> {
+async fn renew(cx: &Context, api: &Api<Lease>) -> Result<(), edge_client::Error> {
+    let name = &cx.config.node_name;
     let now = MicroTime(Timestamp::now());
     let patch = Patch::Merge(json!({"spec": {"renewTime": now}}));
     match api.patch(name, &PatchParams::default(), &patch).await {
         Err(error) if is_not_found(&error) => {}
         other => return other.map(drop),
     }
+    // of the node that there is now: it goes with its node, which somebody may have deleted
+    let node = nodes(cx).get_metadata(name).await?;
     let lease = Lease {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),

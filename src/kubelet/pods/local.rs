@@ -1,16 +1,19 @@
 //! What the agent keeps on disk of each pod, to go on with it when the API is away: `<agent>/pods/<uid>/pod.json`, and
-//! `status.json` once the pod has ended. (What it was given is in `kept.json`, see [`super::kept`].)
+//! `evicted.json` when the node cannot keep it, `status.json` once the pod has ended. (What it was given is in `kept.json`, see [`super::kept`].)
 
 use super::kept::Content;
+use super::record::Eviction;
 use crate::config::KubeletConfig;
 use edge_sys::fsutil::{create_dir_all_mode, remove_dir_all_if_exists, write_atomic};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use serde::de::DeserializeOwned;
 use std::fs;
 use std::io;
 use std::path::Path;
 
 const POD: &str = "pod.json";
 const STATUS: &str = "status.json";
+const EVICTED: &str = "evicted.json";
 
 /// A pod as it was kept.
 #[derive(Debug)]
@@ -18,6 +21,8 @@ pub(crate) struct Saved {
     pub(crate) pod: Pod,
     /// Its last status, if it had ended.
     pub(crate) finished: Option<PodStatus>,
+    /// Why it has to go, if it has.
+    pub(crate) evicted: Option<Eviction>,
     /// What it is started with where the API does not answer.
     pub(crate) kept: Content,
 }
@@ -30,6 +35,11 @@ pub(crate) fn save(dir: &Path, pod: &Pod, finished: Option<&PodStatus>) -> io::R
         Some(status) => write_atomic(&dir.join(STATUS), &serde_json::to_vec(status)?, 0o600),
         None => Ok(()),
     }
+}
+
+/// Notes that a pod has to go. Blocking.
+pub(crate) fn save_eviction(dir: &Path, eviction: &Eviction) -> io::Result<()> {
+    write_atomic(&dir.join(EVICTED), &serde_json::to_vec(eviction)?, 0o600)
 }
 
 /// The pods that were kept, by their UIDs; directories without a readable pod come without one. Blocking.
@@ -52,12 +62,16 @@ fn load(dir: &Path, uid: &str) -> io::Result<Saved> {
     if pod.metadata.uid.as_deref() != Some(uid) {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it is another pod's"));
     }
-    let finished = match fs::read(dir.join(STATUS)) {
-        Ok(bytes) => Some(serde_json::from_slice(&bytes)?),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(error),
-    };
-    Ok(Saved { pod, finished, kept: Content::load(dir) })
+    let (finished, evicted) = (load_if_there(&dir.join(STATUS))?, load_if_there(&dir.join(EVICTED))?);
+    Ok(Saved { pod, finished, evicted, kept: Content::load(dir) })
+}
+
+fn load_if_there<T: DeserializeOwned>(file: &Path) -> io::Result<Option<T>> {
+    match fs::read(file) {
+        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Removes what is left of a pod on disk: its state and its logs.
@@ -92,6 +106,9 @@ mod tests {
         let status = PodStatus { phase: Some("Failed".into()), ..PodStatus::default() };
         save(&dir.path().join("u"), &pod, None).unwrap();
         save(&dir.path().join("u"), &pod, Some(&status)).unwrap();
+        let eviction = Eviction { message: "too much".into(), is_disruption: true };
+        save_eviction(&dir.path().join("u"), &eviction).unwrap();
+        assert!(save_eviction(&dir.path().join("gone"), &eviction).is_err(), "nothing is made for it");
         save(&dir.path().join("other"), &pod, None).unwrap();
         fs::create_dir(dir.path().join("empty")).unwrap();
         fs::create_dir(dir.path().join("torn")).unwrap();
@@ -101,7 +118,7 @@ mod tests {
         let names: Vec<(&str, bool)> = all.iter().map(|(uid, saved)| (uid.as_str(), saved.is_some())).collect();
         assert_eq!(names, [("empty", false), ("other", false), ("torn", false), ("u", true)]);
         let saved = all.pop().unwrap().1.unwrap();
-        assert_eq!(saved.finished, Some(status));
+        assert_eq!((saved.finished, saved.evicted), (Some(status), Some(eviction)));
         assert_eq!(saved.pod, pod);
     }
 }

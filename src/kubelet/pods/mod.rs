@@ -5,7 +5,7 @@
 
 mod admit;
 pub(crate) mod kept;
-mod local;
+pub(crate) mod local;
 pub(crate) mod objects;
 pub(crate) mod record;
 pub(crate) mod runtime_class;
@@ -29,7 +29,7 @@ use k8s_openapi::jiff::Timestamp;
 use kept::Content;
 use local::Saved;
 use parking_lot::Mutex;
-use record::{Event, Record};
+use record::{Event, Eviction, Record, Sandbox, Stage};
 use shared::PodShared;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -110,12 +110,18 @@ impl Manager {
             adopted.into_iter().map(|found| (found.spec.id.clone(), found)).collect();
         let mut orphans = BTreeSet::new();
         for (uid, saved) in saved {
-            let Some(Saved { pod, finished, kept }) = saved else {
+            let Some(Saved { pod, finished, evicted, kept }) = saved else {
                 orphans.insert(uid);
                 continue;
             };
             let sandbox = sandboxes.remove(&uid);
-            let record = restored(&pod, finished, sandbox.as_ref());
+            let mut record = restored(&pod, finished, sandbox.as_ref());
+            record.evicted = evicted;
+            // it was about to be given devices, or they have to be made ready again after a reboot
+            let is_new = record.finished_before.is_none() && record.sandbox == Sandbox::Absent;
+            if is_new && self.cx.device_plugins.are_missing(&pod) {
+                record.admission = Stage::Todo;
+            }
             self.spawn(Arc::new(pod), record, kept);
         }
         orphans.extend(sandboxes.into_keys());
@@ -138,10 +144,12 @@ impl Manager {
         let mut orphans = Some(orphans);
         let mut addresses = self.cx.config.node_ips.clone();
         let mut health = self.cx.devices.health_changes();
+        let mut plugins = self.cx.device_plugins.changes();
         loop {
             tokio::select! {
                 Ok(()) = addresses.changed() => self.tell_all(|| Input::NodeChanged),
                 Ok(()) = health.changed() => self.tell_all(|| Input::NodeChanged),
+                Ok(()) = plugins.changed() => self.tell_all(|| Input::NodeChanged),
                 change = changes.recv() => match change {
                     Some(change) => self.changed(change),
                     None => return,
@@ -164,7 +172,8 @@ impl Manager {
     }
 
     /// After the first list: pods that are not in it were deleted while nobody looked.
-    async fn deleted_meanwhile(&self, list: &[Arc<Pod>], orphans: BTreeSet<String>) {
+    async fn deleted_meanwhile(&self, list: &[Arc<Pod>], mut orphans: BTreeSet<String>) {
+        orphans.extend(self.cx.csi.pods());
         let alive: BTreeSet<String> = list.iter().map(|pod| uid(pod)).collect();
         let known: BTreeSet<String> = {
             let mut handles = self.handles.lock();
@@ -175,6 +184,8 @@ impl Manager {
             handles.keys().cloned().chain(alive).collect()
         };
         crate::devices::Devices::keep_only(&self.cx, &known);
+        self.cx.device_plugins.keep_only(&known).await;
+        self.cx.csi.settle_all(&self.cx);
         for uid in orphans.difference(&known) {
             tracing::info!(uid, "removing what is left of an unknown pod");
             self.remove_orphan(uid).await;
@@ -190,14 +201,21 @@ impl Manager {
         if let Err(error) = self.cx.runtime.remove_sandbox(uid).await {
             tracing::warn!(uid, error = chain(&error), "sandbox of an unknown pod not removed");
         }
-        let dir = self.cx.config.pod_dir(uid);
-        let work = move || -> std::io::Result<()> {
-            crate::volumes::tear_down(&dir)?;
-            edge_sys::fsutil::remove_dir_all_if_exists(&dir)
-        };
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(work).await {
-            tracing::warn!(uid, %error, "directory of an unknown pod not removed");
-        }
+        let (cx, uid, dir) = (self.cx.clone(), uid.to_owned(), self.cx.config.pod_dir(uid));
+        // drivers may take their time
+        tokio::spawn(async move {
+            let work = async {
+                sandbox::release_volumes(&cx, &uid).await?;
+                let remove = move || -> std::io::Result<()> {
+                    crate::volumes::tear_down(&dir)?;
+                    edge_sys::fsutil::remove_dir_all_if_exists(&dir)
+                };
+                tokio::task::spawn_blocking(remove).await.unwrap_or_else(|error| Err(std::io::Error::other(error)))
+            };
+            if let Some(Err(error)) = cx.stop.run_until_cancelled(work).await {
+                tracing::warn!(uid, %error, "directory of an unknown pod not removed");
+            }
+        });
     }
 
     fn changed(self: &Arc<Self>, change: Change<Pod>) {
@@ -244,23 +262,26 @@ impl Manager {
         } else if let Some(problem) = self.refusal(&pod) {
             self.cx.recorder.event(&*pod, EventType::Warning, &problem.reason, problem.message.clone());
             record.rejected = Some(problem);
+        } else if self.cx.device_plugins.are_missing(&pod) {
+            record.admission = Stage::Todo;
         }
         self.spawn(pod, record, Content::default());
     }
 
     fn refusal(&self, pod: &Pod) -> Option<record::Problem> {
+        if let Some(problem) = self.cx.shortages.refusal(pod) {
+            return Some(problem);
+        }
         let others: Vec<Arc<Pod>> = {
             let handles = self.handles.lock();
-            let active = handles.values().filter(|h| !h.gone).filter(|h| {
-                let record = h.shared.record();
-                record.rejected.is_none() && record.finished_before.is_none() && record.teardown != record::Stage::Done
-            });
+            let active = handles.values().filter(|h| !h.gone && h.shared.record().is_active());
             active.map(|h| h.shared.pod()).collect()
         };
         let node = self.cx.node.get("", &self.cx.config.node_name);
         let mut allocatable = self.cx.machine.allocatable(self.cx.config.max_pods);
         if let Some(status) = node.as_ref().and_then(|n| n.status.as_ref()) {
-            allocatable.extend(crate::node::extended_resources(status));
+            let extended = crate::node::extended_resources(status).into_iter();
+            allocatable.extend(extended.filter(|(name, _)| !self.cx.device_plugins.has(name)));
         }
         admit::refusal(pod, node.as_deref(), &others, &allocatable)
     }
@@ -301,6 +322,12 @@ impl Manager {
     /// An image has arrived: pods that wait for one look again.
     pub(crate) fn image_arrived(&self) {
         self.tell_all(|| Input::Event(Event::ImageArrived));
+    }
+
+    /// Ends a pod for good; tells whether it is there.
+    pub(crate) fn evict(&self, uid: &str, eviction: Eviction) -> bool {
+        let handles = self.handles.lock();
+        handles.get(uid).is_some_and(|h| h.inputs.send(Input::Event(Event::Evicted(eviction))).is_ok())
     }
 
     fn tell_all(&self, input: impl Fn() -> Input) {

@@ -245,6 +245,17 @@ pub(crate) enum Cause {
     Deadline,
     /// Its containers have ended by themselves.
     Finished,
+    /// The node cannot keep it.
+    Evicted,
+}
+
+/// Why the node cannot keep a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Eviction {
+    /// Kubernetes' words for it.
+    pub(crate) message: String,
+    /// The node is short of something; else it is the pod's own fault.
+    pub(crate) is_disruption: bool,
 }
 
 /// The end of the pod.
@@ -262,6 +273,10 @@ pub(crate) struct Record {
     /// [`Record::start_time`] on the clock that never jumps.
     pub(crate) started: Instant,
     pub(crate) rejected: Option<Problem>,
+    /// The pod has to go.
+    pub(crate) evicted: Option<Eviction>,
+    /// Whether the pod has been given the devices of plugins that it asks for. Nothing is begun before that.
+    pub(crate) admission: Stage,
     pub(crate) volumes: Stage,
     pub(crate) sandbox: Sandbox,
     pub(crate) ips: Vec<IpAddr>,
@@ -284,6 +299,8 @@ pub(crate) struct Record {
 /// Something that happened.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
+    /// The pod has its devices, or must not run here.
+    Admitted(Result<(), Problem>),
     /// The volumes are ready, or could not be made.
     Volumes(Result<(), ()>),
     /// The sandbox is ready with these addresses, or could not be made.
@@ -294,6 +311,8 @@ pub(crate) enum Event {
     SandboxLost,
     /// A container's image is here, or could not be had.
     Image { container: usize, result: Result<ImageRef, Problem> },
+    /// The pod has to go.
+    Evicted(Eviction),
     /// An image has arrived on this node: whoever waits for one may look again.
     ImageArrived,
     /// A container was started.
@@ -363,6 +382,8 @@ impl Record {
             start_time,
             started: now,
             rejected: None,
+            evicted: None,
+            admission: Stage::Done,
             volumes: Stage::Todo,
             sandbox: Sandbox::Absent,
             ips: Vec::new(),
@@ -375,6 +396,11 @@ impl Record {
             early_exits: Vec::new(),
             finished_before: None,
         }
+    }
+
+    /// The pod takes a place on the node.
+    pub(crate) fn is_active(&self) -> bool {
+        self.rejected.is_none() && self.finished_before.is_none() && self.teardown != Stage::Done
     }
 
     /// Nothing is left to be done for the pod, and nobody asks for it any more.
@@ -391,6 +417,10 @@ impl Record {
     pub(crate) fn apply(&mut self, event: Event, now: Instant) {
         let retry = now + RETRY;
         match event {
+            Event::Admitted(result) => {
+                self.admission = Stage::Done;
+                self.rejected = result.err();
+            }
             Event::Volumes(result) => self.volumes = result.map_or(Stage::Failed { retry }, |()| Stage::Done),
             Event::Sandbox(Ok(ips)) => {
                 self.sandbox = Sandbox::Ready;
@@ -400,6 +430,11 @@ impl Record {
             Event::SandboxLost => self.sandbox = Sandbox::Lost,
             Event::SandboxRemoved(result) => self.sandbox_removed(result, now),
             Event::Image { container, result } => self.image(container, result, now),
+            // what has ended by itself stays what it is
+            Event::Evicted(eviction) if self.ending.as_ref().is_none_or(|e| e.cause == Cause::Deleted) => {
+                self.evicted.get_or_insert(eviction);
+            }
+            Event::Evicted(_) => {}
             Event::ImageArrived => {
                 for c in &mut self.containers {
                     if matches!(c.image, Image::Failed { .. }) {

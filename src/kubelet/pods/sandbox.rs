@@ -3,6 +3,7 @@
 use super::record::{Kind, spec_containers};
 use super::shared::PodShared;
 use crate::containers::qos;
+use crate::context::Context;
 use crate::env::resolv::{self, ResolvConf};
 use edge_client::EventType;
 use edge_network::{HostPort, PodIdentity, Protocol};
@@ -15,6 +16,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Parameters of a pod's own network, unless the pod sets them.
 const UNPRIVILEGED_NETWORK: [(&str, &str); 2] =
@@ -80,6 +82,7 @@ pub(crate) async fn create(shared: &PodShared, pod: &Pod, start_time: Timestamp)
     // names that cannot be are told here, where the pod's other troubles are told too
     let names = resolv::names(pod, &cx.config.cluster_domain).map_err(SandboxError::Name)?;
     super::runtime_class::handler(cx, pod).await?;
+    let _making = cx.runtime.expect_sandbox();
     let host_network = shared.uses_host_network();
     let (ips, netns) = if host_network {
         (Vec::new(), None)
@@ -166,7 +169,9 @@ pub(crate) async fn tear_down(shared: &PodShared) -> Result<(), SandboxError> {
         shared.cx.recorder.event(&*shared.pod(), EventType::Warning, "FailedUnprepareDynamicResources", message);
         return Err(SandboxError::Devices(why));
     }
+    shared.cx.device_plugins.free(&shared.uid).await.map_err(|error| SandboxError::Devices(error.to_string()))?;
     let (dir, kept) = (shared.cx.config.pod_dir(&shared.uid), shared.kept.clone());
+    release_volumes(&shared.cx, &shared.uid).await.map_err(|source| SandboxError::Io { path: dir.clone(), source })?;
     let path = dir.clone();
     let done = tokio::task::spawn_blocking(move || {
         kept.discard()?;
@@ -174,6 +179,16 @@ pub(crate) async fn tear_down(shared: &PodShared) -> Result<(), SandboxError> {
     })
     .await?;
     done.map_err(|source| SandboxError::Io { path, source })
+}
+
+/// Has drivers take back the volumes of a pod without containers; ends when they have.
+pub(super) async fn release_volumes(cx: &Arc<Context>, uid: &str) -> io::Result<()> {
+    let dir = cx.config.pod_dir(uid);
+    // parts of volumes are mounts of them
+    let parts = tokio::task::spawn_blocking(move || crate::volumes::unmount_parts(&dir)).await;
+    parts.unwrap_or_else(|error| Err(io::Error::other(error)))?;
+    cx.csi.release(cx, uid).await;
+    Ok(())
 }
 
 #[cfg(test)]

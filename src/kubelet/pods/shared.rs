@@ -5,6 +5,7 @@ use super::objects::PodObjects;
 use super::record::Record;
 use crate::context::Context;
 use crate::env::resolv::Names;
+use crate::storage::Storage;
 use crate::volumes::{PodVolumes, ReadyVolumes};
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
@@ -24,6 +25,7 @@ pub(crate) struct PodShared {
     pub(crate) kept: Arc<Kept>,
     pub(crate) objects: Arc<PodObjects>,
     pub(crate) volumes: PodVolumes,
+    pub(crate) storage: Storage,
     /// Cancelled when the pod is to end: what is being prepared for it is not needed any more.
     pub(crate) ending: CancellationToken,
     pod: watch::Receiver<Arc<Pod>>,
@@ -48,6 +50,7 @@ impl PodShared {
             name: now.metadata.name.clone().unwrap_or_default(),
             names,
             volumes: PodVolumes::new(cx.clone(), pod.clone(), objects.clone(), kept.clone()),
+            storage: Storage::default(),
             objects,
             kept,
             ending: CancellationToken::new(),

@@ -2,14 +2,14 @@
 //! to look again. Pure: no IO, no clock but the one it is given.
 
 use super::record::{
-    Cause, ContainerRecord, Ending, Image, Kind, Problem, Record, Sandbox, Stage, State, Stop, StopStage, Terminated,
-    spec_container,
+    Cause, ContainerRecord, Ending, Image, Kind, Problem, Record, Sandbox, Stage, State, Stop, StopStage,
+    Terminated, spec_container,
 };
 use k8s_openapi::api::core::v1::{Container, Pod};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Containers always get this long between being told to end and being killed.
+/// Containers always get this long between being told to end and being killed, unless the node cannot keep them.
 const SHORTEST_GRACE: Duration = Duration::from_secs(2);
 /// Grace period when the pod names none.
 const DEFAULT_GRACE: i64 = 30;
@@ -19,6 +19,8 @@ pub(crate) const SHOW_PULL_ERROR: Duration = Duration::from_secs(1);
 /// Something to be done. Each is a task of its own that reports back with an event.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Action {
+    /// Give the pod the devices of plugins that it asks for.
+    Admit,
     /// Make the volumes.
     SetUpVolumes,
     /// Make the network and the sandbox.
@@ -84,7 +86,11 @@ pub(crate) fn step(pod: &Pod, record: &mut Record, now: Instant) -> Step {
         return step;
     }
     begin_ending(pod, record, deleted, now, &mut step);
-    if record.ending.is_none() {
+    if record.ending.is_none() && record.admission == Stage::Todo {
+        record.admission = Stage::Doing;
+        step.actions.push(Action::Admit);
+    }
+    if record.ending.is_none() && record.admission == Stage::Done {
         prepare(record, now, &mut step);
         start_containers(pod, record, now, &mut step);
     }
@@ -115,6 +121,10 @@ fn finalize(deleted: bool, record: &mut Record, step: &mut Step) {
 }
 
 fn begin_ending(pod: &Pod, record: &mut Record, deleted: bool, now: Instant, step: &mut Step) {
+    let may_go = matches!(record.ending, None | Some(Ending { cause: Cause::Deleted, .. }));
+    if record.evicted.is_some() && may_go {
+        record.ending = Some(Ending { cause: Cause::Evicted, deadline: now });
+    }
     if deleted {
         // a second, more impatient deletion shortens the grace
         let deadline = now + grace_period(pod);
@@ -344,7 +354,8 @@ fn stop_containers(pod: &Pod, record: &mut Record, now: Instant, step: &mut Step
         };
         if may_kill {
             stop.stage = StopStage::Killing;
-            let grace = left.max(SHORTEST_GRACE);
+            let is_evicted = ending.as_ref().is_some_and(|e| e.cause == Cause::Evicted);
+            let grace = if is_evicted { Duration::ZERO } else { left.max(SHORTEST_GRACE) };
             step.actions.push(Action::Kill { container: index, id: running.id.clone(), grace });
         } else if stop.stage != StopStage::Killing {
             step.at(deadline);
@@ -363,7 +374,8 @@ fn is_its_turn(record: &Record, index: usize) -> bool {
 fn tear_down(record: &mut Record, now: Instant, step: &mut Step) {
     let busy = record.containers.iter().any(ContainerRecord::is_active)
         || matches!(record.sandbox, Sandbox::Creating | Sandbox::Removing)
-        || record.volumes == Stage::Doing;
+        || record.volumes == Stage::Doing
+        || record.admission == Stage::Doing;
     let begin = match record.teardown {
         Stage::Todo => !busy,
         Stage::Failed { retry } => is_due(retry, now, step),

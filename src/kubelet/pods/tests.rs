@@ -3,11 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use super::record::{
-    Event, Image, ImageRef, Kind, ProbeResult, Problem, Record, Running, Sandbox, Stage, StartFailure, State,
+    Event, Eviction, Image, ImageRef, Kind, ProbeResult, Problem, Record, Running, Sandbox, Stage, StartFailure, State,
     Terminated, spec_container,
 };
 use super::step::{Action, Step, step};
-use crate::status::compute::{Now, compute};
+use crate::status::compute::{Now, compute, with_foreign_conditions};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
@@ -99,6 +99,7 @@ impl Node {
     /// Carries out one action well.
     fn succeed(&mut self, action: &Action) {
         match action.clone() {
+            Action::Admit => self.event(Event::Admitted(Ok(()))),
             Action::SetUpVolumes => self.event(Event::Volumes(Ok(()))),
             Action::CreateSandbox => self.event(Event::Sandbox(Ok(vec!["10.0.0.2".parse().unwrap()]))),
             Action::RemoveSandbox => self.event(Event::SandboxRemoved(Ok(()))),
@@ -271,6 +272,75 @@ fn restart_policies() {
             assert_eq!(node.condition("Ready"), "False");
         }
     }
+}
+
+fn evict(node: &mut Node, is_disruption: bool) {
+    node.event(Event::Evicted(Eviction { message: "too much. ".into(), is_disruption }));
+}
+
+#[test]
+fn an_evicted_pod_is_killed_and_fails_once_nothing_runs() {
+    let hook = json!({"preStop": {"sleep": {"seconds": 9}}});
+    let container = json!({"name": "a", "image": "i:1", "lifecycle": hook});
+    for is_disruption in [true, false] {
+        let mut node = Node::new(json!({"containers": [container], "terminationGracePeriodSeconds": 100}));
+        node.settle();
+        node.log.clear();
+        evict(&mut node, is_disruption);
+        let kill = Action::Kill { container: 0, id: "a-1".into(), grace: Duration::ZERO };
+        assert_eq!(node.log, [kill], "neither a hook nor a grace period");
+        assert_eq!((node.phase(), node.status.reason.as_deref()), ("Running", None));
+        node.settle();
+        assert_eq!((node.phase(), node.status.reason.as_deref()), ("Failed", Some("Evicted")));
+        assert_eq!(node.status.message.as_deref(), Some("too much. "));
+        assert_eq!(node.condition("DisruptionTarget"), if is_disruption { "True" } else { "absent" });
+        assert_eq!((node.record.teardown.clone(), node.starts), (Stage::Done, 1));
+        assert!(!node.record.is_active() && !node.log.contains(&Action::Finalize), "its object stays");
+        node.delete(0);
+        assert!(node.log.contains(&Action::Finalize));
+    }
+}
+
+#[test]
+fn what_was_ending_when_it_was_evicted() {
+    // a deletion takes too long for the node
+    let mut node = Node::new(json!({"containers": [container("a")], "terminationGracePeriodSeconds": 100}));
+    node.settle();
+    node.delete(100);
+    evict(&mut node, true);
+    assert!(node.pending.contains(&Action::Kill { container: 0, id: "a-1".into(), grace: Duration::ZERO }));
+    node.settle();
+    assert_eq!((node.phase(), node.status.reason.as_deref()), ("Failed", Some("Evicted")));
+    // what has ended by itself stays what it is
+    let mut node = Node::new(json!({"restartPolicy": "Never", "containers": [container("a")]}));
+    node.settle();
+    node.exit("a", 0);
+    evict(&mut node, true);
+    node.settle();
+    assert_eq!((node.phase(), node.status.reason.as_deref()), ("Succeeded", None));
+    // nothing of it runs yet, and nothing will
+    let mut node = Node::new(json!({"containers": [container("a")]}));
+    evict(&mut node, true);
+    node.settle();
+    assert_eq!((node.phase(), node.starts), ("Failed", 0));
+}
+
+#[test]
+fn an_eviction_that_was_noted_goes_on_after_a_restart() {
+    let mut node = Node::new(json!({"containers": [container("a")]}));
+    node.settle();
+    let eviction = Eviction { message: "too much. ".into(), is_disruption: true };
+    node.record.evicted = Some(eviction);
+    node.step();
+    node.settle();
+    assert_eq!((node.phase(), node.running().len(), node.starts), ("Failed", 0, 1));
+    // the condition of somebody else gives way
+    let theirs = json!({"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "Theirs"},
+        {"type": "Other", "status": "True"}]});
+    let merged = with_foreign_conditions(node.status.clone(), &serde_json::from_value(theirs).unwrap());
+    let of = |name: &str| merged.conditions.iter().flatten().filter(|c| c.type_ == name).collect::<Vec<_>>();
+    assert_eq!((of("DisruptionTarget").len(), of("Other").len()), (1, 1));
+    assert_eq!(of("DisruptionTarget")[0].reason.as_deref(), Some("TerminationByKubelet"));
 }
 
 #[test]
@@ -549,6 +619,45 @@ fn a_refused_pod_fails_and_can_be_deleted() {
     assert!(node.log == [Action::Finalize] && node.record.is_over());
 }
 
+/// A pod that asks for devices of plugins.
+fn with_devices() -> Node {
+    let limits = json!({"limits": {"x.io/d": "1"}});
+    let containers = json!([{"name": "a", "image": "i:1", "resources": limits}]);
+    let mut node = Node::new(json!({"restartPolicy": "Never", "containers": containers}));
+    node.record.admission = Stage::Todo;
+    (node.record.volumes, node.record.sandbox) = (Stage::Todo, Sandbox::Absent);
+    node.record.containers[0].image = Image::Unknown;
+    node.log.clear();
+    node.pending.clear();
+    node.step();
+    node
+}
+
+#[test]
+fn a_pod_that_asks_for_devices_begins_when_it_has_them() {
+    let mut node = with_devices();
+    assert_eq!((node.log.as_slice(), node.phase()), (&[Action::Admit][..], "Pending"));
+    node.settle();
+    assert_eq!(node.running(), ["a"]);
+    // it has not ended before it has given them up
+    node.exit("a", 0);
+    assert_eq!(node.phase(), "Running");
+    node.settle();
+    assert_eq!(node.phase(), "Succeeded");
+    // a pod that is refused is told why
+    let mut node = with_devices();
+    let action = node.pending.remove(0);
+    fail(&mut node, action);
+    assert_eq!((node.phase(), node.status.reason.as_deref()), ("Failed", Some("UnexpectedAdmissionError")));
+    assert!(node.pending.is_empty());
+    // and one that is deleted meanwhile goes as soon as nobody works on it
+    let mut node = with_devices();
+    node.delete(30);
+    assert_eq!(node.log, [Action::Admit]);
+    node.settle();
+    assert!(node.log == [Action::Admit, Action::TearDown, Action::Finalize] && node.record.is_over());
+}
+
 /// Random numbers that are the same in every run.
 struct Random(u64);
 
@@ -562,6 +671,7 @@ impl Random {
 fn fail(node: &mut Node, action: Action) {
     let id = |n: u32| format!("failed-{n}");
     match action {
+        Action::Admit => node.event(Event::Admitted(Err(Problem::new("UnexpectedAdmissionError", "x")))),
         Action::SetUpVolumes => node.event(Event::Volumes(Err(()))),
         Action::CreateSandbox => node.event(Event::Sandbox(Err(()))),
         Action::RemoveSandbox => node.event(Event::SandboxRemoved(Err(()))),

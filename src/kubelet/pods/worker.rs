@@ -155,6 +155,18 @@ impl Worker {
     fn begin(&mut self, pod: &Arc<Pod>, action: Action) {
         let (shared, pod) = (self.shared.clone(), pod.clone());
         match action {
+            Action::Admit => self.spawn(async move {
+                let admitted = tokio::select! {
+                    biased;
+                    // what it may have been given is given up with the rest of it
+                    () = shared.ending.cancelled() => return Event::Admitted(Ok(())),
+                    admitted = shared.cx.device_plugins.admit(&pod) => admitted,
+                };
+                if let Err(problem) = &admitted {
+                    shared.cx.recorder.event(&*pod, EventType::Warning, &problem.reason, problem.message.clone());
+                }
+                Event::Admitted(admitted)
+            }),
             Action::SetUpVolumes => self.spawn(async move {
                 let work = async { tokio::join!(shared.volumes.set_up(), shared.cx.devices.prepare(&shared)) };
                 tokio::select! {
@@ -327,7 +339,8 @@ impl Worker {
             let shared = self.shared.clone();
             let update = async move {
                 let kept = shared.kept.clone().write();
-                tokio::join!(shared.volumes.keep_current(), shared.objects.keep(), kept);
+                let volumes = &shared.volumes;
+                tokio::join!(volumes.keep_current(), volumes.keep_drivers_current(), shared.objects.keep(), kept);
             };
             self.updater = Some(AbortOnDropHandle::new(tokio::spawn(update)));
         }
@@ -340,6 +353,7 @@ impl Worker {
         let mut status = compute(pod, &self.record, &self.status, &self.shared.cx.config.ips(), Now::get());
         if self.record.finished_before.is_none() {
             self.shared.cx.devices.note_health(pod, &mut status);
+            self.shared.cx.device_plugins.note_health(pod, &mut status);
         }
         self.status = status.clone();
         self.shared.cx.status.set(pod, status);

@@ -8,7 +8,7 @@ mod access;
 pub(crate) mod images;
 mod listener;
 mod logs;
-mod metrics;
+pub(crate) mod metrics;
 mod storage;
 mod streams;
 
@@ -147,7 +147,8 @@ impl Server {
                 Ok(json_answer(metrics::summary(&self.cx, &self.manager, only_usage).await))
             }
             ["metrics"] if is_get => {
-                Ok(text_answer(metrics::own(&self.cx, &self.manager) + &(self.cx.other_metrics)()))
+                let own = metrics::own(&self.cx, &self.manager).await;
+                Ok(text_answer(own + &(self.cx.other_metrics)()))
             }
             ["metrics", "resource"] if is_get => Ok(text_answer(metrics::resource(&self.cx, &self.manager).await)),
             ["v1-edge", "storage"] if request.method() == Method::DELETE => storage::remove(&request).await,

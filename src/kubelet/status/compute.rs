@@ -16,6 +16,9 @@ use tokio::time::Instant;
 pub(crate) const OWN_CONDITIONS: [&str; 5] =
     ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
 
+/// The condition of pods that others than themselves or their owners end, and who does when it is the kubelet.
+const DISRUPTION: (&str, &str) = ("DisruptionTarget", "TerminationByKubelet");
+
 /// How ids of containers begin in statuses.
 pub(crate) const ID_SCHEME: &str = "edge://";
 
@@ -68,6 +71,10 @@ pub(crate) fn compute(pod: &Pod, record: &Record, before: &PodStatus, host_ips: 
             let message = "Pod was active on the node longer than the specified deadline";
             status.message = Some(message.to_owned());
         }
+        if let Some(eviction) = record.evicted.as_ref().filter(|_| status.phase.as_deref() == Some("Failed")) {
+            status.reason = Some("Evicted".to_owned());
+            status.message = Some(eviction.message.clone());
+        }
         let (init, main): (Vec<_>, Vec<_>) = (0..record.containers.len())
             .map(|index| (record.containers[index].kind, container_status(pod, record, index, now.instant)))
             .partition(|(kind, _)| *kind != Kind::Main);
@@ -81,10 +88,15 @@ pub(crate) fn compute(pod: &Pod, record: &Record, before: &PodStatus, host_ips: 
 
 /// The status with the conditions of others as they are in `api`.
 pub(crate) fn with_foreign_conditions(mut status: PodStatus, api: &PodStatus) -> PodStatus {
-    let theirs = |c: &PodCondition| !OWN_CONDITIONS.contains(&c.type_.as_str());
+    let is_own = |c: &PodCondition| {
+        let reason = c.reason.as_deref().unwrap_or_default();
+        OWN_CONDITIONS.contains(&c.type_.as_str()) || (c.type_.as_str(), reason) == DISRUPTION
+    };
     let mut conditions = status.conditions.take().unwrap_or_default();
-    conditions.retain(|c| !theirs(c));
-    conditions.extend(api.conditions.iter().flatten().filter(|c| theirs(c)).cloned());
+    conditions.retain(is_own);
+    let theirs = api.conditions.iter().flatten().filter(|c| !is_own(c));
+    let new: Vec<_> = theirs.filter(|c| !conditions.iter().any(|own| own.type_ == c.type_)).cloned().collect();
+    conditions.extend(new);
     status.conditions = Some(conditions);
     status
 }
@@ -95,9 +107,13 @@ fn phase(pod: &Pod, record: &Record) -> &'static str {
     }
     match phase_of_containers(record) {
         // once a pod has ended others get its devices, and they must have been given up before that
-        "Succeeded" | "Failed" if record.teardown != Stage::Done && crate::devices::claims_any(pod) => "Running",
+        "Succeeded" | "Failed" if record.teardown != Stage::Done && has_devices(pod) => "Running",
         phase => phase,
     }
+}
+
+fn has_devices(pod: &Pod) -> bool {
+    crate::devices::claims_any(pod) || crate::device_plugins::asks_any(pod)
 }
 
 fn phase_of_containers(record: &Record) -> &'static str {
@@ -107,12 +123,13 @@ fn phase_of_containers(record: &Record) -> &'static str {
         let succeeded = main().all(|c| matches!(&c.state, State::Exited(t, _) if t.exit_code == 0));
         match ending.cause {
             Cause::Deadline => return "Failed",
+            Cause::Evicted if all_ended => return "Failed",
             Cause::Finished | Cause::Deleted
                 if all_ended && (ending.cause == Cause::Finished || record.teardown != Stage::Todo) =>
             {
                 return if succeeded { "Succeeded" } else { "Failed" };
             }
-            Cause::Finished | Cause::Deleted => {}
+            Cause::Finished | Cause::Deleted | Cause::Evicted => {}
         }
     }
     let has_run = |c: &ContainerRecord| !matches!(c.state, State::Waiting | State::Starting) || c.last.is_some();
@@ -212,7 +229,10 @@ fn conditions(pod: &Pod, record: &Record, status: &PodStatus, before: &PodStatus
         message: None,
     };
     let scheduled = Says { type_: "PodScheduled", is_true: true, reason: None, message: None };
-    let says = [Some(sandbox), initialized, Some(ready), Some(containers_ready), Some(scheduled)];
+    let eviction = record.evicted.as_ref().filter(|e| e.is_disruption && phase == "Failed");
+    let (type_, reason) = (DISRUPTION.0, Some(DISRUPTION.1));
+    let disruption = eviction.map(|e| Says { type_, is_true: true, reason, message: Some(e.message.clone()) });
+    let says = [Some(sandbox), initialized, Some(ready), Some(containers_ready), Some(scheduled), disruption];
     says.into_iter().flatten().map(|says| condition(says, pod, before, now)).collect()
 }
 

@@ -185,6 +185,23 @@ fn mounts_below(table: &str, dir: &Path) -> Vec<std::path::PathBuf> {
     table.lines().filter_map(target).map(std::path::PathBuf::from).filter(|p| p.starts_with(dir)).collect()
 }
 
+/// The mount that a path is on, when mounts that are made below it stay there (it is not a shared mount).
+pub(crate) fn unshared_mount(path: &Path) -> io::Result<Option<std::path::PathBuf>> {
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    Ok(mount_of(&table, &fs::canonicalize(path)?).filter(|(_, is_shared)| !is_shared).map(|(point, _)| point))
+}
+
+/// The mount point that a path is below out of a mountinfo table, and whether it is shared.
+fn mount_of(table: &str, path: &Path) -> Option<(std::path::PathBuf, bool)> {
+    let parse = |line: &str| {
+        let point = std::path::PathBuf::from(line.split(' ').nth(4).map(unescape)?);
+        let is_shared = line.split(' ').skip(6).take_while(|field| *field != "-").any(|f| f.starts_with("shared:"));
+        path.starts_with(&point).then_some((point, is_shared))
+    };
+    // of several at one place the last is on top
+    table.lines().filter_map(parse).max_by_key(|(point, _)| point.components().count())
+}
+
 /// The kernel writes blanks and backslashes in octal.
 fn unescape(text: &str) -> String {
     ["\\040", "\\011", "\\012", "\\134"]
@@ -221,6 +238,19 @@ mod tests {
             let text = host_path(&path, kind).unwrap_err().to_string();
             assert!(text.contains(error), "{kind} {text}");
         }
+    }
+
+    #[test]
+    fn where_mounts_spread() {
+        let table = "27 1 254:0 / / rw - ext4 /dev/vda rw\n28 27 0:5 / /a\\040b rw,relatime shared:3 master:1 - tmpfs x rw\n\
+                     29 28 0:6 / /a\\040b/c rw master:2 - tmpfs x rw\n30 28 0:6 / /d rw - tmpfs x rw\n\
+                     31 30 0:6 / /d rw shared:9 - tmpfs x rw";
+        for (path, point, is_shared) in
+            [("/x/y", "/", false), ("/a b/x", "/a b", true), ("/a b/c/d", "/a b/c", false), ("/d/e", "/d", true)]
+        {
+            assert_eq!(mount_of(table, Path::new(path)), Some((point.into(), is_shared)), "{path}");
+        }
+        assert_eq!(mount_of("garbage\n\n", Path::new("/x")), None);
     }
 
     #[test]

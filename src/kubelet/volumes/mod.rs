@@ -4,12 +4,15 @@
 //! `<agent>/pods/<uid>/volumes/<plugin>/<name>`. What holds secrets lives in memory only.
 
 pub(crate) mod atomic;
+mod drivers;
 pub(crate) mod local;
 pub(crate) mod payload;
 pub(crate) mod subpath;
 mod token;
 
 use crate::context::Context;
+use crate::objects::Watched;
+use crate::plugins::{FIRST_PAUSE, LONGEST_PAUSE};
 use crate::pods::kept::{ClaimSource, Kept};
 use crate::pods::objects::{PodObjects, Unanswered};
 use crate::pods::record::RETRY;
@@ -19,13 +22,18 @@ use futures::future::join_all;
 use k8s_openapi::api::core::v1::{
     EmptyDirVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod, ProjectedVolumeSource, Volume,
 };
+use parking_lot::Mutex;
 use payload::{DEFAULT_MODE, config_map_data, secret_data};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use token::Tokens;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
+
+/// After how long it is told which volumes are still missing (Kubernetes' value).
+const SLOW: Duration = Duration::from_secs(123);
 
 /// Why a volume cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +60,10 @@ pub(crate) enum VolumeError {
     BoundElsewhere { claim: String, volume: String },
     #[error("volumes of this type are not supported by edge: {0}")]
     Unsupported(&'static str),
+    #[error(transparent)]
+    Driver(#[from] crate::csi::MountError),
+    #[error("volume {volume} has volumeMode {mode}, but is specified in {place}")]
+    Mode { volume: String, mode: &'static str, place: &'static str },
     #[error("cannot make {path}")]
     Io {
         path: PathBuf,
@@ -67,6 +79,22 @@ pub(crate) struct Ready {
     pub(crate) path: PathBuf,
     /// Containers cannot write to it, whatever their mounts say.
     pub(crate) read_only: bool,
+    /// It is a block device, and no directory.
+    pub(crate) is_device: bool,
+}
+
+impl Ready {
+    fn directory(path: PathBuf, read_only: bool) -> Self {
+        Self { path, read_only, is_device: false }
+    }
+}
+
+/// What is behind a claim.
+enum Claimed {
+    /// A directory of this machine.
+    Here(ClaimSource),
+    /// A volume of a driver.
+    Driver(Box<crate::csi::Source>),
 }
 
 /// The volumes of a pod by their names.
@@ -81,6 +109,8 @@ pub(crate) struct PodVolumes {
     objects: Arc<PodObjects>,
     kept: Arc<Kept>,
     tokens: tokio::sync::Mutex<Tokens>,
+    /// Tokens for drivers of volumes, which get new ones when they are asked again.
+    driver_tokens: tokio::sync::Mutex<Tokens>,
 }
 
 impl PodVolumes {
@@ -96,6 +126,7 @@ impl PodVolumes {
             uid: now.uid().unwrap_or_default(),
             namespace: now.namespace().unwrap_or_default(),
             tokens: tokio::sync::Mutex::default(),
+            driver_tokens: tokio::sync::Mutex::default(),
             objects,
             kept,
             context,
@@ -103,35 +134,76 @@ impl PodVolumes {
         }
     }
 
-    /// Makes all volumes. Failures are told in events and tried again when an object of the pod changes, or after a while;
-    /// so this ends only when all is well.
+    /// Makes all volumes. Failures are told in events and tried again; so this ends only when all is well.
     pub(crate) async fn set_up(&self) -> ReadyVolumes {
+        let pod = self.pod.borrow().clone();
+        let volumes: Vec<&Volume> = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()).collect();
+        let missing = Mutex::new(volumes.iter().map(|v| v.name.clone()).collect::<BTreeSet<_>>());
+        let work = join_all(volumes.into_iter().map(async |volume| {
+            let made = self.until_made(volume).await;
+            missing.lock().remove(&volume.name);
+            (volume.name.clone(), made)
+        }));
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                ready = &mut work => return ready.into_iter().collect(),
+                () = sleep(SLOW) => {
+                    let missing = missing.lock().iter().cloned().collect::<Vec<_>>().join(" ");
+                    let message = format!(
+                        "Unable to attach or mount volumes: unmounted volumes=[{missing}], unattached volumes=[], failed to process \
+                         volumes=[]: context deadline exceeded"
+                    );
+                    self.context.recorder.event(&*pod, EventType::Warning, "FailedMount", message);
+                }
+            }
+        }
+    }
+
+    /// Makes a volume; tries again when what it depends on changes, and after growing pauses.
+    async fn until_made(&self, volume: &Volume) -> Ready {
+        let mut pause = FIRST_PAUSE;
+        let mut claim: Option<Arc<Watched<PersistentVolumeClaim>>> = None;
         loop {
             let mut following = self.objects.follow();
             following.mark_seen();
+            let mut drivers = self.context.csi.driver_changes();
+            let mut told = claim.as_ref().map(|claim| claim.subscribe());
+            told.iter_mut().for_each(|told| told.mark_unchanged());
             let pod = self.pod.borrow().clone();
-            let volumes: Vec<Volume> = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten().cloned()).collect();
-            let results = join_all(volumes.iter().map(|v| self.make(&pod, v))).await;
-            let mut ready = ReadyVolumes::new();
-            let mut failed = false;
-            for (volume, result) in volumes.iter().zip(results) {
-                match result {
-                    Ok(made) => {
-                        ready.insert(volume.name.clone(), made);
-                    }
-                    Err(error) => {
-                        failed = true;
-                        let cause = edge_runtime::error::chain(&error);
-                        let message = format!("MountVolume.SetUp failed for volume \"{}\" : {cause}", volume.name);
-                        self.context.recorder.event(&*pod, EventType::Warning, "FailedMount", message);
-                    }
+            let error = match self.make(&pod, volume).await {
+                Ok(made) => return made,
+                Err(error) => error,
+            };
+            let waits_for_driver = matches!(&error, VolumeError::Driver(error) if error.waits_for_driver);
+            let message = match &error {
+                VolumeError::Driver(error) => error.to_string(),
+                _ => {
+                    let cause = edge_runtime::error::chain(&error);
+                    format!("MountVolume.SetUp failed for volume \"{}\" : {cause}", volume.name)
                 }
+            };
+            self.context.recorder.event(&*pod, EventType::Warning, "FailedMount", message);
+            if let (None, Some(name)) = (&claim, claims::claim_name(&pod, volume)) {
+                claim = Some(self.context.objects.watch(&self.namespace, &name));
+                told = claim.as_ref().map(|claim| claim.subscribe());
             }
-            if !failed {
-                return ready;
-            }
+            let claim_changed = async {
+                let Some(told) = &mut told else { return std::future::pending().await };
+                if told.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            let longest = if matches!(error, VolumeError::Driver(_)) { LONGEST_PAUSE } else { RETRY };
+            let is_alone = !self.context.node.has_synced();
             // whatever is missing may come at any moment
-            let _ = timeout(RETRY, following.changed()).await;
+            tokio::select! {
+                () = following.changed() => {}
+                () = claim_changed => {}
+                _ = drivers.changed() => {}
+                () = self.context.answered(), if is_alone => {}
+                () = sleep(pause), if !waits_for_driver => pause = (pause * 2).min(longest),
+            }
         }
     }
 
@@ -181,7 +253,13 @@ impl PodVolumes {
             )
             .await?;
             self.write_files(pod, volume, plugin).await?;
-            return Ok(Ready { path, read_only: true });
+            return Ok(Ready::directory(path, true));
+        }
+        if let Some(ready) = self.context.csi.ready(&self.uid, &volume.name) {
+            return Ok(ready);
+        }
+        if let Some(source) = crate::csi::Source::of_pod(pod, volume) {
+            return self.of_driver(pod, volume, &source, None).await;
         }
         if let Some(source) = &volume.empty_dir {
             return self.empty_dir(pod, volume, source).await;
@@ -191,8 +269,7 @@ impl PodVolumes {
             return host_path(path, kind).await;
         }
         if let Some(name) = claims::claim_name(pod, volume) {
-            let read_only = volume.persistent_volume_claim.as_ref().and_then(|source| source.read_only);
-            return self.claim(pod, &name, read_only.unwrap_or(false)).await;
+            return self.claim(pod, volume, &name).await;
         }
         Err(VolumeError::Unsupported(unsupported(volume)))
     }
@@ -215,16 +292,19 @@ impl PodVolumes {
             group.map_or(Ok(()), |group| local::set_group(&dir, group, true))
         })
         .await?;
-        Ok(Ready { path, read_only: false })
+        Ok(Ready::directory(path, false))
     }
 
-    async fn claim(&self, pod: &Pod, name: &str, read_only: bool) -> Result<Ready, VolumeError> {
-        let source = match self.context.unless_alone(self.claim_source(name)).await {
-            Some(source) => {
-                let source = source?;
-                self.kept.put_claim(name, &source);
-                source
-            }
+    async fn claim(&self, pod: &Pod, volume: &Volume, name: &str) -> Result<Ready, VolumeError> {
+        let read_only = says_read_only(volume);
+        let source = match self.context.unless_alone(self.claim_source(name, read_only)).await {
+            Some(found) => match found? {
+                (claim, Claimed::Driver(source)) => return self.of_driver(pod, volume, &source, Some(&claim)).await,
+                (_, Claimed::Here(source)) => {
+                    self.kept.put_claim(name, &source);
+                    source
+                }
+            },
             None => {
                 let kept = self.kept.claim(name);
                 kept.ok_or_else(|| VolumeError::Alone(format!("persistentvolumeclaim \"{name}\"")))?
@@ -236,8 +316,7 @@ impl PodVolumes {
             return Ok(Ready { read_only, ..ready });
         }
         let path = PathBuf::from(source.path);
-        let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
-        let only_if_needed = context.and_then(|c| c.fs_group_change_policy.as_deref()) == Some("OnRootMismatch");
+        let only_if_needed = crate::containers::security::changes_group_if_needed(pod);
         let group = crate::containers::security::fs_group(pod).filter(|_| !read_only);
         let (dir, made) = (path.clone(), source.made);
         blocking(&path, move || {
@@ -248,11 +327,11 @@ impl PodVolumes {
             group.map_or(Ok(()), |group| local::set_group(&dir, group, only_if_needed))
         })
         .await?;
-        Ok(Ready { path, read_only })
+        Ok(Ready::directory(path, read_only))
     }
 
-    /// Where the volume of a claim is, as the API says.
-    async fn claim_source(&self, name: &str) -> Result<ClaimSource, VolumeError> {
+    /// Where the volume of a claim is, as the API says; `read_only` is what the pod says.
+    async fn claim_source(&self, name: &str, read_only: bool) -> Result<(PersistentVolumeClaim, Claimed), VolumeError> {
         let client = &self.context.client;
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &self.namespace);
         let api_error = |error| VolumeError::Api(format!("persistentvolumeclaim \"{name}\""), error);
@@ -267,19 +346,25 @@ impl PodVolumes {
         let volume = volumes.get_opt(&volume_name).await.map_err(api_error)?;
         let volume =
             volume.ok_or_else(|| VolumeError::NotFound { kind: "persistentvolume", name: volume_name.clone() })?;
+        let of_driver = crate::csi::Source::of_persistent(&volume, read_only);
         let made = volume.annotations().get(claims::PROVISIONED_BY).is_some_and(|by| by == claims::LOCAL_PATH);
         let spec = volume.spec.unwrap_or_default();
         if spec.claim_ref.as_ref().and_then(|r| r.uid.as_ref()) != claim.metadata.uid.as_ref() {
             return Err(VolumeError::BoundElsewhere { claim: name.to_owned(), volume: volume_name });
         }
+        if let Some(source) = of_driver {
+            return Ok((claim, Claimed::Driver(Box::new(source))));
+        }
         let read_only = spec.access_modes.as_deref().is_some_and(|m| m.len() == 1 && m[0] == "ReadOnlyMany");
         if let Some(source) = spec.host_path {
             let host_path_type = Some(source.type_.unwrap_or_default());
-            return Ok(ClaimSource { path: source.path, host_path_type, read_only, made: false });
+            let source = ClaimSource { path: source.path, host_path_type, read_only, made: false };
+            return Ok((claim, Claimed::Here(source)));
         }
-        let source =
-            spec.local.ok_or(VolumeError::Unsupported("persistentVolume that is neither local nor hostPath"))?;
-        Ok(ClaimSource { path: source.path, host_path_type: None, read_only, made })
+        let other = "persistentVolume that is neither a driver's, nor local, nor hostPath";
+        let source = spec.local.ok_or(VolumeError::Unsupported(other))?;
+        let source = ClaimSource { path: source.path, host_path_type: None, read_only, made };
+        Ok((claim, Claimed::Here(source)))
     }
 
     /// Writes what a configMap, secret, downwardAPI or projected volume should hold now.
@@ -382,7 +467,6 @@ fn file_plugin(volume: &Volume) -> Option<(&'static str, bool)> {
 
 fn unsupported(volume: &Volume) -> &'static str {
     match volume {
-        Volume { csi: Some(_), .. } => "csi",
         Volume { nfs: Some(_), .. } => "nfs",
         Volume { image: Some(_), .. } => "image",
         Volume { iscsi: Some(_), .. } => "iscsi",
@@ -396,7 +480,12 @@ async fn host_path(path: String, kind: String) -> Result<Ready, VolumeError> {
     tokio::task::spawn_blocking(move || local::host_path(&checked, &kind))
         .await
         .map_err(|error| worker_died("host-path", error))??;
-    Ok(Ready { path: PathBuf::from(path), read_only: false })
+    Ok(Ready::directory(PathBuf::from(path), false))
+}
+
+/// Whether a pod wants the volume of a claim only to read.
+fn says_read_only(volume: &Volume) -> bool {
+    volume.persistent_volume_claim.as_ref().and_then(|source| source.read_only).unwrap_or(false)
 }
 
 fn worker_died(plugin: &str, error: tokio::task::JoinError) -> VolumeError {
@@ -411,11 +500,31 @@ where
     done.map_err(|source| VolumeError::Io { path: path.to_owned(), source })
 }
 
-/// Removes the volumes of a pod. Blocking; what was removed already is fine.
+/// Unmounts what containers have of parts of a pod's volumes. Blocking.
+pub(crate) fn unmount_parts(pod_dir: &std::path::Path) -> std::io::Result<()> {
+    local::unmount_below(&pod_dir.join("volume-subpaths"))
+}
+
+/// Removes the volumes of a pod; drivers have taken theirs back already. Blocking; what was removed already is fine.
 pub(crate) fn tear_down(pod_dir: &std::path::Path) -> std::io::Result<()> {
     local::unmount_below(pod_dir)?;
+    let of_drivers = pod_dir.join("volumes/kubernetes.io~csi");
+    if of_drivers.exists() {
+        // what a driver has put there is not edge's to delete: only what is empty goes
+        remove_empty(&of_drivers)?;
+    }
     for part in ["volumes", "volume-subpaths"] {
         edge_sys::fsutil::remove_dir_all_if_exists(&pod_dir.join(part))?;
     }
     Ok(())
+}
+
+fn remove_empty(dir: &std::path::Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_empty(&entry.path())?;
+        }
+    }
+    std::fs::remove_dir(dir)
 }

@@ -98,7 +98,7 @@ impl Node {
             agent_dir: self.path("agent"),
             pod_logs_dir: self.path("logs"),
             container_logs_dir: Some(self.path("links")),
-            plugins_dir: self.path("plugins"),
+            kubelet_dir: self.path("kubelet"),
             cdi_dirs: vec![self.path("cdi")],
             node_ips: tokio::sync::watch::channel(vec![IpAddr::from([192, 0, 2, 1])]).1,
             node_labels: Default::default(),
@@ -109,6 +109,9 @@ impl Node {
             offline_secrets: true,
             kubelet_port: 10250,
             max_pods: 110,
+            // this machine may be short of anything
+            eviction_hard: "".parse().unwrap(),
+            pressure_transition: Duration::from_secs(300),
         };
         Kubelet::start(config, with).await.unwrap()
     }
