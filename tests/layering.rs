@@ -10,7 +10,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("sys", &[]),
     ("cel", &["api"]),
     ("schema", &["api"]),
-    ("storage", &["sys"]),
+    ("grpc", &[]),
+    ("storage", &["grpc", "sys"]),
     ("backup", &["storage", "sys"]),
     ("pki", &["api", "sys"]),
     ("registry", &["api", "cel", "schema", "storage"]),
@@ -27,7 +28,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("wasm", &["sys"]),
     ("runtime", &["sys", "wasm"]),
     ("streaming", &[]),
-    ("kubelet", &["api", "client", "image", "network", "pki", "runtime", "streaming", "sys", "wasm"]),
+    ("kubelet", &["api", "client", "grpc", "image", "network", "pki", "runtime", "streaming", "sys", "wasm"]),
 ];
 
 #[test]

@@ -97,6 +97,7 @@ fn answer(state: &Mutex<State>, asked: &Asked) -> Answer {
             json!({"paths": {"apis/adapter.example.com/v1": {
             "serverRelativeURL": "/openapi/v3/apis/adapter.example.com/v1?hash=A1"}}}),
         ),
+        "/openapi/v2" => Answer::Tagged("\"one\"".into(), openapi_v2()),
         "/openapi/v3/apis/adapter.example.com/v1" => {
             let kind = json!({"group": "adapter.example.com", "version": "v1", "kind": "Note"});
             let list = json!({"get": {"x-kubernetes-action": "list", "x-kubernetes-group-version-kind": kind}});
@@ -112,6 +113,21 @@ fn answer(state: &Mutex<State>, asked: &Asked) -> Answer {
         }
         _ => failure(404, "NotFound"),
     }
+}
+
+/// The OpenAPI v2 document: notes, and what the adapter has no say in.
+fn openapi_v2() -> Value {
+    let kind = json!({"group": "adapter.example.com", "version": "v1", "kind": "Note"});
+    let meta = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+    let to = |name: &str| json!({"$ref": format!("#/definitions/{name}")});
+    let list = json!({"get": {"x-kubernetes-action": "list", "x-kubernetes-group-version-kind": kind,
+        "responses": {"200": {"description": "OK", "schema": to("com.example.Note")}}}});
+    let text = json!({"type": "string", "description": "The words of it."});
+    json!({"swagger": "2.0", "info": {"title": "adapter", "version": "v1"},
+        "paths": {format!("{NOTES}/namespaces/{{namespace}}/notes"): list, "/api/v1/pods": list},
+        "definitions": {meta: {"type": "object", "description": "Another metadata.", "properties": {"name": text}},
+            "com.example.Note": {"type": "object", "description": "A note of the test.", "x-kubernetes-group-version-kind": [kind],
+                "properties": {"apiVersion": text, "kind": text, "metadata": to(meta), "spec": {"type": "object", "description": "What is noted.", "properties": {"text": text}}}}}})
 }
 
 /// Notes: list, watch, get, create, delete, and all of a namespace at once.
@@ -241,8 +257,41 @@ fn another_api_server_behind_this_one() {
     assert!(listed.contains("nt") && listed.contains("Note"), "{listed}");
     let told = k(&["explain", "notes.spec"]);
     assert!(told.contains("What is noted.") && told.contains("The words of it."), "{told}");
+    let told = k(&["explain", "--recursive", "notes"]);
+    assert!(told.contains("A note of the test.") && told.contains("text"), "{told}");
+    // the one document of old: the adapter's part is in it, and the rest is as it was
+    let whole: Value = serde_json::from_str(&k(&["get", "--raw", "/openapi/v2"])).unwrap();
+    let described = &whole["definitions"]["com.example.Note"];
+    assert_eq!(described["description"], "A note of the test.");
+    let meta = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+    assert_eq!(described["properties"]["metadata"]["$ref"], format!("#/definitions/{meta}_v2"));
+    assert!(whole["definitions"][meta]["properties"]["ownerReferences"].is_object());
+    assert!(whole["paths"]["/api/v1/pods"]["get"]["operationId"].is_string());
+    let told = cluster.kubectl_as(Kubectl::Debian, &["explain", "notes.spec"]);
+    assert!(told.contains("What is noted.") && told.contains("The words of it."), "{told}");
+    let told = cluster.kubectl_as(Kubectl::Debian, &["explain", "deployments.spec.replicas"]);
+    assert!(told.contains("replicas"), "{told}");
+    // connections serve one request after the other; the availability is looked at over others
+    let before = adapter.accepted();
+    for _ in 0..20 {
+        k(&["get", "--raw", &format!("{NOTES}/notes")]);
+    }
+    assert!(adapter.accepted() - before < 8, "{} connections", adapter.accepted() - before);
+    let metrics = k(&["get", "--raw", "/metrics"]);
+    for line in [
+        "aggregator_unavailable_apiservice{name=\"v1.adapter.example.com\"} 0",
+        "aggregator_openapi_v2_regeneration_count{apiservice=\"v1.adapter.example.com\",reason=\"add\"} 1",
+    ] {
+        assert!(metrics.lines().any(|l| l == line), "{line}: {metrics}");
+    }
     let mut watch = cluster.spawn_kubectl(Kubectl::Newest, &["get", "notes", "-w", "-o", "name"]);
-    assert_eq!(cluster.kubectl_stdin(Kubectl::Newest, &["create", "-f", "-"], &note("a")).status.code(), Some(0));
+    // which kubectl holds against the document before it sends it
+    let wrong = note("a").replace("text:", "words:");
+    let refused = cluster.kubectl_stdin(Kubectl::Newest, &["create", "-f", "-"], &wrong);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("unknown field \"words\""), "{said}");
+    let made = cluster.kubectl_stdin(Kubectl::Newest, &["create", "-f", "-"], &note("a"));
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     watch.read_until("note.adapter.example.com/a");
     for name in ["notes", "note", "nt", "notes.v1.adapter.example.com"] {
         assert!(k(&["get", name]).contains("a "), "{name}");

@@ -343,9 +343,16 @@ fn rules_of_a_schema_hold() {
     // one that cannot be compiled is refused with the definition
     let error = refused(&cluster, &ruled("x-kubernetes-validations: [{rule: 'self.replicaz < 3'}]"));
     assert!(error.contains("x-kubernetes-validations[0].rule") && error.contains("replicaz"), "{error}");
+    // one that could cost too much, too: nobody knows how long the text of a number is, says Kubernetes
+    let costly = "x-kubernetes-validations: [{rule: 'self.replicas < 3', messageExpression: \"'not ' + string(self.replicas)\"}]";
+    let error = refused(&cluster, &ruled(costly));
+    assert!(
+        error.contains("messageExpression") && error.contains("exceeds budget by factor of more than 100x"),
+        "{error}"
+    );
     let rules = ruled(
         "x-kubernetes-validations: [{rule: \"self.colour != 'blue' || self.replicas <= 2\", message: at most two blue ones, fieldPath: .replicas}, \
-         {rule: 'self.replicas >= oldSelf.replicas', messageExpression: \"'never fewer than ' + string(oldSelf.replicas)\"}]",
+         {rule: 'self.replicas >= oldSelf.replicas', messageExpression: \"'never fewer than %d'.format([oldSelf.replicas])\"}]",
     );
     cluster.apply(&rules);
     established(&cluster, "foos.stable.example.com");

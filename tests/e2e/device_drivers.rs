@@ -1,8 +1,10 @@
 //! Devices of real containers: the tests are the drivers, the kubelet and the scheduler are edge's.
 
 use crate::harness::driver::{Driver, Manner, hook_has_run};
+use crate::harness::plugin::{ask, parts, texts};
 use crate::harness::space::Space;
 use crate::harness::{Cluster, eventually};
+use edge_grpc::wire::Message;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -185,6 +187,20 @@ fn containers_see_their_devices(s: &Stage<'_>) {
     assert!(s.log("first").contains(&format!("of={claim} by=test node usable info read-only end")));
     let uid = s.space.field(&format!("resourceclaim/{claim}"), ".metadata.uid");
     assert!(hook_has_run(&s.name, &uid));
+    // whoever asks for the pod's resources is told of the claim
+    let socket = s.space.cluster.data_dir().join("agent/pod-resources/kubelet.sock");
+    let question = Message::default().text(1, "first").text(2, "gpus");
+    let mut told = ask(&socket, "/v1.PodResourcesLister/Get", question).unwrap();
+    // the pod, its container, the container's claim
+    for field in [1, 3, 5] {
+        told = parts(told, field).remove(0);
+    }
+    assert_eq!((texts(told.clone(), 2), texts(told.clone(), 3)), (vec![claim], vec!["gpus".to_owned()]));
+    let device = parts(told, 4).remove(0);
+    let names: Vec<String> = (2..5).flat_map(|field| texts(device.clone(), field)).collect();
+    assert_eq!(names, [s.name.as_str(), "pool", "gpu-0"]);
+    let cdi = texts(parts(device, 1).remove(0), 1);
+    assert_eq!(cdi, [format!("{}/gpu={uid}", s.name)]);
     // its health is in its status
     let path = ".status.containerStatuses[0].allocatedResourcesStatus[0].resources[0].health";
     for (health, word) in [(1, "Healthy"), (2, "Unhealthy")] {
@@ -210,6 +226,7 @@ fn containers_see_their_devices(s: &Stage<'_>) {
     s.space.ready(&["blind"]);
     assert_eq!(s.log("blind").trim(), "of= by= usable read-only end");
     s.delete("blind");
+    let claim = s.claim_of("first");
     s.delete("first");
     assert_eq!(s.count(&format!("unprepare {claim}")), 1);
 }

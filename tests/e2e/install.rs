@@ -58,7 +58,7 @@ fn install_use_change_upgrade_and_remove() {
     assert!(told.contains("its SHA-256 is") && told.contains("Nothing was changed"), "{told}");
     assert_eq!(debian.state(), before);
 
-    let told = install(&debian, "", "--node-name=debian --write-kubeconfig-mode=0640");
+    let told = install(&debian, "", "--node-name=debian --eviction-hard= --write-kubeconfig-mode=0640");
     assert!(told.contains("installed as the service edge (systemd)") && told.contains("ready"), "{told}");
     assert_eq!(debian.run("systemctl is-active edge; systemctl is-enabled edge"), "active\nenabled\n");
     ready(&debian);
@@ -68,12 +68,12 @@ fn install_use_change_upgrade_and_remove() {
     let (pid, survivor) = (main_pid(&debian), container(&debian));
 
     // The same again changes nothing.
-    let told = install(&debian, "", "--node-name=debian --write-kubeconfig-mode=0640");
+    let told = install(&debian, "", "--node-name=debian --eviction-hard= --write-kubeconfig-mode=0640");
     assert!(told.contains("nothing has changed"), "{told}");
     assert_eq!(main_pid(&debian), pid);
 
     // Other settings: the service starts anew, the pod does not.
-    install(&debian, "EDGE_DEBUG=true", "server --node-name=debian --tls-san=edge.example.com");
+    install(&debian, "EDGE_DEBUG=true", "server --node-name=debian --eviction-hard= --tls-san=edge.example.com");
     assert_ne!(main_pid(&debian), pid);
     ready(&debian);
     assert_eq!(container(&debian), survivor);
@@ -86,7 +86,7 @@ fn install_use_change_upgrade_and_remove() {
     let pid = main_pid(&debian);
     debian.run("cp /tmp/test/edge /tmp/test/newer && echo newer >> /tmp/test/newer");
     debian.run("sha256sum /tmp/test/newer > /tmp/test/newer.sha256");
-    install(&debian, "INSTALL_EDGE_BINARY=/tmp/test/newer", "--node-name=debian");
+    install(&debian, "INSTALL_EDGE_BINARY=/tmp/test/newer", "--node-name=debian --eviction-hard=");
     debian.run("cmp /tmp/test/newer /usr/local/bin/edge");
     assert_ne!(main_pid(&debian), pid);
     ready(&debian);
@@ -207,7 +207,7 @@ touch /run/openrc/softlevel";
 fn openrc_runs_it() {
     let debian = Debian::start();
     debian.run(OPENRC);
-    let told = install(&debian, "", "--node-name=debian");
+    let told = install(&debian, "", "--node-name=debian --eviction-hard=");
     assert!(told.contains("installed as the service edge (openrc)") && told.contains("ready"), "{told}");
     assert_eq!(debian.run("rc-update show default | grep -o edge"), "edge\n");
     ready(&debian);
@@ -219,7 +219,7 @@ fn openrc_runs_it() {
 
     // other settings, another start; the pod does not notice
     let before = pid();
-    install(&debian, "EDGE_DEBUG=true", "--node-name=debian");
+    install(&debian, "EDGE_DEBUG=true", "--node-name=debian --eviction-hard=");
     assert_ne!(pid(), before);
     ready(&debian);
     assert_eq!(container(&debian), survivor);

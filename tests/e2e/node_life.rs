@@ -77,6 +77,7 @@ fn a_node_returns_after_its_certificates_have_ended() {
     // its name was given up meanwhile: only a token helps
     agent.stop(Signal::SIGTERM);
     cluster.kubectl(&["delete", "node", "node-2"]);
+    cluster.kubectl(&["wait", "-n=kube-node-lease", "lease/node-2", "--for=delete", "--timeout=60s"]);
     wait_until_past(agent.certificate().not_after());
     let before = agent.log().len();
     agent.spawn();

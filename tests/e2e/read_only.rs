@@ -1,6 +1,6 @@
 //! A machine of which only the data directory can be written.
 
-use crate::harness::{Cluster, Kubectl, eventually, success};
+use crate::harness::{Cluster, Kubectl, NO_EVICTIONS, eventually, success};
 use nix::sys::signal::Signal;
 use std::fs;
 use std::process::Command;
@@ -29,7 +29,7 @@ exec \"$@\"";
 
 #[test]
 fn only_the_data_directory_can_be_written() {
-    let mut cluster = Cluster::prepare(&[]);
+    let mut cluster = Cluster::prepare(&[NO_EVICTIONS]);
     let data = cluster.data_dir();
     cluster.wrap = vec!["unshare".into(), "-m".into(), "sh".into(), "-ec".into(), SCRIPT.into(), "sh".into()];
     cluster.environment.push(("DATA".into(), data.display().to_string()));

@@ -1,6 +1,6 @@
 //! WebAssembly programs as containers, in a process of their own: all that a pod has, around a program that is no Linux binary.
 
-use crate::harness::wasm::{Packing, archive, command, component, module};
+use crate::harness::wasm::{Packing, archive, assert_knows_its_pages, command, component, module, runners};
 use crate::harness::{Cluster, Kubectl, eventually};
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -640,6 +640,9 @@ fn components_answer_http() {
         if seen.len() == 2 { Ok(()) } else { Err(format!("{seen:?}")) }
     });
     assert!((0..5).all(|_| answer("/count") == "1\n"));
+    let servers = runners(&cluster);
+    assert_eq!(servers.len(), 2, "{servers:?}");
+    servers.into_iter().for_each(assert_knows_its_pages);
     // it asks a native server by the name of its service
     assert!(answer("/fetch/echo/path").contains("version=v1 host=echo"), "{}", answer("/fetch/echo/path"));
     // a request that traps, or wants all memory, is the only one that suffers

@@ -1,6 +1,6 @@
 //! Pods of the class `wasm-dense`: WebAssembly programs that share one process with those of other pods.
 
-use crate::harness::wasm::{Packing, archive, component};
+use crate::harness::wasm::{Packing, archive, assert_knows_its_pages, component};
 use crate::harness::{Cluster, Footprint, Kubectl, eventually};
 use crate::wasm::{HTTP, cluster_with, ended, pod as plain_pod, waits};
 use nix::sys::signal::{Signal, kill};
@@ -257,6 +257,7 @@ fn dense_components_answer_http() {
         if seen.len() == 2 { Ok(()) } else { Err(format!("{seen:?}")) }
     });
     assert!((0..5).all(|_| answer("/count") == "1\n"));
+    hosts(&cluster).into_iter().for_each(assert_knows_its_pages);
     // it asks a native server by the name of its service, from its own pod's network
     assert!(answer("/fetch/echo/path").contains("version=v1 host=echo"), "{}", answer("/fetch/echo/path"));
     let output = ask("client", "/fetch/nobody.nowhere/path");

@@ -8,7 +8,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
@@ -36,6 +36,14 @@ impl Asked {
 /// What is answered.
 pub(crate) enum Answer {
     Json(u16, Value),
+    /// JSON with an entity tag; nothing but 304 for who has it already.
+    Tagged(String, Value),
+    /// Bytes that claim to be JSON.
+    Raw(Vec<u8>),
+    /// A switch of protocols, to one that says back what it hears.
+    Echo,
+    /// The connection ends.
+    Hangup,
     /// One line after the other, until the sender goes.
     Lines(Receiver<Value>),
     Redirect(String),
@@ -54,6 +62,8 @@ pub(crate) struct Adapter {
     pub(crate) ca: String,
     /// All that was asked.
     pub(crate) asked: Arc<Mutex<Vec<Asked>>>,
+    /// All connections that there have been.
+    connections: Arc<Mutex<Vec<TcpStream>>>,
     stop: Arc<AtomicBool>,
 }
 
@@ -81,17 +91,23 @@ impl Adapter {
             .unwrap();
         let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
-        let adapter = Self { address, ca: made.cert.pem(), asked: Arc::default(), stop: Arc::default() };
+        let connections = Arc::default();
+        let adapter = Self { address, ca: made.cert.pem(), asked: Arc::default(), connections, stop: Arc::default() };
         let (config, handler): (Arc<ServerConfig>, Handler) = (Arc::new(config), Arc::new(handler));
-        let (asked, stop) = (adapter.asked.clone(), adapter.stop.clone());
+        let (asked, stop, connections) = (adapter.asked.clone(), adapter.stop.clone(), adapter.connections.clone());
         std::thread::spawn(move || {
             for socket in listener.incoming().flatten() {
                 if stop.load(Ordering::Relaxed) {
                     return;
                 }
+                let Ok(known) = socket.try_clone() else { continue };
+                connections.lock().unwrap().extend(known.try_clone());
                 let (config, handler, asked) = (config.clone(), handler.clone(), asked.clone());
-                // whoever breaks off costs his own connection
-                std::thread::spawn(move || talk(socket, config, &handler, &asked).is_ok());
+                std::thread::spawn(move || {
+                    // whoever breaks off costs his own connection
+                    let _ = talk(socket, config, &handler, &asked);
+                    let _ = known.shutdown(Shutdown::Both);
+                });
             }
         });
         adapter
@@ -107,6 +123,24 @@ impl Adapter {
             .unwrap_or_else(|| panic!("nobody asked for {path}"))
             .clone()
     }
+
+    /// How often a path that begins so was asked for.
+    pub(crate) fn count(&self, path: &str) -> usize {
+        self.asked.lock().unwrap().iter().filter(|a| a.path.starts_with(path)).count()
+    }
+
+    /// How many connections there have been.
+    pub(crate) fn accepted(&self) -> usize {
+        self.connections.lock().unwrap().len()
+    }
+
+    /// Ends all connections.
+    pub(crate) fn disconnect(&self) {
+        for socket in self.connections.lock().unwrap().iter() {
+            // it may have ended already
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
 }
 
 impl Drop for Adapter {
@@ -115,6 +149,7 @@ impl Drop for Adapter {
         let ip = if self.address.ip().is_unspecified() { IpAddr::from([127, 0, 0, 1]) } else { self.address.ip() };
         // so that it notices
         drop(TcpStream::connect((ip, self.address.port())));
+        self.disconnect();
     }
 }
 
@@ -127,11 +162,25 @@ fn talk(
     socket.set_nodelay(true)?;
     let connection = ServerConnection::new(config).map_err(std::io::Error::other)?;
     let mut stream = BufReader::new(StreamOwned::new(connection, socket));
+    while let Some(mut question) = hear(&mut stream)? {
+        let certificate = stream.get_ref().conn.peer_certificates().and_then(|all| all.first()).cloned();
+        let user = certificate.and_then(|c| edge_pki::user_of_certificate(&c));
+        question.front_proxy = user.map(|u| u.username).unwrap_or_default();
+        asked.lock().unwrap().push(question.clone());
+        if !answer(&mut stream, &question, handler(&question))? {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// The next request of a connection.
+fn hear(stream: &mut impl BufRead) -> std::io::Result<Option<Asked>> {
     let mut line = String::new();
     stream.read_line(&mut line)?;
     let mut words = line.split_whitespace();
     let (Some(method), Some(path)) = (words.next().map(str::to_owned), words.next().map(str::to_owned)) else {
-        return Ok(());
+        return Ok(None);
     };
     let mut headers = Vec::new();
     loop {
@@ -143,25 +192,41 @@ fn talk(
     let length = headers.iter().find(|(n, _)| n == "content-length").and_then(|(_, v)| v.parse().ok()).unwrap_or(0);
     let mut body = vec![0; length];
     stream.read_exact(&mut body)?;
-    let certificate = stream.get_ref().conn.peer_certificates().and_then(|all| all.first()).cloned();
-    let front_proxy =
-        certificate.and_then(|c| edge_pki::user_of_certificate(&c)).map(|u| u.username).unwrap_or_default();
     let body = String::from_utf8_lossy(&body).into_owned();
-    let question = Asked { method, path, headers, body, front_proxy };
-    asked.lock().unwrap().push(question.clone());
-    answer(stream.get_mut(), handler(&question))
+    Ok(Some(Asked { method, path, headers, body, front_proxy: String::new() }))
 }
 
-fn answer(stream: &mut impl Write, answer: Answer) -> std::io::Result<()> {
+/// Whether the connection goes on.
+fn answer<S: Read + Write>(reader: &mut BufReader<S>, asked: &Asked, answer: Answer) -> std::io::Result<bool> {
+    let stream = reader.get_mut();
+    let whole = |stream: &mut S, head: &str, body: &[u8]| {
+        let length = body.len();
+        let head = format!("HTTP/1.1 {head}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n");
+        stream.write_all(&[head.as_bytes(), body].concat())
+    };
     match answer {
-        Answer::Json(code, value) => {
-            let body = value.to_string();
-            let head = format!(
-                "HTTP/1.1 {code} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-                body.len()
-            );
-            stream.write_all((head + &body).as_bytes())?;
+        Answer::Json(code, value) => whole(stream, &format!("{code} X"), value.to_string().as_bytes())?,
+        Answer::Raw(bytes) => whole(stream, "200 OK", &bytes)?,
+        Answer::Tagged(tag, _) if asked.all("if-none-match").contains(&tag.as_str()) => {
+            write!(stream, "HTTP/1.1 304 Not Modified\r\nETag: {tag}\r\n\r\n")?;
         }
+        Answer::Tagged(tag, value) => {
+            whole(stream, &format!("200 OK\r\nETag: {tag}"), value.to_string().as_bytes())?;
+        }
+        Answer::Echo => {
+            stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")?;
+            stream.flush()?;
+            let mut bytes = [0; 1024];
+            loop {
+                let n = reader.read(&mut bytes)?;
+                if n == 0 {
+                    return Ok(false);
+                }
+                reader.get_mut().write_all(&bytes[..n])?;
+                reader.get_mut().flush()?;
+            }
+        }
+        Answer::Hangup => return Ok(false),
         Answer::Lines(lines) => {
             let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
             stream.write_all(head.as_bytes())?;
@@ -174,7 +239,7 @@ fn answer(stream: &mut impl Write, answer: Answer) -> std::io::Result<()> {
             stream.write_all(b"0\r\n\r\n")?;
         }
         Answer::Redirect(to) => {
-            write!(stream, "HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?;
+            write!(stream, "HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n")?;
         }
         Answer::Endless => {
             stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n")?;
@@ -184,5 +249,6 @@ fn answer(stream: &mut impl Write, answer: Answer) -> std::io::Result<()> {
         }
         Answer::Silence => std::thread::sleep(std::time::Duration::from_secs(3600)),
     }
-    stream.flush()
+    stream.flush()?;
+    Ok(true)
 }

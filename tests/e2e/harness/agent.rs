@@ -78,6 +78,7 @@ impl Agent {
             .arg(format!("--pod-logs-dir={}", self.dir.join("logs").display()))
             .arg(format!("--cgroup-root=/{}", self.namespace))
             .arg(format!("--node-name={}", self.name))
+            .arg(super::NO_EVICTIONS)
             .args(&self.args)
             .envs(self.environment.iter().cloned())
             .env("EDGE_TOKEN", &self.token)

@@ -1,4 +1,4 @@
-//! Admission webhooks on the host, which plays the outside: an HTTPS server, and the Service that leads to it.
+//! Webhooks on the host, which plays the outside: an HTTPS server, and the Service that leads to it.
 
 use super::Cluster;
 use super::space::outside;
@@ -9,7 +9,7 @@ use rustls::pki_types::PrivateKeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,23 +29,10 @@ impl Hooks {
     pub(crate) fn start(cluster: &Cluster) -> Self {
         let ip = outside(cluster);
         let names = [ip.to_string(), format!("hook.{NAMESPACE}.svc")];
-        let made = rcgen::generate_simple_self_signed(names).unwrap();
-        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], key)
-            .unwrap();
-        let config = Arc::new(config);
-        let listener = TcpListener::bind((ip, 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        // it ends with the test
-        std::thread::spawn(move || {
-            for socket in listener.incoming().flatten() {
-                let config = config.clone();
-                std::thread::spawn(move || serve(socket, config));
-            }
+        let (port, certificate) = serve_json(ip, &names, |path, review| {
+            let mut response = respond(path, &review["request"]);
+            response["uid"] = review["request"]["uid"].clone();
+            json!({"apiVersion": review["apiVersion"], "kind": "AdmissionReview", "response": response})
         });
         cluster.apply(&format!(
             "{{apiVersion: v1, kind: Namespace, metadata: {{name: {NAMESPACE}}}}}
@@ -55,7 +42,7 @@ impl Hooks {
 {{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {{name: hook-1, namespace: {NAMESPACE}, labels: {{kubernetes.io/service-name: hook}}}},
   addressType: IPv4, ports: [{{name: '', port: {port}, protocol: TCP}}], endpoints: [{{addresses: ['{ip}']}}]}}"
         ));
-        Self { url: format!("https://{ip}:{port}"), bundle: BASE64_STANDARD.encode(made.cert.pem()) }
+        Self { url: format!("https://{ip}:{port}"), bundle: BASE64_STANDARD.encode(certificate) }
     }
 
     /// How the server is reached by the Service.
@@ -69,7 +56,33 @@ impl Hooks {
     }
 }
 
-fn serve(socket: TcpStream, config: Arc<ServerConfig>) -> Option<()> {
+/// An HTTPS server, which ends with the test: what it answers to JSON at a path. Gives its port, and the certificate that it shows.
+pub(crate) fn serve_json(
+    ip: Ipv4Addr,
+    names: &[String],
+    answer: impl Fn(&str, &Value) -> Value + Send + Sync + 'static,
+) -> (u16, String) {
+    let made = rcgen::generate_simple_self_signed(names).unwrap();
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    let (config, answer) = (Arc::new(config), Arc::new(answer));
+    let listener = TcpListener::bind((ip, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for socket in listener.incoming().flatten() {
+            let (config, answer) = (config.clone(), answer.clone());
+            std::thread::spawn(move || serve(socket, config, answer.as_ref()));
+        }
+    });
+    (port, made.cert.pem())
+}
+
+fn serve(socket: TcpStream, config: Arc<ServerConfig>, answer: &impl Fn(&str, &Value) -> Value) -> Option<()> {
     let connection = ServerConnection::new(config).ok()?;
     let mut stream = BufReader::new(StreamOwned::new(connection, socket));
     loop {
@@ -89,11 +102,7 @@ fn serve(socket: TcpStream, config: Arc<ServerConfig>) -> Option<()> {
         }
         let mut body = vec![0; length];
         stream.read_exact(&mut body).ok()?;
-        let review: Value = serde_json::from_slice(&body).ok()?;
-        let mut response = respond(target.split('?').next()?, &review["request"]);
-        response["uid"] = review["request"]["uid"].clone();
-        let answer =
-            json!({"apiVersion": review["apiVersion"], "kind": "AdmissionReview", "response": response}).to_string();
+        let answer = answer(target.split('?').next()?, &serde_json::from_slice(&body).ok()?).to_string();
         let head =
             format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", answer.len());
         let out = stream.get_mut();

@@ -77,6 +77,7 @@ impl Server {
             .arg(format!("--config={}", self.dir.join("config.yaml").display()))
             .arg(format!("--write-kubeconfig={}", self.dir.join("edge.yaml").display()))
             .arg(format!("--node-name={}", self.name))
+            .arg(super::NO_EVICTIONS)
             .args(&self.args)
             .env("EDGE_E2E", &self.cluster)
             .env("EDGE_LOG", std::env::var("EDGE_LOG").unwrap_or_else(|_| "info,edge=debug".into()))

@@ -45,6 +45,32 @@ pub(crate) fn component(name: &str) -> PathBuf {
     })
 }
 
+/// Processes that run machine code of programs.
+pub(crate) fn runners(cluster: &super::Cluster) -> Vec<i32> {
+    let runs =
+        |pid: &i32| fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains("/agent/wasm/"));
+    // one process is in a cgroup of each hierarchy
+    let all: std::collections::BTreeSet<i32> = cluster.processes().into_iter().filter(runs).collect();
+    all.into_iter().collect()
+}
+
+/// A server is told by the kernel which pages an instance has written to, so that the next one begins with what it kept of them. The
+/// kernel does so since 6.7.
+pub(crate) fn assert_knows_its_pages(pid: i32) {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split(['.', '-']).map_while(|n| n.trim().parse::<u32>().ok());
+    if (numbers.next(), numbers.next()) < (Some(6), Some(7)) {
+        println!("NOT TESTED: Linux {release} tells nobody of written pages");
+        return;
+    }
+    let open: Vec<PathBuf> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .flatten()
+        .filter_map(|fd| fs::read_link(fd.path()).ok())
+        .collect();
+    assert!(open.iter().any(|file| file.ends_with("pagemap")), "{open:?}");
+}
+
 fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/wasm")
 }

@@ -31,8 +31,14 @@ else
   rm -rf "$data"
 fi
 rm -rf /etc/edge
+# Another kubelet may have its sockets there. Nobody has bound those that were edge's any more.
+for socket in /var/lib/kubelet/device-plugins/kubelet.sock /var/lib/kubelet/pod-resources/kubelet.sock; do
+  if [ -S "$socket" ] && ! grep -qF " $socket" /proc/net/unix; then rm -f "$socket"; fi
+done
 # A folder of another kubelet is not empty.
-rmdir /var/lib/kubelet/plugins_registry /var/lib/kubelet 2>/dev/null
+(cd /var/lib/kubelet 2>/dev/null &&
+  rmdir plugins_registry device-plugins pod-resources plugins/kubernetes.io/csi plugins/kubernetes.io plugins pods 2>/dev/null)
+rmdir /var/lib/kubelet 2>/dev/null
 # The logs of another kubelet's pods are there, too.
 [ -e /var/lib/kubelet ] || [ -e /var/lib/rancher ] || rm -rf /var/log/pods
 for link in /var/log/containers/*.log; do
