@@ -247,6 +247,31 @@ pub(crate) enum Cause {
     Finished,
     /// The node cannot keep it.
     Evicted,
+    /// Somebody else says so: see [`Declared`].
+    Declared,
+}
+
+/// An end that somebody else than this node has written into the status of the pod. As with any kubelet, it holds: what still
+/// runs is ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Declared {
+    /// `Failed`; else it is `Succeeded`.
+    pub(crate) has_failed: bool,
+    pub(crate) reason: Option<String>,
+    pub(crate) message: Option<String>,
+}
+
+impl Declared {
+    /// What the status says, if it says that the pod has ended.
+    pub(crate) fn of(pod: &Pod) -> Option<Self> {
+        let status = pod.status.as_ref()?;
+        let has_failed = match status.phase.as_deref() {
+            Some("Failed") => true,
+            Some("Succeeded") => false,
+            _ => return None,
+        };
+        Some(Self { has_failed, reason: status.reason.clone(), message: status.message.clone() })
+    }
 }
 
 /// Why the node cannot keep a pod.
@@ -275,6 +300,8 @@ pub(crate) struct Record {
     pub(crate) rejected: Option<Problem>,
     /// The pod has to go.
     pub(crate) evicted: Option<Eviction>,
+    /// The pod has ended, whatever its containers do.
+    pub(crate) declared: Option<Declared>,
     /// Whether the pod has been given the devices of plugins that it asks for. Nothing is begun before that.
     pub(crate) admission: Stage,
     pub(crate) volumes: Stage,
@@ -383,6 +410,7 @@ impl Record {
             started: now,
             rejected: None,
             evicted: None,
+            declared: None,
             admission: Stage::Done,
             volumes: Stage::Todo,
             sandbox: Sandbox::Absent,

@@ -2,7 +2,7 @@
 //! to look again. Pure: no IO, no clock but the one it is given.
 
 use super::record::{
-    Cause, ContainerRecord, Ending, Image, Kind, Problem, Record, Sandbox, Stage, State, Stop, StopStage,
+    Cause, ContainerRecord, Declared, Ending, Image, Kind, Problem, Record, Sandbox, Stage, State, Stop, StopStage,
     Terminated, spec_container,
 };
 use k8s_openapi::api::core::v1::{Container, Pod};
@@ -125,6 +125,10 @@ fn begin_ending(pod: &Pod, record: &mut Record, deleted: bool, now: Instant, ste
     if record.evicted.is_some() && may_go {
         record.ending = Some(Ending { cause: Cause::Evicted, deadline: now });
     }
+    // not what this node itself has written: its own reasons come first
+    if record.declared.is_none() && matches!(record.ending, None | Some(Ending { cause: Cause::Deleted, .. })) {
+        record.declared = Declared::of(pod);
+    }
     if deleted {
         // a second, more impatient deletion shortens the grace
         let deadline = now + grace_period(pod);
@@ -134,6 +138,9 @@ fn begin_ending(pod: &Pod, record: &mut Record, deleted: bool, now: Instant, ste
             None => record.ending = Some(Ending { cause: Cause::Deleted, deadline }),
         }
         return;
+    }
+    if record.declared.is_some() && record.ending.is_none() {
+        record.ending = Some(Ending { cause: Cause::Declared, deadline: now + grace_period(pod) });
     }
     let limit = pod.spec.as_ref().and_then(|s| s.active_deadline_seconds).and_then(|s| u64::try_from(s).ok());
     if let Some(limit) = limit

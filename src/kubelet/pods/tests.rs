@@ -344,6 +344,49 @@ fn an_eviction_that_was_noted_goes_on_after_a_restart() {
 }
 
 #[test]
+fn an_end_that_somebody_else_declares_holds() {
+    let lost = json!({"phase": "Failed", "reason": "NodeLost", "message": "The node is out of service."});
+    for (status, deleted) in [(lost.clone(), false), (lost.clone(), true), (json!({"phase": "Succeeded"}), false)] {
+        let mut node = Node::new(json!({"containers": [container("a")], "terminationGracePeriodSeconds": 9}));
+        node.settle();
+        node.log.clear();
+        node.pod.status = Some(serde_json::from_value(status.clone()).unwrap());
+        if deleted {
+            node.delete(9);
+        } else {
+            node.step();
+        }
+        let expected = |node: &Node| {
+            let text = |name: &str| status.get(name).and_then(Value::as_str);
+            assert_eq!(node.phase(), text("phase").unwrap());
+            assert_eq!(
+                (node.status.reason.as_deref(), node.status.message.as_deref()),
+                (text("reason"), text("message"))
+            );
+        };
+        expected(&node);
+        assert_eq!(node.log, [Action::Kill { container: 0, id: "a-1".into(), grace: Duration::from_secs(9) }]);
+        node.settle();
+        expected(&node);
+        assert_eq!((node.record.teardown.clone(), node.starts), (Stage::Done, 1), "whatever its restart policy is");
+        assert_eq!((node.condition("Ready"), node.log.contains(&Action::Finalize)), ("False", deleted));
+    }
+    // nothing of it is begun
+    let mut node = Node::new(json!({"containers": [container("a")]}));
+    node.pod.status = Some(serde_json::from_value(lost).unwrap());
+    node.step();
+    node.settle();
+    assert_eq!((node.phase(), node.starts), ("Failed", 0));
+    // the node's own news comes back: its reasons are its own
+    let mut node = Node::new(json!({"restartPolicy": "Never", "containers": [container("a")]}));
+    node.settle();
+    node.exit("a", 0);
+    node.pod.status = Some(node.status.clone());
+    node.step();
+    assert_eq!((node.phase(), &node.record.declared), ("Succeeded", &None));
+}
+
+#[test]
 fn restart_rules_of_a_container_come_first() {
     let rules = json!([{"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}]);
     let c = json!({"name": "a", "image": "i:1", "restartPolicy": "Never", "restartPolicyRules": rules});

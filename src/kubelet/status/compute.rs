@@ -71,6 +71,10 @@ pub(crate) fn compute(pod: &Pod, record: &Record, before: &PodStatus, host_ips: 
             let message = "Pod was active on the node longer than the specified deadline";
             status.message = Some(message.to_owned());
         }
+        if let Some(declared) = &record.declared {
+            status.reason.clone_from(&declared.reason);
+            status.message.clone_from(&declared.message);
+        }
         if let Some(eviction) = record.evicted.as_ref().filter(|_| status.phase.as_deref() == Some("Failed")) {
             status.reason = Some("Evicted".to_owned());
             status.message = Some(eviction.message.clone());
@@ -105,6 +109,9 @@ fn phase(pod: &Pod, record: &Record) -> &'static str {
     if record.rejected.is_some() {
         return "Failed";
     }
+    if let Some(declared) = &record.declared {
+        return if declared.has_failed { "Failed" } else { "Succeeded" };
+    }
     match phase_of_containers(record) {
         // once a pod has ended others get its devices, and they must have been given up before that
         "Succeeded" | "Failed" if record.teardown != Stage::Done && has_devices(pod) => "Running",
@@ -129,7 +136,7 @@ fn phase_of_containers(record: &Record) -> &'static str {
             {
                 return if succeeded { "Succeeded" } else { "Failed" };
             }
-            Cause::Finished | Cause::Deleted | Cause::Evicted => {}
+            Cause::Finished | Cause::Deleted | Cause::Evicted | Cause::Declared => {}
         }
     }
     let has_run = |c: &ContainerRecord| !matches!(c.state, State::Waiting | State::Starting) || c.last.is_some();

@@ -118,13 +118,20 @@ impl StatusWriter {
             let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
             match api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
                 Ok(pod) => {
-                    if let Some(entry) = self.pods.lock().get_mut(uid) {
-                        entry.seen = entry.seen.max(self::version(&pod));
+                    // something newer may have been seen while the answer was on its way
+                    if let Some(entry) = self.pods.lock().get_mut(uid)
+                        && entry.seen <= self::version(&pod)
+                    {
+                        entry.seen = self::version(&pod);
+                        entry.written = wanted;
                     }
                 }
                 // another pod of that name, or none: there is nobody to tell
                 Err(error) if matches!(status_code(&error), Some(404)) => {
                     tracing::debug!(pod = %name, namespace, "status not written, the pod is gone");
+                    if let Some(entry) = self.pods.lock().get_mut(uid) {
+                        entry.written = wanted;
+                    }
                 }
                 Err(error) if matches!(status_code(&error), Some(409)) => {
                     return self.conflict(&api, uid, &name, error).await;
@@ -133,7 +140,6 @@ impl StatusWriter {
             }
         }
         if let Some(entry) = self.pods.lock().get_mut(uid) {
-            entry.written = wanted;
             entry.settled.send_replace(version);
         }
         Ok(())
