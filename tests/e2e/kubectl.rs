@@ -1,6 +1,6 @@
 //! A first day on a machine that has no kubectl: what `edge kubectl` does by itself.
 
-use crate::harness::{Background, Cluster, eventually, success};
+use crate::harness::{Background, Cluster, Kubectl, eventually, success};
 use serde_json::Value;
 use std::fs;
 use std::io::Write;
@@ -172,7 +172,7 @@ fn the_real_one_is_used_where_there_is_one() {
 
 /// Both, one after the other.
 fn both(cluster: &Cluster, args: &[&str]) -> [String; 2] {
-    [kubectl(cluster, args), cluster.kubectl(args)]
+    [kubectl(cluster, args), cluster.kubectl_as(Kubectl::Newest, args)]
 }
 
 #[test]
@@ -235,11 +235,13 @@ fn it_prints_what_kubectl_prints() {
         ("tier=back", &["annotate", "pods", "-l", "app=web", "note=all", "--overwrite"]),
         ("tier=back", &["label", "services,deployments", "--all", "tier=back"]),
     ] {
-        let said = [kubectl as fn(&Cluster, &[&str]) -> String, |cluster, args| cluster.kubectl(args)].map(|run| {
-            cluster.kubectl(&["label", "deploy/web", "--overwrite", before]);
-            cluster.try_kubectl(crate::harness::Kubectl::Newest, &["label", "service/kubernetes", "tier-"]);
-            run(&cluster, args)
-        });
+        let said =
+            [kubectl as fn(&Cluster, &[&str]) -> String, |cluster, args| cluster.kubectl_as(Kubectl::Newest, args)]
+                .map(|run| {
+                    cluster.kubectl(&["label", "deploy/web", "--overwrite", before]);
+                    cluster.try_kubectl(Kubectl::Newest, &["label", "service/kubernetes", "tier-"]);
+                    run(&cluster, args)
+                });
         assert_eq!(said[0], said[1], "{args:?}");
     }
     let [own, real] = both(&cluster, &["get", "deploy/web", "-o", "jsonpath={.metadata.labels}"]);
@@ -255,7 +257,7 @@ fn it_prints_what_kubectl_prints() {
         &["get", "deploy", "-o", "custom-columns=NAME"],
     ] {
         refused(&cluster, args);
-        assert!(!cluster.try_kubectl(crate::harness::Kubectl::Newest, args).status.success(), "{args:?}");
+        assert!(!cluster.try_kubectl(Kubectl::Newest, args).status.success(), "{args:?}");
     }
     pods_that_are_run(&cluster);
 }

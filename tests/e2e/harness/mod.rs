@@ -11,6 +11,7 @@ pub(crate) mod adapter;
 mod agent;
 mod cleanup;
 mod clock;
+pub(crate) mod csi;
 pub(crate) mod disk;
 pub(crate) mod driver;
 pub(crate) mod etcd;
@@ -19,8 +20,11 @@ mod footprint;
 pub(crate) mod hooks;
 pub(crate) mod images;
 pub(crate) mod network;
+pub(crate) mod plugin;
+mod read;
 mod rogue;
 mod server;
+mod sockets;
 pub(crate) mod space;
 pub(crate) mod systemd;
 pub(crate) mod vm;
@@ -102,6 +106,7 @@ pub(crate) struct Cluster {
     pub(crate) wrap: Vec<String>,
     /// Leave to the server where everything is but its data directory.
     pub(crate) bare: bool,
+    reader: read::Reader,
 }
 
 impl Cluster {
@@ -134,7 +139,9 @@ impl Cluster {
         let extra_args = args.iter().map(|a| (*a).to_owned()).collect();
         let (environment, files, wrap) = (Vec::new(), Vec::new(), Vec::new());
         let binary = edge_binary();
-        let cluster = Self { dir, ip, net, child: None, extra_args, binary, environment, files, wrap, bare: false };
+        let reader = read::Reader::default();
+        let cluster =
+            Self { dir, ip, net, child: None, extra_args, binary, environment, files, wrap, bare: false, reader };
         cluster.drop_image("busybox.tar", busybox_archive());
         cluster.drop_image("echo.tar", echo_archive());
         cluster
@@ -175,6 +182,9 @@ impl Cluster {
                 .arg(format!("--write-kubeconfig={}", self.kubeconfig().display()))
                 .arg(format!("--private-registry={}", self.dir.join("registries.yaml").display()))
                 .arg(format!("--pod-logs-dir={}", self.dir.join("logs").display()));
+            if !self.extra_args.iter().any(|arg| arg.starts_with("--eviction-hard")) {
+                command.arg(NO_EVICTIONS);
+            }
         }
         command
             .arg(format!("--cgroup-root=/{}", self.id()))
@@ -335,6 +345,8 @@ impl Cluster {
             .args(args)
             .env("HOME", &self.dir)
             .env("KUBE_EDITOR", "true")
+            // most of them end before collecting their garbage pays
+            .env("GOGC", "1000")
             .stdin(Stdio::null());
         command
     }
@@ -363,9 +375,11 @@ impl Cluster {
         child.wait_with_output().unwrap()
     }
 
-    /// Runs the newest kubectl, which must succeed; gives its standard output.
+    /// What the newest kubectl prints, which must succeed. Objects and fields are read without starting one: see [`read`].
     pub(crate) fn kubectl(&self, args: &[&str]) -> String {
-        self.kubectl_as(Kubectl::Newest, args)
+        let server = format!("https://{}:6443", self.ip);
+        let read = self.reader.read(&self.kubeconfig(), &server, args);
+        read.unwrap_or_else(|| self.kubectl_as(Kubectl::Newest, args))
     }
 
     /// Runs one of the kubectls, which must succeed; gives its standard output.
@@ -391,10 +405,15 @@ impl Cluster {
         serde_json::from_str(&self.kubectl(&all)).unwrap()
     }
 
-    /// Waits for a condition by `kubectl wait`.
+    /// Waits for a condition by `kubectl wait`; when it does not come, what there is says why.
     pub(crate) fn wait_for(&self, what: &str, condition: &str) {
         let timeout = format!("--timeout={}s", PATIENCE.as_secs());
-        self.kubectl(&["wait", what, &format!("--for={condition}"), &timeout]);
+        let waited = self.try_kubectl(Kubectl::Newest, &["wait", what, &format!("--for={condition}"), &timeout]);
+        if !waited.status.success() {
+            let described = self.try_kubectl(Kubectl::Newest, &["describe", what]);
+            let found = String::from_utf8_lossy(&described.stdout);
+            panic!("{what} has no {condition}: {}\n{found}", String::from_utf8_lossy(&waited.stderr));
+        }
     }
 
     /// Runs a closure on a thread inside the node's network namespace.
@@ -589,14 +608,23 @@ pub(crate) fn success(what: &str, output: Output) -> String {
     out
 }
 
+/// The machine that tests run on may have a full disk, which is no matter of theirs.
+pub(crate) const NO_EVICTIONS: &str = "--eviction-hard=";
+
+/// The pauses of [`eventually`].
+const SHORT: Duration = Duration::from_millis(50);
+const LONG: Duration = Duration::from_millis(500);
+
 /// Tries until it succeeds; for what has no event to wait for from outside (a port that begins to answer).
 pub(crate) fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Result<T, String>) -> T {
     let start = Instant::now();
     loop {
+        let begun = Instant::now();
         match attempt() {
             Ok(v) => return v,
             Err(e) if start.elapsed() > PATIENCE => panic!("{what}: {e}"),
-            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+            // who asks by starting a kubectl leaves most of the processor to what it waits for
+            Err(_) => std::thread::sleep((2 * begun.elapsed()).clamp(SHORT, LONG)),
         }
     }
 }
