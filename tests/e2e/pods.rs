@@ -203,3 +203,39 @@ spec:
     assert_eq!(std::fs::read_to_string(out.join("story")).unwrap(), "prestop\nterm\n");
     assert!(!cluster.try_kubectl(crate::harness::Kubectl::Newest, &["get", "pod", "polite"]).status.success());
 }
+
+/// The news of their ends and of their starts may come in any order.
+#[test]
+fn pods_that_end_at_once_are_told_as_they_ended() {
+    let cluster = Cluster::start();
+    cluster.await_images();
+    let pod = |number: usize| {
+        let code = number % 3;
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: short-{number}, labels: {{code: '{code}'}}}}, spec: {{
+               restartPolicy: Never, terminationGracePeriodSeconds: 0,
+               containers: [{{name: main, image: 'busybox:test', command: [sh, -c, 'echo said; exit {code}']}}]}}}}\n---\n"
+        )
+    };
+    cluster.apply(&(0..60).map(pod).collect::<String>());
+    eventually("all have ended as they did", || {
+        let pods = cluster.get(&["pods"]);
+        let as_it_ended = |pod: &serde_json::Value| {
+            let code = &pod["metadata"]["labels"]["code"];
+            let ended = &pod["status"]["containerStatuses"][0]["state"]["terminated"];
+            let phase = if code == "0" { "Succeeded" } else { "Failed" };
+            pod["status"]["phase"] == phase && ended["exitCode"].as_i64() == code.as_str().unwrap().parse().ok()
+        };
+        let others: Vec<_> = pods["items"].as_array().unwrap().iter().filter(|pod| !as_it_ended(pod)).collect();
+        let state = |pod: &&serde_json::Value| format!("{} {}", pod["metadata"]["name"], pod["status"]);
+        if others.is_empty() { Ok(()) } else { Err(others.iter().map(state).collect::<Vec<_>>().join("\n")) }
+    });
+    assert_eq!(cluster.kubectl(&["logs", "short-3"]), "said\n");
+    // what they had is given back although their objects are there
+    eventually("nothing of them is left on the node", || {
+        let dirs = cluster.pod_cgroups();
+        let below = dirs.iter().flat_map(|dir| std::fs::read_dir(dir.join("besteffort")).unwrap().flatten());
+        let left = below.filter(|entry| entry.file_name().to_string_lossy().starts_with("pod")).count();
+        if left == 0 { Ok(()) } else { Err(format!("{left} below {dirs:?}")) }
+    });
+}

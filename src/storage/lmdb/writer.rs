@@ -20,6 +20,8 @@ const MAX_BATCH: usize = 1024;
 
 /// Transactions of so many bytes share a commit at most; a larger one has its own.
 const MAX_BATCH_BYTES: usize = 16 << 20;
+/// A commit that takes longer is told of: everything that changes something waits for it.
+const SLOW: Duration = Duration::from_secs(1);
 /// After so long what is overdue and failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -196,7 +198,12 @@ impl Writer {
         if self.shared.file().is_err() {
             self.recover(memory.revision);
         }
+        let begun = Instant::now();
         let result = self.write(pending, reserved);
+        if begun.elapsed() > SLOW {
+            let (took, path) = (begun.elapsed(), self.shared.place.path.display());
+            tracing::warn!(?took, %path, "the disk is slow: whatever was to be stored waited for it");
+        }
         match &result {
             Ok(()) => {
                 self.reserved = reserved;

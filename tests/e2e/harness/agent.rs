@@ -278,10 +278,7 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let log = self.log();
-            let tail: Vec<&str> = log.lines().rev().take(60).collect();
-            eprintln!("---- the last lines of {}'s log ----", self.name);
-            tail.iter().rev().for_each(|l| eprintln!("{l}"));
+            super::tell_log(&self.name, &self.log(), 60);
             if std::env::var_os("EDGE_E2E_KEEP").is_some() {
                 return;
             }

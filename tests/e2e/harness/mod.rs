@@ -454,6 +454,18 @@ impl Cluster {
         });
     }
 
+    /// What whoever reads of a failed test wants to know: the machine, the pods, and what edge said.
+    fn tell_why(&self) {
+        for file in ["/proc/loadavg", "/proc/pressure/cpu", "/proc/pressure/io", "/proc/pressure/memory"] {
+            let text = fs::read_to_string(file).unwrap_or_default();
+            eprintln!("{file}: {}", text.trim().replace('\n', "; "));
+        }
+        let pods = ["get", "pods", "-A", "-o", "wide", "--request-timeout=5s"];
+        let pods = self.try_kubectl(Kubectl::Newest, &pods);
+        eprintln!("{}{}", String::from_utf8_lossy(&pods.stdout), String::from_utf8_lossy(&pods.stderr));
+        tell_log("edge", &self.log(), 60);
+    }
+
     /// Takes the further flags of `edge server` away.
     pub(crate) fn clear_flags(&mut self) {
         self.extra_args.clear();
@@ -468,10 +480,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let log = self.log();
-            let tail: Vec<&str> = log.lines().rev().take(80).collect();
-            eprintln!("---- the last lines of edge's log ----");
-            tail.iter().rev().for_each(|l| eprintln!("{l}"));
+            self.tell_why();
             if std::env::var_os("EDGE_E2E_KEEP").is_some() {
                 eprintln!("kept: {} (network namespace {})", self.dir.display(), self.id());
                 return;
@@ -483,6 +492,13 @@ impl Drop for Cluster {
         }
         cleanup::remove(self.id());
     }
+}
+
+/// The last lines of a log, without those that every pod leaves.
+fn tell_log(whose: &str, log: &str, lines: usize) {
+    let tail: Vec<&str> = log.lines().rev().filter(|l| !l.contains("rules written")).take(lines).collect();
+    eprintln!("---- the last lines of {whose}'s log ----");
+    tail.iter().rev().for_each(|l| eprintln!("{l}"));
 }
 
 /// Runs a closure on a thread inside a network namespace.

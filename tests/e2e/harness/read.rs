@@ -95,7 +95,11 @@ impl Reader {
             let is_stream = path.contains("watch") || path.contains("follow");
             return if is_stream { None } else { ask(&client, path, "*/*").ok() };
         }
-        let output = Output::parse(query.output?)?;
+        let output = match query.output? {
+            // whether it is there is the question, not how it looks
+            "yaml" if query.may_miss => Output::Json,
+            output => Output::parse(output)?,
+        };
         let (name, object) = query.target()?;
         let kind = self.kind(&client, name)?;
         let mut path = match kind.group.as_str() {
