@@ -69,7 +69,7 @@ fn is_expected(labels: &str) -> bool {
 
 #[test]
 fn nothing_is_asked_and_nothing_is_written() {
-    let cluster = Cluster::start();
+    let cluster = Cluster::start_on_disk();
     cluster.apply(OBJECTS);
     for what in ["deployment/web", "daemonset/each", "statefulset/db"] {
         cluster.kubectl(&["rollout", "status", what, "--timeout=120s"]);
@@ -98,7 +98,7 @@ fn nothing_is_asked_and_nothing_is_written() {
 /// An agent remembers what its services, policies and names are made of: it writes that once, and not what only looks new.
 #[test]
 fn an_agent_writes_nothing_either() {
-    let cluster = Cluster::start();
+    let cluster = Cluster::start_on_disk();
     let agent = Agent::start(&cluster, 1);
     cluster.apply(OBJECTS);
     for what in ["deployment/web", "daemonset/each", "statefulset/db"] {

@@ -122,8 +122,19 @@ impl Cluster {
         cluster
     }
 
+    /// [`Self::start`], with everything on a disk whatever [`IN_MEMORY`] says: for those who look at what is written.
+    pub(crate) fn start_on_disk() -> Self {
+        let mut cluster = Self::prepare_in(false, &[]);
+        cluster.launch();
+        cluster
+    }
+
     /// Makes the directories and the network, but starts nothing.
     pub(crate) fn prepare(args: &[&str]) -> Self {
+        Self::prepare_in(std::env::var_os(IN_MEMORY).is_some(), args)
+    }
+
+    fn prepare_in(memory: bool, args: &[&str]) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "the end-to-end tests need root (namespaces, mounts, cgroups)");
         // one at a time: what is swept away must not be what another test has just made under the same name
         let lock = fs::File::create("/tmp/edge-e2e.lock").unwrap();
@@ -131,6 +142,11 @@ impl Cluster {
         cleanup::sweep();
         let net = network::TestNetwork::create();
         let dir = PathBuf::from(format!("/tmp/{}", net.name));
+        fs::create_dir_all(&dir).unwrap();
+        if memory {
+            let options = Some("mode=755");
+            nix::mount::mount(Some("edge-e2e"), &dir, Some("tmpfs"), nix::mount::MsFlags::empty(), options).unwrap();
+        }
         fs::create_dir_all(dir.join("data/agent/images")).unwrap();
         fs::write(dir.join("owner"), std::process::id().to_string()).unwrap();
         fs::write(dir.join("config.yaml"), "").unwrap();
@@ -623,6 +639,10 @@ pub(crate) fn success(what: &str, output: Output) -> String {
     assert!(output.status.success(), "{what}: {}\n{out}\n{err}", output.status);
     out
 }
+
+/// Set in the environment, this keeps the directories of clusters in memory: a disk that is busy with something else (a build, images
+/// of virtual machines) has every commit wait, for a minute in the worst case. Durability has tests with disks of their own.
+const IN_MEMORY: &str = "EDGE_E2E_IN_MEMORY";
 
 /// The machine that tests run on may have a full disk, which is no matter of theirs.
 pub(crate) const NO_EVICTIONS: &str = "--eviction-hard=";
