@@ -28,6 +28,7 @@ mod paths;
 mod protocol;
 mod seccomp;
 pub mod session;
+mod skeleton;
 pub mod spec;
 pub mod status;
 mod teardown;

@@ -1,6 +1,7 @@
 //! Where everything lies below the runtime's directory. Both the daemon and the monitors go by it.
 //!
 //! ```text
+//! <dir>/skeletons/                         the lowest layers of containers
 //! <dir>/pods/<sandbox>/sandbox.json        what was asked for
 //!                      monitor.sock        the monitor listens here
 //!                      shm/                tmpfs shared by the containers
@@ -40,6 +41,11 @@ impl SandboxPaths {
 
     pub(crate) fn shm(&self) -> PathBuf {
         self.directory.join("shm")
+    }
+
+    /// See [`crate::skeleton`]. They are the same for all sandboxes.
+    pub(crate) fn skeletons(&self) -> PathBuf {
+        self.directory.ancestors().nth(2).unwrap_or(&self.directory).join("skeletons")
     }
 
     pub(crate) fn containers(&self) -> PathBuf {

@@ -79,6 +79,7 @@ impl Worker {
             let pod = self.pod.borrow_and_update().clone();
             let Step { actions, due } = step(&pod, &mut self.record, now);
             for action in actions {
+                tracing::trace!(pod = self.shared.name, ?action, "begun");
                 self.begin(&pod, action);
             }
             if self.record.ending.is_some() || self.record.rejected.is_some() {
@@ -113,7 +114,10 @@ impl Worker {
     fn take(&mut self, input: Input) {
         let now = Instant::now();
         match input {
-            Input::Event(event) => self.record.apply(event, now),
+            Input::Event(event) => {
+                tracing::trace!(pod = self.shared.name, ?event, "heard");
+                self.record.apply(event, now);
+            }
             // the status is published with every turn
             Input::NodeChanged => {}
             Input::Gone => self.record.gone = true,

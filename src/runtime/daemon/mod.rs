@@ -29,6 +29,7 @@ use crate::error::{Error, Result};
 use crate::oci::SandboxNamespaces;
 use crate::paths::{ContainerPaths, SandboxPaths};
 use crate::session::{AttachSession, AttachStreams, ExecSession};
+use crate::skeleton;
 use crate::spec::{ContainerSpec, ExecSpec, Resources, SandboxSpec, WindowSize};
 use crate::status::{AdoptedSandbox, ContainerEvent, ContainerState, ContainerStatus, ExitStatus, Usage};
 use crate::zygote::Zygote;
@@ -94,6 +95,8 @@ impl Runtime {
     pub fn open(zygote: Zygote, config: RuntimeConfig) -> Result<Self> {
         let pods = config.directory.join("pods");
         fsutil::create_dir_all_mode(&pods, 0o700).map_err(Error::io("cannot create", &pods))?;
+        let skeletons = config.directory.join("skeletons");
+        skeleton::make(&skeletons).map_err(Error::io("cannot make", &skeletons))?;
         let cgroups = Cgroups::detect(&config.cgroup_root)?;
         let inner = Inner {
             directory: config.directory,

@@ -28,6 +28,7 @@ use super::stdio::{ContainerEnds, Stdio};
 use super::{guest, inside};
 use crate::error::chain;
 use crate::paths::{ContainerPaths, OCI_ID};
+use crate::skeleton;
 use crate::spec::{ContainerSpec, MountSource, Propagation};
 
 /// Name of the socket in the container's directory over which libcontainer hands out the terminal.
@@ -251,7 +252,8 @@ pub(super) fn prepare_directories(paths: &ContainerPaths, top: Option<&Path>) ->
 fn mount_rootfs(paths: &ContainerPaths, spec: &ContainerSpec) -> Result<(), CreateError> {
     let top = spec.layers.last().ok_or_else(|| step("mount the image")(io::Error::other("it has no layers")))?;
     prepare_directories(paths, Some(top))?;
-    mount_layers(paths, &spec.layers, &paths.rootfs(), MsFlags::empty())
+    let layers: Vec<PathBuf> = skeleton::layer(paths, spec).into_iter().chain(spec.layers.iter().cloned()).collect();
+    mount_layers(paths, &layers, &paths.rootfs(), MsFlags::empty())
 }
 
 /// Creates the working directory in the image, like other engines do, without ever following a link out of it.
