@@ -114,7 +114,7 @@ fn cuts() -> usize {
 
 /// A cluster whose server has everything in its data directory, and the image of a disk with what is there before the first start.
 fn prepare() -> (Cluster, PathBuf) {
-    let mut cluster = Cluster::prepare(&[]);
+    let mut cluster = Cluster::prepare_on_disk();
     let data = cluster.data_dir();
     for (flag, name) in [("write-kubeconfig", "edge.yaml"), ("pod-logs-dir", "logs")] {
         cluster.add_flag(format!("--{flag}={}", data.join(name).display()));

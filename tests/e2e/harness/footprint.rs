@@ -27,7 +27,7 @@ impl Cluster {
     /// As it is now.
     pub(crate) fn footprint(&self) -> Footprint {
         let process = Path::new("/proc").join(self.pid().to_string());
-        let own = self.dir.display().to_string();
+        let within = format!("{}/", self.dir.display());
         let mounts = fs::read_to_string(process.join("mountinfo")).unwrap();
         let links = self.inside(|| fs::read_to_string("/proc/thread-self/net/dev")).unwrap();
         let places = ["run/pods/pods", "agent/pods"].map(|place| entries(&self.data_dir().join(place)));
@@ -40,7 +40,7 @@ impl Cluster {
             descriptors: entries(&process.join("fd")),
             monitors: processes.iter().filter(is_monitor).count(),
             cgroups: cleanup::cgroup_dirs(self.id()).iter().map(|dir| below(dir)).sum(),
-            mounts: mounts.lines().filter(|line| line.contains(&own)).count(),
+            mounts: mounts.lines().filter(|line| line.contains(&within)).count(),
             links: links.lines().count().saturating_sub(2),
             directories: places.iter().sum(),
         }

@@ -122,11 +122,16 @@ impl Cluster {
         cluster
     }
 
-    /// [`Self::start`], with everything on a disk whatever [`IN_MEMORY`] says: for those who look at what is written.
+    /// [`Self::start`], on a disk whatever [`IN_MEMORY`] says: for those who look at what is written.
     pub(crate) fn start_on_disk() -> Self {
-        let mut cluster = Self::prepare_in(false, &[]);
+        let mut cluster = Self::prepare_on_disk();
         cluster.launch();
         cluster
+    }
+
+    /// [`Self::prepare`], on a disk.
+    pub(crate) fn prepare_on_disk() -> Self {
+        Self::prepare_in(false, &[])
     }
 
     /// Makes the directories and the network, but starts nothing.
