@@ -1,7 +1,7 @@
 //! The lowest layer of a container's file system: the directories and files on which things are mounted, and nothing else.
 //!
-//! Images rarely have them all. Made in the writable layer each of them is a change of the disk, once for every container: a third
-//! of a millisecond, of which a dozen were a tenth of the time that a pod took to start, and on flash a little of its life.
+//! Images rarely have them all. Made in the writable layer each of them is a change of the disk, a dozen for every container, and on
+//! flash a little of its life.
 
 use std::fs::{self, File};
 use std::io;
@@ -15,7 +15,8 @@ use crate::spec::{ContainerSpec, Mount};
 const DIRECTORIES: [&str; 3] = ["dev", "proc", "sys"];
 /// What a kubelet mounts in every container.
 const FILES: [&str; 3] = ["etc/hosts", "etc/hostname", "etc/resolv.conf"];
-/// What it mounts in nearly every one. In many images `/var/run` is a link to `/run`.
+/// What it mounts in nearly every one. In many images `/var/run` is a link to `/run`; in others the second place is an empty directory
+/// that nobody asked for.
 const TOKEN: &str = "var/run/secrets/kubernetes.io/serviceaccount";
 const TOKEN_IN_RUN: &str = "run/secrets/kubernetes.io/serviceaccount";
 
@@ -59,7 +60,7 @@ fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
-/// The layer for a container, unless it would show more than is mounted in it.
+/// The layer for a container; none for one in which not all of its files are mounted, as they would be seen there.
 pub(crate) fn layer(paths: &ContainerPaths, spec: &ContainerSpec) -> Option<PathBuf> {
     let is_mounted = |path: &str| spec.mounts.iter().any(|m: &Mount| m.destination == Path::new("/").join(path));
     let name = match is_mounted(TOKEN) {

@@ -124,9 +124,8 @@ fn begin_ending(pod: &Pod, record: &mut Record, deleted: bool, now: Instant, ste
     let may_go = matches!(record.ending, None | Some(Ending { cause: Cause::Deleted, .. }));
     if record.evicted.is_some() && may_go {
         record.ending = Some(Ending { cause: Cause::Evicted, deadline: now });
-    }
-    // not what this node itself has written: its own reasons come first
-    if record.declared.is_none() && matches!(record.ending, None | Some(Ending { cause: Cause::Deleted, .. })) {
+    } else if record.declared.is_none() && may_go {
+        // not what this node itself has written: its own reasons come first
         record.declared = Declared::of(pod);
     }
     if deleted {
