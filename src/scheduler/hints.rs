@@ -2,7 +2,7 @@
 //!
 //! Kubernetes calls these queueing hints. They may be wrong in one direction only: a change that helps must be said to help.
 
-use crate::cluster::{Cluster, NodeId, scheduling_differs};
+use crate::cluster::{Cluster, NodeId};
 use crate::decide::{check_node, check_room, constraints};
 use crate::plugins::{Plugin, Plugins, resources};
 use crate::pod::{Look, Pending, PodInfo};
@@ -25,7 +25,7 @@ const OF_VOLUMES: [Plugin; 4] =
 
 /// Something that happened.
 pub(crate) enum Event<'a> {
-    /// A node is new, or changed; with its former state.
+    /// A node is new, or changed in what decisions look at; with its former state.
     Node(Option<&'a Node>, NodeId),
     /// A node is gone.
     NodeGone(&'a Node),
@@ -105,9 +105,6 @@ impl Hints<'_> {
 
     fn node_helps(self, old: Option<&Node>, id: NodeId, pod: &Pending, by: Plugins) -> bool {
         let Some(new) = self.cluster.node(id).node.as_deref() else { return false };
-        if old.is_some_and(|old| !scheduling_differs(old, new)) {
-            return false;
-        }
         let relabelled = old.is_none_or(|old| old.labels() != new.labels());
         // domains may be others now, which matters on every node
         let spread = by.has(Plugin::PodTopologySpread)
@@ -192,9 +189,6 @@ mod tests {
         let new =
             |name: &str| helps(&c, &Event::Node(None, c.id(name).unwrap()), &asking("2"), by(Plugin::NodeResourcesFit));
         assert!(!new("small") && new("large") && !new("cordoned"));
-        let heartbeat = c.node(c.id("large").unwrap()).node.clone().unwrap();
-        let event = Event::Node(Some(&*heartbeat), c.id("large").unwrap());
-        assert!(!helps(&c, &event, &asking("2"), by(Plugin::NodeResourcesFit)), "nothing changed");
     }
 
     #[test]

@@ -27,7 +27,7 @@ mod world;
 pub use config::{Config, ConfigError};
 
 use binding::BindError;
-use cluster::{Cluster, NodeId};
+use cluster::{Cluster, NodeId, scheduling_differs};
 use decide::{Choices, Possible, Question, Verdict, best, choices, possible, scores};
 use edge_client::{Change, Client, EventRecorder, EventType, Informer, Informers, Key, ResourceExt};
 use extender::Extender;
@@ -202,7 +202,9 @@ impl Scheduler {
         match change {
             Change::Applied { old, new } => {
                 self.cluster.set_node(new);
-                if let Some(id) = self.cluster.id(&new.name_any()) {
+                // a kubelet that tells that it is well helps nobody
+                let is_news = old.as_ref().is_none_or(|old| scheduling_differs(old, new));
+                if let Some(id) = self.cluster.id(&new.name_any()).filter(|_| is_news) {
                     self.wake(&Event::Node(old.as_deref(), id));
                 }
             }

@@ -6,6 +6,8 @@ use edge_client::claims::claim_name;
 use edge_client::{Key, ResourceExt};
 use k8s_openapi::api::core::v1::{Pod, PodResourceClaimStatus, PodSpec};
 use k8s_openapi::jiff::Timestamp;
+use std::fmt::{self, Write};
+use std::hash::{BuildHasher, DefaultHasher, Hasher, RandomState};
 use std::sync::{Arc, LazyLock};
 
 /// A host port: protocol, address (`0.0.0.0` for all), port.
@@ -110,6 +112,53 @@ impl Pending {
     }
 }
 
+/// What decides which changes may help a pod that fits nowhere (see `hints`): pods of one kind are helped by the same ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Kind([u64; 2]);
+
+impl Kind {
+    /// The kind of a pod; only within this process.
+    pub(crate) fn of(pod: &Pending) -> Self {
+        let (spec, info) = (pod.spec(), &pod.info);
+        let may_have_devices =
+            spec.resource_claims.is_some() || info.requests.others.iter().any(|(name, _)| name.contains('/'));
+        // which claims are its own it may still learn
+        let only = may_have_devices.then_some(&info.key.name);
+        // containers and volumes count by what they take and use, and names are others in each pod
+        let rules = PodSpec {
+            containers: Vec::new(),
+            init_containers: None,
+            ephemeral_containers: None,
+            volumes: None,
+            hostname: None,
+            subdomain: None,
+            ..spec.clone()
+        };
+        let mut digest = Digest::default();
+        let counts = (&info.look, &info.requests, &info.ports, &info.claims, pod.pod.owner_references());
+        // what is written is never refused
+        let _ = write!(digest, "{only:?} {counts:?} {rules:?}");
+        Self(digest.0.map(|hasher| hasher.finish()))
+    }
+}
+
+/// Takes the place of a text that is only ever compared.
+struct Digest([DefaultHasher; 2]);
+
+impl Default for Digest {
+    fn default() -> Self {
+        static KEYS: LazyLock<[RandomState; 2]> = LazyLock::new(Default::default);
+        Self([KEYS[0].build_hasher(), KEYS[1].build_hasher()])
+    }
+}
+
+impl Write for Digest {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.iter_mut().for_each(|hasher| hasher.write(text.as_bytes()));
+        Ok(())
+    }
+}
+
 /// The node of a pod; empty when it has none yet.
 pub(crate) fn node_name(pod: &Pod) -> &str {
     pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or_default()
@@ -144,6 +193,7 @@ pub(crate) fn differs(old: &Pod, new: &Pod) -> bool {
     old.metadata.uid != new.metadata.uid
         || old.spec != new.spec
         || old.labels() != new.labels()
+        || old.owner_references() != new.owner_references()
         || generated_claims(old) != generated_claims(new)
 }
 

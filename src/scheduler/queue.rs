@@ -1,7 +1,7 @@
 //! Pods that wait for a decision: those that are due, those that were tried a moment ago, and those that wait for a change.
 
 use crate::plugins::Plugins;
-use crate::pod::Pending;
+use crate::pod::{Kind, Pending};
 use edge_client::Key;
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
@@ -30,10 +30,48 @@ struct Entry {
     number: u64,
     attempts: u32,
     tried: Instant,
-    refused_by: Plugins,
+    /// Those that were refused alike, which the same changes help; nothing before it was.
+    alike: Option<Alike>,
     at: At,
     /// While it was busy, something changed that may help it. Shared with whoever is about to tell that it fits nowhere.
     again: Arc<AtomicBool>,
+}
+
+/// Pods of one kind that were refused by the same plugins.
+type Alike = (Kind, Plugins);
+
+/// Pods by what changes may help them, so that a change is looked at once for very many of them.
+#[derive(Debug, Default)]
+struct Waiting(HashMap<Alike, BTreeSet<Key>>);
+
+impl Waiting {
+    fn insert(&mut self, alike: &Alike, key: &Key) {
+        match self.0.get_mut(alike) {
+            Some(keys) => drop(keys.insert(key.clone())),
+            None => drop(self.0.insert(*alike, BTreeSet::from([key.clone()]))),
+        }
+    }
+
+    fn remove(&mut self, alike: &Alike, key: &Key) {
+        if let Some(keys) = self.0.get_mut(alike) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.0.remove(alike);
+            }
+        }
+    }
+
+    /// Takes out those that something helps; it is asked about one of each kind.
+    fn take(&mut self, helps: impl Fn(&Key, Plugins) -> bool) -> impl Iterator<Item = Key> {
+        let helped: Vec<Alike> = self
+            .0
+            .iter()
+            .filter(|((_, by), keys)| keys.first().is_some_and(|key| helps(key, *by)))
+            .map(|(alike, _)| *alike)
+            .collect();
+        let taken: Vec<_> = helped.iter().filter_map(|alike| self.0.remove(alike)).collect();
+        taken.into_iter().flatten()
+    }
 }
 
 /// How long pods wait after attempts: the first time, and at most.
@@ -62,9 +100,9 @@ pub(crate) struct Queue {
     active: BTreeSet<(Reverse<i32>, u64, Key)>,
     recent: BTreeSet<(Instant, Key)>,
     failed: BTreeSet<(Instant, Key)>,
-    parked: BTreeSet<Key>,
-    /// Those that were refused, of which the API is being told.
-    telling: BTreeSet<Key>,
+    parked: Waiting,
+    /// Those that were refused, of which the API is being told, as long as nothing has changed that may help them.
+    telling: Waiting,
     next: u64,
     backoff: Backoff,
 }
@@ -85,14 +123,16 @@ impl Queue {
                 entry.pod = pod;
                 if entry.at == At::Busy {
                     entry.again.store(true, Ordering::Relaxed);
+                    // it may be of another kind now
+                    entry.alike.take().iter().for_each(|alike| self.telling.remove(alike, &key));
                     return;
                 }
             }
             None => {
                 self.next += 1;
-                let (number, refused_by) = (self.next, Plugins::default());
+                let number = self.next;
                 let entry =
-                    Entry { pod, number, attempts: 0, tried: now, refused_by, at: At::Busy, again: Arc::default() };
+                    Entry { pod, number, attempts: 0, tried: now, alike: None, at: At::Busy, again: Arc::default() };
                 self.entries.insert(key.clone(), entry);
             }
         }
@@ -118,16 +158,17 @@ impl Queue {
             At::Active(priority) => drop(self.active.remove(&(Reverse(priority), entry.number, key.clone()))),
             At::Recent(time) => drop(self.recent.remove(&(time, key.clone()))),
             At::Failed(time) => drop(self.failed.remove(&(time, key.clone()))),
-            At::Parked => drop(self.parked.remove(key)),
-            At::Busy => drop(self.telling.remove(key)),
+            At::Parked => entry.alike.iter().for_each(|alike| self.parked.remove(alike, key)),
+            At::Busy => entry.alike.iter().for_each(|alike| self.telling.remove(alike, key)),
         }
         entry.at = at;
         match at {
             At::Active(priority) => drop(self.active.insert((Reverse(priority), entry.number, key.clone()))),
             At::Recent(time) => drop(self.recent.insert((time, key.clone()))),
             At::Failed(time) => drop(self.failed.insert((time, key.clone()))),
-            At::Parked => drop(self.parked.insert(key.clone())),
-            At::Busy => {}
+            At::Parked => entry.alike.iter().for_each(|alike| self.parked.insert(alike, key)),
+            // of one that is taken for a decision nothing is known yet
+            At::Busy => entry.alike = None,
         }
     }
 
@@ -146,7 +187,6 @@ impl Queue {
         entry.attempts += 1;
         entry.tried = now;
         entry.again = Arc::default();
-        entry.refused_by = Plugins::default();
         Some(entry.pod.clone())
     }
 
@@ -158,8 +198,9 @@ impl Queue {
     /// The pod fits nowhere, and the API is being told so. What is given becomes true when a change may help it: then this is old news.
     pub(crate) fn refused(&mut self, key: &Key, by: Plugins) -> Arc<AtomicBool> {
         let Some(entry) = self.entries.get_mut(key) else { return Arc::default() };
-        entry.refused_by = by;
-        self.telling.insert(key.clone());
+        let alike = (Kind::of(&entry.pod), by);
+        self.telling.insert(&alike, key);
+        entry.alike = Some(alike);
         entry.again.clone()
     }
 
@@ -190,34 +231,30 @@ impl Queue {
 
     /// Something changed: those that it may help get their turn.
     pub(crate) fn wake(&mut self, now: Instant, helps: impl Fn(&Pending, Plugins) -> bool) {
-        let mut woken = Vec::new();
-        for key in &self.parked {
-            if let Some(entry) = self.entries.get(key)
-                && helps(&entry.pod, entry.refused_by)
-            {
-                woken.push((key.clone(), self.due(entry, now)));
+        let (entries, helps) = (&self.entries, &helps);
+        let of_key = |key: &Key, by| entries.get(key).is_some_and(|entry| helps(&entry.pod, by));
+        for key in self.telling.take(of_key) {
+            if let Some(entry) = entries.get(&key) {
+                entry.again.store(true, Ordering::Relaxed);
             }
         }
-        for (key, at) in woken {
-            self.move_to(&key, at);
-        }
-        for key in &self.telling {
-            if let Some(entry) = self.entries.get(key).filter(|e| !e.again.load(Ordering::Relaxed)) {
-                entry.again.store(helps(&entry.pod, entry.refused_by), Ordering::Relaxed);
+        for key in self.parked.take(of_key).collect::<Vec<_>>() {
+            if let Some(at) = self.entries.get(&key).map(|entry| self.due(entry, now)) {
+                self.move_to(&key, at);
             }
         }
     }
 
     /// Gives one that waits its turn.
     pub(crate) fn wake_one(&mut self, key: &Key) {
-        if self.parked.contains(key) {
+        if self.entries.get(key).is_some_and(|entry| entry.at == At::Parked) {
             self.activate(key);
         }
     }
 
     /// Whether anybody waits for a change.
     pub(crate) fn is_waited_for(&self) -> bool {
-        !self.parked.is_empty() || !self.telling.is_empty()
+        !self.parked.0.is_empty() || !self.telling.0.is_empty()
     }
 
     /// Forgets a pod.
@@ -298,6 +335,44 @@ mod tests {
         q.add(pod("p", 1), now);
         q.park(&key("p"), "p", now);
         assert_eq!(q.pop(now).unwrap().info.priority, 1);
+    }
+
+    #[test]
+    fn a_change_is_looked_at_once_for_all_that_are_alike() {
+        let (mut q, now) = (Queue::new(Backoff::default()), Instant::now());
+        let spec = |cpu: &str, volume: &str| {
+            json!({"volumes": [{"name": volume, "emptyDir": {}}],
+                "containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}, "volumeMounts": [{"name": volume, "mountPath": "/"}]}]})
+        };
+        let waiting = (0..100).map(|i| pending_pod(&format!("small-{i}"), spec("1", &format!("v-{i}"))));
+        let devices = json!({"containers": [{"name": "c", "resources": {"requests": {"example.org/gpu": "1"}}}]});
+        let claim = json!({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]});
+        let others = ["gpu-0", "gpu-1"].map(|name| pending_pod(name, devices.clone()));
+        let others = others.into_iter().chain([pending_pod("large", spec("2", "v")), pending_pod("claims", claim)]);
+        waiting.chain(others).for_each(|pod| q.add(pod, now));
+        let names: Vec<String> = std::iter::from_fn(|| pop(&mut q, now)).collect();
+        names.iter().for_each(|name| drop(q.refused(&key(name), Plugins::default().with(Plugin::NodeResourcesFit))));
+        let asked = std::cell::Cell::new(0);
+        let wake = |q: &mut Queue, cpu: i64| {
+            asked.set(0);
+            q.wake(now, |pod, _| {
+                asked.set(asked.get() + 1);
+                pod.info.requests.cpu >= cpu
+            });
+            asked.get()
+        };
+        assert_eq!(wake(&mut q, 3000), 5, "one of those that are alike, and each other one");
+        assert_eq!(wake(&mut q, 2000), 5);
+        assert_eq!(wake(&mut q, 2000), 4, "what is helped already is not looked at again");
+        names.iter().for_each(|name| q.park(&key(name), name, now));
+        assert_eq!((pop(&mut q, now), pop(&mut q, now)), (Some("large".into()), None));
+        assert_eq!(wake(&mut q, 1000), 4);
+        assert_eq!(std::iter::from_fn(|| pop(&mut q, now)).count(), 100);
+        // one that changes while the API is told stands for no others any more
+        refuse(&mut q, "small-0", now);
+        q.refused(&key("small-1"), Plugins::default().with(Plugin::NodePorts));
+        q.add(pending_pod("small-1", spec("7", "v")), now);
+        assert_eq!(wake(&mut q, 1000), 4, "small-0, both with devices, and the one with a claim");
     }
 
     #[test]

@@ -4,7 +4,8 @@ use crate::pod::{HostPort, PodInfo, clash};
 use crate::requests::Amounts;
 use edge_client::Key;
 use k8s_openapi::api::core::v1::{Node, Taint};
-use std::collections::HashMap;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// A node with the pods on it.
@@ -86,7 +87,33 @@ pub(crate) fn normalized(name: &str) -> String {
 
 /// Whether a change of a node can matter to a pod that waits.
 pub(crate) fn scheduling_differs(old: &Node, new: &Node) -> bool {
-    let allocatable = |n: &Node| n.status.as_ref().and_then(|s| s.allocatable.clone());
-    let spec = |n: &Node| n.spec.as_ref().map(|s| (s.unschedulable, s.taints.clone()));
+    fn allocatable(node: &Node) -> Option<&BTreeMap<String, Quantity>> {
+        node.status.as_ref()?.allocatable.as_ref()
+    }
+    fn spec(node: &Node) -> Option<(Option<bool>, Option<&[Taint]>)> {
+        node.spec.as_ref().map(|s| (s.unschedulable, s.taints.as_deref()))
+    }
     old.metadata.labels != new.metadata.labels || spec(old) != spec(new) || allocatable(old) != allocatable(new)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn a_node_that_only_tells_that_it_is_well_is_no_news() {
+        let node = |labels: Value, spec: Value, cpu: &str, time: &str| -> Node {
+            let status = json!({"allocatable": {"cpu": cpu}, "conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": time}]});
+            serde_json::from_value(json!({"metadata": {"labels": labels}, "spec": spec, "status": status})).unwrap()
+        };
+        let old = node(json!({}), json!({}), "1", "2026-01-01T00:00:00Z");
+        let new = |labels, spec, cpu| scheduling_differs(&old, &node(labels, spec, cpu, "2026-01-01T00:05:00Z"));
+        assert!(!new(json!({}), json!({}), "1"));
+        assert!(new(json!({"zone": "a"}), json!({}), "1"));
+        assert!(new(json!({}), json!({"unschedulable": true}), "1"));
+        assert!(new(json!({}), json!({"taints": [{"key": "k", "effect": "NoSchedule"}]}), "1"));
+        assert!(new(json!({}), json!({}), "2"));
+    }
 }

@@ -64,7 +64,7 @@ impl Plugin {
 }
 
 /// A set of plugins.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Plugins(u32);
 
 impl Plugins {
