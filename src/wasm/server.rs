@@ -3,13 +3,16 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use http::{Request, Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -22,10 +25,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wasmtime::{Engine, Store};
 use wasmtime_wasi::WasiCtxBuilder;
+use wasmtime_wasi::filesystem::WasiFilesystemCtx;
 use wasmtime_wasi_config::WasiConfigVariables;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
-use wasmtime_wasi_http::{WasiBody, WasiHttpCtx, WasiHttpView};
+use wasmtime_wasi_http::{Error, WasiBody, WasiHttpCtx, WasiHttpView};
 
 use crate::dial::Network;
 use crate::directories::preopen;
@@ -54,8 +58,8 @@ pub(crate) struct Server {
     memory: Option<Arc<AtomicU64>>,
     network: Network,
     handles: Option<usize>,
-    /// Whether the component can see its directories at all.
-    sees_files: bool,
+    /// Its directories, opened; none if the component cannot see them anyway.
+    files: Option<WasiFilesystemCtx>,
 }
 
 /// What all requests share.
@@ -65,7 +69,7 @@ struct Shared {
     invocation: Invocation,
     stdio: Stdio,
     places: Arc<Semaphore>,
-    sees_files: bool,
+    files: Option<WasiFilesystemCtx>,
     handles: Option<usize>,
     client: Arc<Client>,
     config: Arc<WasiConfigVariables>,
@@ -103,10 +107,12 @@ impl Server {
         let component = pre.instance_pre().component();
         let sees_files =
             component.component_type().imports(engine).any(|(name, _)| name.starts_with("wasi:filesystem/"));
-        if sees_files {
-            // What cannot be opened is told now, not to the first request.
-            preopen(&mut WasiCtxBuilder::new(), invocation)?;
-        }
+        // Opened once for all requests, as the volumes of a container are mounted once; what cannot be opened is told now.
+        let files = sees_files.then(|| {
+            let mut builder = WasiCtxBuilder::new();
+            preopen(&mut builder, invocation)?;
+            Ok::<_, PrepareError>(builder.build().filesystem().clone())
+        });
         Ok(Self {
             engine: engine.clone(),
             pre,
@@ -117,7 +123,7 @@ impl Server {
             memory,
             network,
             handles,
-            sees_files,
+            files: files.transpose()?,
         })
     }
 
@@ -141,7 +147,7 @@ impl Server {
             invocation: self.invocation,
             stdio: self.stdio,
             places: Arc::new(Semaphore::new(self.places)),
-            sees_files: self.sees_files,
+            files: self.files,
             handles: self.handles,
             programs: TaskTracker::new(),
         });
@@ -243,7 +249,7 @@ impl Shared {
             .acquire_owned()
             .await
             .map_err(|_| Failure::Program("the server has ended".to_owned()))?;
-        let mut store = self.store().map_err(|e| Failure::Program(e.to_string()))?;
+        let mut store = self.store();
         let (sender, mut receiver) = oneshot::channel();
         let mut view = store.data_mut().http();
         let given = view
@@ -253,7 +259,7 @@ impl Shared {
         let shared = Arc::clone(self);
         // It computes in its connection's task, so most answers are there without anybody having been woken. While nobody has an
         // answer it goes with the client that asked.
-        let mut program = Box::pin(async move {
+        let mut program: Running = Box::pin(async move {
             let asked = shared.meter.count(async {
                 let proxy = shared.pre.instantiate_async(&mut store).await?;
                 proxy.wasi_http_incoming_handler().call_handle(&mut store, given, out).await
@@ -265,25 +271,23 @@ impl Shared {
             drop(place);
             failure
         });
-        let (answer, failure) = tokio::select! {
+        tokio::select! {
             biased;
-            failure = &mut program => (receiver.try_recv().ok(), failure),
-            answer = &mut receiver => match answer {
+            failure = &mut program => match receiver.try_recv() {
                 Ok(answer) => {
-                    // From here on it may finish what it does.
-                    let shared = Arc::clone(self);
-                    self.programs.spawn(async move { shared.tell(program.await) });
-                    (Some(answer), None)
+                    self.tell(failure);
+                    whole(answer.map_err(Failure::Said)?)
                 }
-                Err(_) => (None, program.await),
+                Err(_) => Err(no_answer(failure)),
             },
-        };
-        match answer {
-            Some(answer) => {
-                self.tell(failure);
-                answer.map_err(Failure::Said)
-            }
-            None => Err(Failure::Program(failure.unwrap_or_else(|| "it gave no answer".to_owned()))),
+            answer = &mut receiver => match answer {
+                // From here on it may finish what it does.
+                Ok(answer) => {
+                    let rest = Rest { program: Some(program), shared: Arc::clone(self) };
+                    Ok(answer.map_err(Failure::Said)?.map(|body| Growing { body, rest }.boxed_unsync()))
+                }
+                Err(_) => Err(no_answer(program.await)),
+            },
         }
     }
 
@@ -294,19 +298,109 @@ impl Shared {
         }
     }
 
-    fn store(&self) -> Result<Store<ComponentHost>, PrepareError> {
-        let mut builder = wasi_builder(&self.invocation, &self.stdio);
-        if self.sees_files {
-            preopen(&mut builder, &self.invocation)?;
+    fn store(&self) -> Store<ComponentHost> {
+        let mut wasi = wasi_builder(&self.invocation, &self.stdio);
+        if let Some(cwd) = &self.invocation.cwd {
+            wasi.initial_cwd(cwd.to_string_lossy());
+        }
+        let mut wasi = wasi.build();
+        if let Some(files) = &self.files {
+            wasi.filesystem().clone_from(files);
         }
         let host = ComponentHost {
             table: table(self.handles),
-            wasi: builder.build(),
+            wasi,
             http: WasiHttpCtx::new(),
             outgoing: self.client.for_instance(),
             config: Arc::clone(&self.config),
             limiter: MemoryLimiter::new(self.invocation.limits.memory).counted_in(self.memory.clone()),
         };
-        Ok(new_store(&self.engine, host, |host| &mut host.limiter))
+        new_store(&self.engine, host, |host| &mut host.limiter)
+    }
+}
+
+/// A program that runs; at its end it says what it died of, if it did.
+type Running = Pin<Box<dyn Future<Output = Option<String>> + Send>>;
+
+fn no_answer(failure: Option<String>) -> Failure {
+    Failure::Program(failure.unwrap_or_else(|| "it gave no answer".to_owned()))
+}
+
+/// The answer of a program that has ended, so that all of it is there: it goes with its length, and in one piece.
+fn whole(answer: Response<WasiBody>) -> Result<Response<WasiBody>, Failure> {
+    let (head, body) = answer.into_parts();
+    let incomplete = || Failure::Program("it ended before its answer was complete".to_owned());
+    let body = body.collect().now_or_never().and_then(Result::ok).ok_or_else(incomplete)?;
+    let trailers = body.trailers().cloned();
+    let body = Full::new(body.to_bytes()).map_err(|never| match never {});
+    let body = match trailers {
+        Some(trailers) => body.with_trailers(std::future::ready(Some(Ok(trailers)))).boxed_unsync(),
+        None => body.boxed_unsync(),
+    };
+    Ok(Response::from_parts(head, body))
+}
+
+/// A program that has begun to answer. It goes on, whatever becomes of its answer.
+struct Rest {
+    program: Option<Running>,
+    shared: Arc<Shared>,
+}
+
+impl Rest {
+    fn poll(&mut self, cx: &mut Context<'_>) {
+        if let Some(program) = &mut self.program
+            && let Poll::Ready(failure) = program.as_mut().poll(cx)
+        {
+            self.program = None;
+            self.shared.tell(failure);
+        }
+    }
+
+    /// Lets it go on by itself.
+    fn leave(&mut self) {
+        if let Some(program) = self.program.take() {
+            let shared = Arc::clone(&self.shared);
+            self.shared.programs.spawn(async move { shared.tell(program.await) });
+        }
+    }
+}
+
+impl Drop for Rest {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+/// An answer's body that its program is still making. It computes whenever more is wanted than there is, so that writer and reader need
+/// not wake each other for each piece.
+struct Growing {
+    body: WasiBody,
+    rest: Rest,
+}
+
+impl Body for Growing {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = &mut *self;
+        let mut polled = Pin::new(&mut this.body).poll_frame(cx);
+        // It may have written before it began to wait, or ended.
+        if polled.is_pending() {
+            this.rest.poll(cx);
+            polled = Pin::new(&mut this.body).poll_frame(cx);
+        }
+        if matches!(polled, Poll::Ready(None | Some(Err(_)))) {
+            this.rest.leave();
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

@@ -633,6 +633,13 @@ fn components_answer_http() {
         })
     };
     assert_eq!(answer("/some/path"), "hello from wasm /some/path\n");
+    // a short answer goes with its length, and a long one as it is made
+    let script = "head -c 300000 /dev/urandom > /tmp/sent
+        wget -qO /tmp/got --post-file=/tmp/sent http://web:8000/echo && cmp /tmp/sent /tmp/got
+        wget -qSO /dev/null http://web:8000/short 2>&1";
+    let heads = cluster.kubectl(&["exec", "client", "--", "timeout", "20", "sh", "-ec", script]).to_lowercase();
+    let length = format!("content-length: {}", "hello from wasm /short\n".len());
+    assert!(heads.contains(&length) && !heads.contains("chunked"), "{heads}");
     // each of the pods answers, with its own environment, and each request has an instance of its own
     let mut seen = std::collections::BTreeSet::new();
     eventually("both pods answer", || {
