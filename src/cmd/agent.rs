@@ -285,6 +285,7 @@ fn kubelet_config(
         kubelet_port: node.kubelet_port,
         offline_secrets: node.offline_secrets,
         max_pods: node.max_pods,
+        pod_max_pids: node.pod_max_pids,
         eviction_hard: node.eviction_hard.clone(),
         pressure_transition: node.pressure_transition,
     }

@@ -90,6 +90,9 @@ pub(crate) struct NodeArgs {
     /// Most pods on this node. The network of its pods has addresses for some 250 in the usual case
     #[arg(long, default_value_t = 110, value_parser = clap::value_parser!(u32).range(1..=10000), value_name = "NUMBER", help_heading = "Node")]
     pub(crate) max_pods: u32,
+    /// Most processes and threads of a pod, all of its containers together; -1 is no limit
+    #[arg(long, default_value_t = -1, value_parser = clap::value_parser!(i64).range(-1..=4_194_304), allow_hyphen_values = true, value_name = "NUMBER", help_heading = "Node")]
+    pub(crate) pod_max_pids: i64,
     /// How little may be left before pods have to go, as kubelets take it; what is not named has no limit then
     #[arg(
         long,
@@ -136,6 +139,7 @@ pub(crate) struct NodeConfig {
     pub(crate) cgroup_root: PathBuf,
     pub(crate) kubelet_port: u16,
     pub(crate) max_pods: u32,
+    pub(crate) pod_max_pids: Option<u32>,
     pub(crate) eviction_hard: Thresholds,
     pub(crate) pressure_transition: Duration,
     pub(crate) offline_secrets: bool,
@@ -176,6 +180,8 @@ impl NodeArgs {
             cgroup_root: self.cgroup_root,
             kubelet_port: self.kubelet_port,
             max_pods: self.max_pods,
+            // as a kubelet has it: neither -1 nor 0 is a limit
+            pod_max_pids: u32::try_from(self.pod_max_pids).ok().filter(|most| *most > 0),
             eviction_hard: self
                 .eviction_hard
                 .parse()

@@ -50,6 +50,8 @@ pub struct KubeletConfig {
     pub offline_secrets: bool,
     /// How many pods may run here.
     pub max_pods: u32,
+    /// How many processes and threads a pod may have; `None` is no limit.
+    pub pod_max_pids: Option<u32>,
     /// Below what pods have to go.
     pub eviction_hard: Thresholds,
     /// For how long the node is said to be short of something after it was.

@@ -239,3 +239,48 @@ fn pods_that_end_at_once_are_told_as_they_ended() {
         if left == 0 { Ok(()) } else { Err(format!("{left} below {dirs:?}")) }
     });
 }
+
+#[test]
+fn a_pod_has_no_more_processes_than_the_node_allows() {
+    let cluster = Cluster::start_with(&["--pod-max-pids=30"]);
+    cluster.apply(
+        r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: forks}
+spec:
+  terminationGracePeriodSeconds: 0
+  restartPolicy: Never
+  containers:
+  - name: first
+    image: busybox:test
+    command: [sh, -c, "for i in $(seq 20); do sleep 100000 & done; touch /work/ready; wait"]
+    volumeMounts: [{name: work, mountPath: /work}]
+  - name: second
+    image: busybox:test
+    command: [sh, -c, "until [ -e /work/ready ]; do sleep 0.1; done; for i in $(seq 20); do sleep 100000 & done; echo all"]
+    volumeMounts: [{name: work, mountPath: /work}]
+  volumes: [{name: work, emptyDir: {}}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: other}
+spec:
+  terminationGracePeriodSeconds: 0
+  restartPolicy: Never
+  containers:
+  - {name: main, image: "busybox:test", command: [sh, -c, "for i in $(seq 20); do sleep 100000 & done; echo all"]}
+"#,
+    );
+    // what one container has, another one of the pod cannot have, and other pods can
+    let log = eventually("a process too many", || {
+        let log = cluster.kubectl(&["logs", "forks", "-c", "second"]);
+        if log.contains("can't fork") { Ok(log) } else { Err(log) }
+    });
+    assert!(!log.contains("all"), "{log}");
+    cluster.wait_for("pod/other", "jsonpath={.status.phase}=Succeeded");
+    assert_eq!(cluster.kubectl(&["logs", "other"]), "all\n");
+    let first = cluster.get(&["pod", "forks"]);
+    let first = first["status"]["containerStatuses"].as_array().unwrap().iter().find(|c| c["name"] == "first");
+    assert!(first.unwrap()["state"]["running"].is_object(), "{first:?}");
+}

@@ -634,7 +634,7 @@ fn components_answer_http() {
     };
     assert_eq!(answer("/some/path"), "hello from wasm /some/path\n");
     // a short answer goes with its length, and a long one as it is made
-    let script = "head -c 300000 /dev/urandom > /tmp/sent
+    let script = "head -c 200000 /dev/urandom | base64 > /tmp/sent
         wget -qO /tmp/got --post-file=/tmp/sent http://web:8000/echo && cmp /tmp/sent /tmp/got
         wget -qSO /dev/null http://web:8000/short 2>&1";
     let heads = cluster.kubectl(&["exec", "client", "--", "timeout", "20", "sh", "-ec", script]).to_lowercase();

@@ -7,7 +7,7 @@ use crate::context::Context;
 use crate::env::resolv::{self, ResolvConf};
 use edge_client::EventType;
 use edge_network::{HostPort, PodIdentity, Protocol};
-use edge_runtime::SandboxSpec;
+use edge_runtime::{Resources, SandboxSpec};
 use edge_sys::fsutil::write_atomic_volatile;
 use k8s_openapi::api::core::v1::{ContainerPort, Pod};
 use k8s_openapi::jiff::Timestamp;
@@ -110,7 +110,7 @@ pub(crate) async fn create(shared: &PodShared, pod: &Pod, start_time: Timestamp)
         share_process_namespace: spec.share_process_namespace.unwrap_or(false),
         sysctls: sysctls(context.and_then(|c| c.sysctls.as_deref()).unwrap_or_default(), host_network),
         cgroup: qos::cgroup(pod),
-        resources: qos::pod_resources(pod),
+        resources: Resources { pids_limit: cx.config.pod_max_pids.map(i64::from), ..qos::pod_resources(pod) },
         // plain data always serializes
         labels: serde_json::to_value(labels).unwrap_or_default(),
     };

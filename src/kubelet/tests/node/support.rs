@@ -109,6 +109,7 @@ impl Node {
             offline_secrets: true,
             kubelet_port: 10250,
             max_pods: 110,
+            pod_max_pids: None,
             // this machine may be short of anything
             eviction_hard: "".parse().unwrap(),
             pressure_transition: Duration::from_secs(300),
