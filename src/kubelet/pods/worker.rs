@@ -47,6 +47,15 @@ pub(crate) struct Worker {
     updater: Option<AbortOnDropHandle<()>>,
     status: PodStatus,
     persisted: Option<(Option<i64>, bool)>,
+    saving: Arc<Saving>,
+}
+
+/// What of a pod is to be on disk: one write at a time, and each writes the newest, so that no slow one puts back what was.
+#[derive(Default)]
+struct Saving {
+    /// Not written yet; with its status, if it has ended.
+    newest: parking_lot::Mutex<Option<(Arc<Pod>, Option<PodStatus>)>>,
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl Worker {
@@ -69,6 +78,7 @@ impl Worker {
             updater: None,
             status,
             persisted: None,
+            saving: Arc::default(),
         }
     }
 
@@ -372,8 +382,11 @@ impl Worker {
         }
         self.persisted = Some(version);
         let dir = self.shared.cx.config.pod_dir(&self.shared.uid);
-        let (pod, status) = (pod.clone(), finished.then(|| self.status.clone()));
+        *self.saving.newest.lock() = Some((pod.clone(), finished.then(|| self.status.clone())));
+        let saving = self.saving.clone();
         self.tasks.spawn(async move {
+            let _turn = saving.turn.lock().await;
+            let Some((pod, status)) = saving.newest.lock().take() else { return };
             let write = move || super::local::save(&dir, &pod, status.as_ref());
             match tokio::task::spawn_blocking(write).await {
                 Ok(Ok(())) => {}
