@@ -378,6 +378,14 @@ fn logs_tell_everything(cluster: &Cluster, which: Kubectl) {
     cluster.wait_for(&format!("pod/{pod}"), "jsonpath={.status.containerStatuses[0].restartCount}=1");
     cluster.wait_for(&format!("pod/{pod}"), "condition=Ready");
     assert_eq!(k(&["--previous"]), "first life\n");
+    // what the node says where there is none reaches whoever asked
+    let refused = cluster.try_kubectl(which, &["logs", "server", "--previous"]);
+    let words = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        words.contains("(BadRequest): previous terminated container \"")
+            && words.contains("in pod \"server\" not found"),
+        "{words}"
+    );
     let mut follow = cluster.spawn_kubectl(which, &["logs", "-f", pod]);
     // kubectl cuts times to whole seconds: the last lines must be more than one younger than the first
     let begin = follow.read_until("line 17\n");

@@ -5,14 +5,16 @@ use super::transport::{Onward, exchange, unreachable};
 use crate::body::Body;
 use crate::query::Query;
 use edge_api::field::{ErrorList, Path};
-use edge_api::{GroupKind, Object, Status};
+use edge_api::{GroupKind, GroupResource, Object, Reason, Status};
 use form_urlencoded::Serializer;
-use http::{Request, Response, Uri};
+use http::{Request, Response, StatusCode, Uri};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+/// Most bytes of the words with which a kubelet refuses.
+const MOST_WORDS: usize = 50_000;
 const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 
 /// The ways to attach to a pod's processes or ports.
@@ -103,7 +105,27 @@ pub(crate) async fn logs(
     if node.is_empty() {
         return Ok(Response::new(Body::empty()));
     }
-    forward(dialer, stop, &node, request, &uri).await
+    refused(forward(dialer, stop, &node, request, &uri).await?, pod).await
+}
+
+/// A kubelet says in plain words why there is no log; clients understand a status.
+async fn refused(response: Response<Body>, pod: &Object) -> Result<Response<Body>, Status> {
+    let code = response.status();
+    if code.is_success() {
+        return Ok(response);
+    }
+    let words = response.into_body().into_bytes(MOST_WORDS).await.unwrap_or_default();
+    let words = String::from_utf8_lossy(&words);
+    let words = words.trim();
+    Err(match code {
+        StatusCode::BAD_REQUEST => Status::bad_request(words),
+        StatusCode::INTERNAL_SERVER_ERROR => Status::internal(words),
+        StatusCode::NOT_FOUND => {
+            let logs = GroupResource { group: String::new(), resource: "pods/log".into() };
+            Status::new(404, Reason::NotFound, words).about(&logs, pod.name())
+        }
+        other => Status::new(other.as_u16(), Reason::Unknown, format!("the kubelet answered with {other}: {words}")),
+    })
 }
 
 fn logs_target(pod: &Object, query: &Query<'_>) -> Result<String, Status> {
@@ -242,6 +264,20 @@ mod tests {
             "spec": {"nodeName": "n", "containers": list(containers), "initContainers": list(init)},
         }))
         .unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_a_kubelet_refuses_is_a_status() {
+        let answer = async |code: u16, words: &str| {
+            let response = Response::builder().status(code).body(Body::full(words.to_owned())).unwrap();
+            refused(response, &pod(&["a"], &[], json!({}))).await.map(drop).map_err(|s| (s.code, s.reason, s.message))
+        };
+        assert_eq!(answer(200, "said").await, Ok(()));
+        let waiting = "container \"a\" in pod \"p\" is waiting to start: ContainerCreating";
+        assert_eq!(answer(400, waiting).await, Err((400, Reason::BadRequest, waiting.into())));
+        assert_eq!(answer(404, "gone\n").await, Err((404, Reason::NotFound, "gone".into())));
+        assert_eq!(answer(500, "x").await.unwrap_err().1, Reason::InternalError);
+        assert_eq!(answer(403, "no").await.unwrap_err().0, 403);
     }
 
     #[test]
