@@ -27,7 +27,7 @@ const MAX_STDERR: u64 = 4096;
 /// What a module gets beyond the base for each MiB, in seconds of processor time: it takes half a second on a server and some
 /// five on the smallest machines.
 const SECONDS_PER_MIB: u64 = 10;
-/// What a module gets beyond the base for each of its bytes, in bytes of address space.
+/// What a module gets beyond the base for each of its bytes, in bytes of memory.
 const MEMORY_PER_BYTE: u64 = 40;
 /// Waiting for a processor counts as well, but not as much.
 const WALL_FACTOR: u64 = 4;
@@ -35,7 +35,8 @@ const WALL_FACTOR: u64 = 4;
 /// What compiling even the smallest module may take; larger ones get more, in proportion to their size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CompileLimits {
-    /// Bytes of address space, the compiler's own program included. Never more than half of the machine's memory beyond this.
+    /// Bytes of memory, and of address space but for what the C library reserves for threads. Never more than half of the machine's memory
+    /// beyond this.
     pub memory: u64,
     /// Seconds of processor time.
     pub seconds: u64,

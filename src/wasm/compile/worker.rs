@@ -30,6 +30,12 @@ pub const COMPILE_WORKER: &str = "compile-worker";
 const HUMBLE: i32 = 5;
 /// The user and group that own nothing.
 const NOBODY: u32 = 65534;
+/// Most threads that compile functions of one module.
+const MOST_THREADS: usize = 8;
+/// Bytes of a compiling thread's stack.
+const STACK: usize = 4 << 20;
+/// Bytes of address space that the C library may reserve for what a thread allocates, and does not use by that.
+const RESERVED: u64 = 128 << 20;
 
 /// System calls that reading, compiling and writing take; all others fail.
 const SYSTEM_CALLS: &[&str] = &[
@@ -70,7 +76,7 @@ pub(super) enum Task {
     Compile {
         /// The process that waits for the answer; without it there is nothing to do.
         parent: i32,
-        /// Bytes of address space.
+        /// Bytes of memory, and of address space but for what the threads reserve.
         memory: u64,
         /// Seconds of processor time.
         seconds: u64,
@@ -129,7 +135,8 @@ fn compile(parent: i32, memory: u64, seconds: u64) -> (Answer, Vec<u8>) {
         Ok(engine) => engine,
         Err(error) => return (Answer::Failed(format!("{error:#}")), Vec::new()),
     };
-    if let Err(error) = give_up_everything(parent, memory, seconds) {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
+    if let Err(error) = give_up_everything(parent, memory, seconds, threads) {
         return (Answer::Failed(format!("cannot lock itself up: {error}")), Vec::new());
     }
     let mut module = Vec::new();
@@ -157,8 +164,8 @@ fn compile_and_check(engine: &Engine, module: &[u8]) -> Result<(World, Vec<u8>),
     Ok((world, code))
 }
 
-/// Leaves this process with nothing but its three descriptors and what its limits allow.
-fn give_up_everything(parent: i32, memory: u64, seconds: u64) -> io::Result<()> {
+/// Leaves this process with nothing but its three descriptors, so many threads, and what its limits allow.
+fn give_up_everything(parent: i32, memory: u64, seconds: u64, threads: usize) -> io::Result<()> {
     process::close_fds_except(&[])?;
     // Ends with whoever waits for it, which may have ended before we asked for that.
     prctl::set_pdeathsig(Signal::SIGKILL)?;
@@ -168,12 +175,14 @@ fn give_up_everything(parent: i32, memory: u64, seconds: u64) -> io::Result<()> 
     // Should memory or processors get short, this process is the first to suffer. Where that cannot be set, it is as others.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     let _ = process::set_nice(HUMBLE);
+    let reserved = (RESERVED + STACK as u64) * threads as u64;
     for (limit, value) in [
-        (Resource::RLIMIT_AS, memory),
+        // What is reserved is no memory; what may be written to is, or can be.
+        (Resource::RLIMIT_DATA, memory),
+        (Resource::RLIMIT_AS, memory.saturating_add(reserved)),
         (Resource::RLIMIT_CORE, 0),
         (Resource::RLIMIT_FSIZE, 0),
         (Resource::RLIMIT_NOFILE, 3),
-        (Resource::RLIMIT_NPROC, 0),
         (Resource::RLIMIT_MEMLOCK, 0),
     ] {
         setrlimit(limit, value, value)?;
@@ -192,11 +201,28 @@ fn give_up_everything(parent: i32, memory: u64, seconds: u64) -> io::Result<()> 
         }
     }
     prctl::set_no_new_privs()?;
+    // From here on there are as many threads as there will ever be, all of them nobody's.
+    start_threads(threads).map_err(io::Error::other)?;
+    setrlimit(Resource::RLIMIT_NPROC, 0, 0)?;
     filter_system_calls().map_err(io::Error::other)
 }
 
+/// Starts the threads among which the engine divides the functions of a module, and waits until they run: what a thread does to begin
+/// is not among what it may do later. With one processor there is none but this.
+fn start_threads(threads: usize) -> Result<(), rayon::ThreadPoolBuildError> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(STACK);
+    if threads == 1 {
+        return pool.use_current_thread().build_global();
+    }
+    pool.build_global()?;
+    rayon::broadcast(|_| ());
+    Ok(())
+}
+
+/// Of all threads.
 fn filter_system_calls() -> Result<(), libseccomp::error::SeccompError> {
     let mut filter = ScmpFilterContext::new(ScmpAction::Errno(nix::libc::EPERM))?;
+    filter.set_ctl_tsync(true)?;
     for name in SYSTEM_CALLS {
         filter.add_rule(ScmpAction::Allow, ScmpSyscall::from_name(name)?)?;
     }
