@@ -1,6 +1,6 @@
 //! What a pod can do.
 
-use crate::harness::{Cluster, eventually};
+use crate::harness::{Cluster, Kubectl, eventually};
 
 #[test]
 fn containers_share_address_ipc_and_volumes() {
@@ -201,7 +201,7 @@ spec:
     eventually("the trap is set", || out.join("up").exists().then_some(()).ok_or_else(String::new));
     cluster.kubectl(&["delete", "pod", "polite"]);
     assert_eq!(std::fs::read_to_string(out.join("story")).unwrap(), "prestop\nterm\n");
-    assert!(!cluster.try_kubectl(crate::harness::Kubectl::Newest, &["get", "pod", "polite"]).status.success());
+    assert!(!cluster.try_kubectl(Kubectl::Newest, &["get", "pod", "polite"]).status.success());
 }
 
 /// The news of their ends and of their starts may come in any order.
@@ -274,8 +274,9 @@ spec:
     );
     // what one container has, another one of the pod cannot have, and other pods can
     let log = eventually("a process too many", || {
-        let log = cluster.kubectl(&["logs", "forks", "-c", "second"]);
-        if log.contains("can't fork") { Ok(log) } else { Err(log) }
+        let output = cluster.try_kubectl(Kubectl::Newest, &["logs", "forks", "-c", "second"]);
+        let log = String::from_utf8_lossy(&output.stdout).into_owned();
+        if log.contains("can't fork") { Ok(log) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
     });
     assert!(!log.contains("all"), "{log}");
     cluster.wait_for("pod/other", "jsonpath={.status.phase}=Succeeded");

@@ -35,10 +35,11 @@ fn first_day(which: Kubectl) {
     let body = eventually("the NodePort answers", || http_get(SocketAddr::new(cluster.ip.into(), port), "/"));
     assert!(body.contains("version=v1"), "{body}");
 
-    let mut forward = cluster.spawn_kubectl(which, &["port-forward", "service/hello-world", "7080:8080"]);
-    forward.read_until("Forwarding from 127.0.0.1:7080");
+    let mut forward = cluster.spawn_kubectl(which, &["port-forward", "service/hello-world", ":8080"]);
+    let begin = forward.read_until(" -> ");
+    let address: SocketAddr = begin.trim_start_matches("Forwarding from ").trim_end_matches(" -> ").parse().unwrap();
     for _ in 0..3 {
-        let body = http_get("127.0.0.1:7080".parse().unwrap(), "/forwarded").unwrap();
+        let body = http_get(address, "/forwarded").unwrap();
         assert!(body.contains("path=/forwarded"), "{body}");
     }
     drop(forward);
