@@ -76,6 +76,12 @@ fn log_number(pod: &str, c: &ContainerRecord, waiting: &str, previous: bool) -> 
         // the new start has not come to anything yet
         (State::Waiting | State::Starting, Some(_)) => Ok((c.restarts - 1).max(0)),
         (State::Waiting | State::Starting, None) => {
+            // Kubernetes' words for what is most common
+            let waiting = match waiting {
+                "ErrImagePull" => "image can't be pulled",
+                "ImagePullBackOff" => "trying and failing to pull image",
+                other => other,
+            };
             Err(Refusal::bad_request(format!("container {name:?} in pod {pod:?} is waiting to start: {waiting}")))
         }
     }
@@ -162,6 +168,8 @@ mod tests {
         let c = ContainerRecord::new("c", Kind::Main);
         let refusal = log_number("p", &c, "ContainerCreating", false).unwrap_err();
         assert_eq!(refusal.1, "container \"c\" in pod \"p\" is waiting to start: ContainerCreating");
+        let refusal = log_number("p", &c, "ImagePullBackOff", false).unwrap_err();
+        assert_eq!(refusal.1, "container \"c\" in pod \"p\" is waiting to start: trying and failing to pull image");
         let refusal = log_number("p", &c, "", true).unwrap_err();
         assert_eq!(refusal.1, "previous terminated container \"c\" in pod \"p\" not found");
     }
