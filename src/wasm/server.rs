@@ -274,16 +274,14 @@ impl Shared {
         tokio::select! {
             biased;
             failure = &mut program => match receiver.try_recv() {
-                Ok(answer) => {
-                    self.tell(failure);
-                    whole(answer.map_err(Failure::Said)?)
-                }
-                Err(_) => Err(no_answer(failure)),
+                // Of what a program has begun and died over nothing has been sent.
+                Ok(answer) if failure.is_none() => whole(answer.map_err(Failure::Said)?),
+                _ => Err(no_answer(failure)),
             },
             answer = &mut receiver => match answer {
                 // From here on it may finish what it does.
                 Ok(answer) => {
-                    let rest = Rest { program: Some(program), shared: Arc::clone(self) };
+                    let rest = Rest { program: Some(program), shared: Arc::clone(self), failed: false };
                     Ok(answer.map_err(Failure::Said)?.map(|body| Growing { body, rest }.boxed_unsync()))
                 }
                 Err(_) => Err(no_answer(program.await)),
@@ -344,6 +342,7 @@ fn whole(answer: Response<WasiBody>) -> Result<Response<WasiBody>, Failure> {
 struct Rest {
     program: Option<Running>,
     shared: Arc<Shared>,
+    failed: bool,
 }
 
 impl Rest {
@@ -352,6 +351,7 @@ impl Rest {
             && let Poll::Ready(failure) = program.as_mut().poll(cx)
         {
             self.program = None;
+            self.failed = failure.is_some();
             self.shared.tell(failure);
         }
     }
@@ -389,6 +389,10 @@ impl Body for Growing {
         if polled.is_pending() {
             this.rest.poll(cx);
             polled = Pin::new(&mut this.body).poll_frame(cx);
+        }
+        // The body of a program that is gone just ends; nobody shall take what is there of it for all.
+        if this.rest.failed && matches!(polled, Poll::Ready(None)) {
+            polled = Poll::Ready(Some(Err(Error::HttpProtocolError)));
         }
         if matches!(polled, Poll::Ready(None | Some(Err(_)))) {
             this.rest.leave();

@@ -276,6 +276,13 @@ fn wasm_http_failures_hurt_only_their_request() {
     assert_eq!(server.get("/trap").0, 500);
     let logged = server.logged();
     assert!(logged.contains("GET /trap") && logged.contains("unreachable"), "{logged}");
+    // Nor is a part of an answer taken for all of it.
+    assert_eq!(server.get("/begun/10").0, 500);
+    assert!(server.logged().contains("GET /begun/10"));
+    let url = format!("http://{}/begun/100000", server.address);
+    let part = Command::new("curl").args(["-s", "-m", "60", "-o", "/dev/null", &url]).status().unwrap();
+    assert!(matches!(part.code(), Some(18 | 52 | 56)), "a connection that ends too early: {part}");
+    assert!(server.logged().contains("after its answer had begun"));
     // More that compute for ever than there are processors: others are answered meanwhile, and they end with their clients.
     let spinning: Vec<TcpStream> = (0..8)
         .map(|_| {

@@ -7,6 +7,7 @@
 //   /count      answers with how many requests this instance has had
 //   /log/TEXT   writes to standard error
 //   /trap       executes an invalid instruction
+//   /begun/N    begins an answer, writes N bytes of it, and executes an invalid instruction
 //   /spin       computes for ever
 //   /memory     takes all memory it can get, and answers how much that was, in MiB
 //   else        answers "hello from wasm" and the path
@@ -194,6 +195,12 @@ void exports_wasi_http_incoming_handler_handle(exports_wasi_http_incoming_handle
     say(path + 5);
     answer(out, 200, "logged\n");
   } else if (!strcmp(path, "/trap")) {
+    __builtin_trap();
+  } else if (!strncmp(path, "/begun/", 7)) {
+    static uint8_t bytes[1 << 20];
+    wasi_io_streams_own_output_stream_t stream;
+    begin(out, 200, &stream);
+    write_all(wasi_io_streams_borrow_output_stream(stream), bytes, atoi(path + 7));
     __builtin_trap();
   } else if (!strcmp(path, "/spin")) {
     for (volatile unsigned long i = 0;; i++) {
